@@ -1,0 +1,1 @@
+"""Bytes and objects: pure encoders and decoders, no I/O."""

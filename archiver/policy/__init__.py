@@ -1,0 +1,1 @@
+"""Decisions: pure functions over what the archive holds, no I/O."""

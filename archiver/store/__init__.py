@@ -1,0 +1,1 @@
+"""Object stores behind one port (base.py), and the wrappers around it."""
