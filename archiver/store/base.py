@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Entry:
     """One object in a listing: its key (without the store's prefix) and size in bytes."""
 
@@ -28,7 +28,8 @@ class Store(Protocol):
     async def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
         """Write an object durably, with a SHA-256 checksum that the server verifies.
 
-        With `if_absent` the write is atomic against other writers: ObjectExists if the key is taken.
+        With `if_absent` the write is atomic against other writers: ObjectExists if the key is taken. (A Mirror,
+        which may have to finish a write that was cut short, accepts a key that is taken by the very same bytes.)
         """
 
     async def get(self, key: str) -> bytes:

@@ -1,0 +1,252 @@
+"""Capture: from the replication stream to change segments that are durable in every region, in order.
+
+In: an archive that this process has taken over, and the source. What it promises: the flush LSN that it reports is
+never past the end of the manifest log, so that nothing is confirmed before it is durable. The server gets its status
+messages from a task of their own, whatever the uploads do. At most `IN_FLIGHT` segments are held in memory;
+then reading stops, and the source keeps what has not been read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from time import monotonic
+from typing import Any, Self
+
+import structlog
+
+from archiver.archive import OpenArchive, Place
+from archiver.config import SegmentSection, SourceSection
+from archiver.errors import PostgresError, task_group
+from archiver.format import layout, segment
+from archiver.format.manifest import Changes, ObjectRef
+from archiver.format.seal import Kind
+from archiver.lsn import Lsn
+from archiver.metrics import Metrics
+from archiver.policy import rotation
+from archiver.policy.sequence_log import SequenceLog
+from archiver.policy.stream import ChangeStream, Cut
+from archiver.postgres.replication import ReplicationStream
+from archiver.postgres.sequences import read_sequences
+from archiver.postgres.source import Sample, Source
+
+IN_FLIGHT = 3
+STATUS_SECONDS = 1.0  # a fifth of the smallest wal_sender_timeout that we promise to live with
+DRAIN_SECONDS = 25.0
+_SAMPLES = 100_000  # a day of samples: more than any outage that a slot survives
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where the log ends: the next ordinal, and the LSN up to which every commit is durable."""
+
+    ordinal: int
+    lsn: Lsn
+
+
+class Capture:
+    """One daemon's capture. `run` returns when `stop` is set and everything read has been made durable."""
+
+    def __init__(
+        self,
+        *,
+        archive: OpenArchive,
+        source: SourceSection,
+        settings: SegmentSection,
+        monitor: Source,
+        metrics: Metrics,
+        start: Position,
+    ) -> None:
+        self._archive = archive
+        self._source = source
+        self._settings = settings
+        self._monitor = monitor
+        self._metrics = metrics
+        self._durable = start
+        self._connection = 0
+        self._samples: deque[Sample] = deque(maxlen=_SAMPLES)
+        self._sequences = SequenceLog()
+        self._in_order = asyncio.Lock()
+        self._confirmed = asyncio.Event()
+        self.covered_until: datetime | None = None
+        self.streaming = False
+        self._progressed = False
+
+    @property
+    def durable(self) -> Lsn:
+        """Every commit up to here is in the manifest log of every region."""
+        return self._durable.lsn
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Stream until `stop`. Raises what ends the connection; calling again goes on where the log ends."""
+        self._connection += 1
+        self._sequences = SequenceLog()
+        stream = await ReplicationStream.start(
+            self._source.dsn, self._source.slot, self._source.publication, self.durable
+        )
+        self.streaming = True
+        log.info("capturing", slot=self._source.slot, lsn=str(self.durable))
+        try:
+            async with task_group() as tasks:
+                status = tasks.create_task(self._report_status(stream), name="status")
+                await self._capture(stream, stop)
+                status.cancel()
+            await stream.send_status(self.durable, self.durable)
+        finally:
+            self.streaming = False
+            await stream.close()
+
+    def take_progress(self) -> bool:
+        """Whether anything was committed since the last call: then a lost connection is a new misfortune."""
+        progressed, self._progressed = self._progressed, False
+        return progressed
+
+    def observe(self, sample: Sample) -> None:
+        """Learn where the source stands; the next segments use it to say until when they are complete."""
+        self._samples.append(sample)
+        self._metrics.lag_bytes.set(max(0, sample.lsn - self.durable))
+        self._metrics.slot_retained_bytes.set(sample.retained)
+        if self.covered_until:
+            age = max(0.0, (sample.time - self.covered_until).total_seconds())
+            self._metrics.recovery_point_age_seconds.set(age)
+            self._metrics.lag_seconds.set(0 if sample.lsn <= self.durable else age)
+
+    # --- reading ---
+
+    async def _capture(self, stream: ReplicationStream, stop: asyncio.Event) -> None:
+        changes = ChangeStream(self.durable, self._durable.ordinal)
+        limits = self._settings
+        async with _Pipeline(self._seal_and_store, self._commit) as pipeline:
+            cut_at = monotonic()
+            while not stop.is_set():
+                frames = await stream.receive(min(0.25, limits.max_age.total_seconds() / 4))
+                changes.feed(frames)
+                self._count(changes)
+                age = timedelta(seconds=monotonic() - cut_at)
+                if rotation.is_due(changes.size, age, max_bytes=limits.max_bytes, max_age=limits.max_age):
+                    await pipeline.submit(changes.cut())
+                    cut_at = monotonic()
+                else:
+                    await asyncio.sleep(0)
+            await pipeline.submit(changes.cut())
+            async with asyncio.timeout(DRAIN_SECONDS):
+                await pipeline.drain()
+
+    def _count(self, changes: ChangeStream) -> None:
+        messages, commits, received = changes.take_counts()
+        self._metrics.messages_total.inc(messages)
+        self._metrics.transactions_total.inc(commits)
+        self._metrics.received_bytes_total.inc(received)
+
+    async def _report_status(self, stream: ReplicationStream) -> None:
+        """Confirm what is durable as soon as it is, and otherwise say every second that we live."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STATUS_SECONDS):
+                    await self._confirmed.wait()
+            self._confirmed.clear()
+            await stream.send_status(self.durable, self.durable)
+            self._metrics.confirmed_flush_lsn.set(self.durable)
+
+    # --- sealing and storing: several at once ---
+
+    async def _seal_and_store(self, cut: Cut) -> Changes:
+        sample = self._last_sample(cut.end)
+        async with self._in_order:
+            if cut.messages:
+                cut.body += await self._sequence_states()
+        return Changes(
+            ordinal=cut.ordinal,
+            connection=self._connection,
+            start_lsn=cut.start,
+            end_lsn=cut.end,
+            covered_until=sample.time if sample else self.covered_until,
+            messages=cut.messages,
+            commits=cut.commits,
+            first_commit_time=cut.first_commit_time,
+            max_commit_time=cut.max_commit_time,
+            last_commit=cut.last_commit,
+            open_from=cut.open_from,
+            restore_points=tuple(cut.restore_points),
+            object=await self._store(cut) if cut.messages else None,
+        )
+
+    async def _sequence_states(self) -> bytes:
+        """Sequences that moved, as a record. Read after the segment's last commit: never below it."""
+        try:
+            sequences = await self._monitor.ask(read_sequences)
+            changed = self._sequences.changed([state.to_json() for state in sequences.states])
+        except PostgresError as exc:
+            log.warning("sequences not read", error=str(exc))
+            return b""
+        return segment.encode(segment.Sequences(changed)) if changed else b""
+
+    async def _store(self, cut: Cut) -> ObjectRef:
+        sealer = await self._archive.sealer(Place(Kind.CHANGES, cut.ordinal, cut.start, cut.end))
+        with self._metrics.seal_seconds.time():
+            await asyncio.to_thread(sealer.write, cut.body)
+        cut.body = bytearray()  # sealed: the bodies in flight are most of the daemon's memory
+        name = layout.segment(cut.ordinal, cut.start, cut.end, self._archive.log.writer)
+        return await self._archive.store_sealed(name, sealer)
+
+    # --- committing: one after the other ---
+
+    async def _commit(self, entry: Changes) -> None:
+        await self._archive.log.append(entry)
+        self._durable = Position(entry.ordinal + 1, entry.end_lsn)
+        self.covered_until = entry.covered_until
+        self._progressed = True
+        self._metrics.segments_total.inc()
+        self._confirmed.set()
+
+    def _last_sample(self, lsn: Lsn) -> Sample | None:
+        """The newest sample at or before `lsn`; older ones are of no more use."""
+        found = None
+        while self._samples and self._samples[0].lsn <= lsn:
+            found = self._samples.popleft()
+        if found:
+            self._samples.appendleft(found)
+        return found
+
+
+class _Pipeline:
+    """Prepares up to IN_FLIGHT cuts at once and commits them strictly in their order."""
+
+    def __init__(
+        self, prepare: Callable[[Cut], Coroutine[Any, Any, Changes]], commit: Callable[[Changes], Awaitable[None]]
+    ) -> None:
+        self._prepare = prepare
+        self._commit = commit
+        self._room = asyncio.Semaphore(IN_FLIGHT)
+        self._queue: asyncio.Queue[asyncio.Task[Changes]] = asyncio.Queue()
+        self._tasks = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        self._committer = self._tasks.create_task(self._commit_in_order(), name="commit")
+        return self
+
+    async def __aexit__(self, *exc: Any) -> None:
+        self._committer.cancel()
+        await self._tasks.__aexit__(*exc)
+
+    async def submit(self, cut: Cut) -> None:
+        """Take a cut over; waits while too many are in flight, and that is the backpressure."""
+        await self._room.acquire()
+        self._queue.put_nowait(self._tasks.create_task(self._prepare(cut), name=f"segment {cut.ordinal}"))
+
+    async def drain(self) -> None:
+        """Wait until all that was submitted is committed."""
+        await self._queue.join()
+
+    async def _commit_in_order(self) -> None:
+        while True:
+            await self._commit(await (await self._queue.get()))
+            self._queue.task_done()
+            self._room.release()

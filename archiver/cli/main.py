@@ -1,0 +1,133 @@
+"""The command `archiver`: which commands there are, and how every one of them ends.
+
+In: arguments. Out: an exit code, as the table in errors.py says. Errors go to stderr as `error:` and `hint:` lines;
+a traceback is shown for nothing that a user can cause, and for the rest only with ARCHIVER_DEBUG=1.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from archiver import __version__
+from archiver.cli import (
+    check,
+    demo,
+    info,
+    init,
+    key,
+    restore,
+    restore_point,
+    run,
+    snapshot,
+    uninstall,
+    verify,
+)
+from archiver.cli.output import complain
+from archiver.errors import ArchiverError, IntegrityError, PostgresError, StoreError, TargetUnreachable, UsageError
+
+app = typer.Typer(
+    name="archiver",
+    help="Point-in-time recovery for any PostgreSQL, over logical replication.",
+    epilog="Example: archiver -c archiver.toml check",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+app.add_typer(key.app, name="key")
+for name, command in {
+    "init": init.init,
+    "check": check.check,
+    "run": run.run,
+    "snapshot": snapshot.snapshot,
+    "info": info.info,
+    "restore-point": restore_point.restore_point,
+    "restore": restore.restore,
+    "verify": verify.verify,
+    "uninstall": uninstall.uninstall,
+    "demo": demo.demo,
+}.items():
+    app.command(name)(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"archiver {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    ctx: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", envvar="ARCHIVER_CONFIG", help="The configuration file, archiver.toml."),
+    ] = None,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    ctx.obj = config
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    try:
+        ended = app(args=arguments, prog_name="archiver", standalone_mode=False)
+    except ArchiverError as error:
+        complain(str(error), error.hint or _hint(error))
+        return error.exit_code
+    except typer.TyperException as error:
+        return _usage_error(error)
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        return _reader_left()
+    except Exception as error:
+        return _unexpected(error)
+    return ended if isinstance(ended, int) else 0
+
+
+_HINTS: tuple[tuple[type[ArchiverError], str], ...] = (
+    (PostgresError, "archiver check names what PostgreSQL needs; its log says more."),
+    (StoreError, "archiver check tries every region."),
+    (IntegrityError, "Run archiver verify."),
+    (TargetUnreachable, "archiver info shows what can be restored."),
+    (UsageError, "archiver --help and docs/configuration.md say what is expected."),
+)
+
+
+def _hint(error: ArchiverError) -> str | None:
+    """What to do about an error that does not say it itself."""
+    return next((hint for kind, hint in _HINTS if isinstance(error, kind)), None)
+
+
+def _usage_error(error: typer.TyperException) -> int:
+    message = error.format_message().strip().rstrip(".")
+    context: Any = getattr(error, "ctx", None)
+    command = context.command_path if context else "archiver"
+    complain(message[:1].lower() + message[1:], f"See: {command} --help")
+    return 2
+
+
+def _reader_left() -> int:
+    """Whoever read our output wants no more of it (`archiver info | head`)."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+def _unexpected(error: Exception) -> int:
+    if os.environ.get("ARCHIVER_DEBUG") == "1":
+        traceback.print_exception(error)
+    complain(
+        f"unexpected {type(error).__name__}: {error}".rstrip(": "),
+        "This is a bug. ARCHIVER_DEBUG=1 shows where it happened; please report that.",
+    )
+    return 1

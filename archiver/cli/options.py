@@ -1,0 +1,69 @@
+"""Options that several commands share, and what every command begins with.
+
+In: what typer read. Out: a loaded configuration, or ConfigError. `--config` may stand before or after the command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from archiver import config as configuration
+from archiver.archive import OpenArchive, open_archive
+from archiver.cli.output import configure_logs
+from archiver.config import Config
+from archiver.regions import only, open_keks, open_regions
+
+T = TypeVar("T")
+
+
+def _or_global(ctx: typer.Context, path: Path | None) -> Path | None:
+    return path or ctx.find_root().obj
+
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", "-c", callback=_or_global, help="The configuration file (or ARCHIVER_CONFIG).", metavar="FILE"
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+RegionOption = Annotated[str | None, typer.Option("--region", metavar="NAME", help="Use this region alone.")]
+WaitOption = Annotated[
+    timedelta,
+    typer.Option(
+        "--wait",
+        parser=configuration.parse_duration,
+        metavar="DURATION",
+        help="How long to wait for transactions that keep a replication slot from being made.",
+    ),
+]
+
+
+def load(path: Path | None) -> Config:
+    """The configuration; logs are set up from here on. Raises ConfigError."""
+    configure_logs()
+    return configuration.load(path)
+
+
+def run_async(work: Coroutine[Any, Any, T]) -> T:
+    """Run a command's coroutine; Ctrl-C cancels it, so that it cleans up."""
+    return asyncio.run(work)
+
+
+@asynccontextmanager
+async def opened(config: Config, region: str | None = None) -> AsyncIterator[OpenArchive]:
+    """The archive, over all regions or over one alone."""
+    mirror = open_regions(config, prefer=region)
+    try:
+        keks = open_keks(config)
+        yield await open_archive(only(mirror, region) if region else mirror, config.archive.name, keks)
+    finally:
+        await mirror.close()

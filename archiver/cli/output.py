@@ -1,0 +1,168 @@
+"""What commands say: results to stdout, everything else to stderr, pretty only where somebody is watching.
+
+In: plain values. Out: text, a table, one JSON document, or progress. Never a mix of JSON and anything else on stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import structlog
+import typer
+
+from archiver.errors import UsageError
+
+EVERY_SECONDS = 3.0  # a plain line of progress
+
+say = typer.echo
+"""A line of the command's result."""
+
+
+def note(text: str) -> None:
+    """A line about what is going on: to stderr."""
+    typer.echo(text, err=True)
+
+
+def complain(message: str, hint: str | None) -> None:
+    """An error as every command reports it."""
+    note(f"error: {message}")
+    if hint:
+        note(f"hint: {hint}")
+
+
+def print_json(document: Any) -> None:
+    """The one JSON document of a `--json` command."""
+    say(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def configure_logs(level: int = logging.WARNING) -> None:
+    """Logs go to stderr: for people on a terminal, otherwise one JSON object a line."""
+    readable = sys.stderr.isatty()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.dev.ConsoleRenderer() if readable else structlog.processors.JSONRenderer(default=str),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before something that cannot be undone. Raises UsageError unless the answer is yes."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError("this needs a confirmation, and nobody can be asked", hint="Give --yes to go ahead.")
+    if not typer.confirm(question, err=True):
+        raise UsageError("not confirmed, nothing was touched", hint="Answer y, or give --yes.")
+
+
+# --- numbers ---
+
+
+def size(number: float) -> str:
+    """`1.5 MiB`, as people read it."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.0f} B" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} TiB"
+
+
+def seconds(duration: timedelta) -> str:
+    """`0.8 s`, `2 min 5 s`, `3 h 10 min`."""
+    total = duration.total_seconds()
+    if total < 60:
+        return f"{total:.1f} s"
+    if total < 3600:
+        return f"{int(total // 60)} min {int(total % 60)} s"
+    return f"{int(total // 3600)} h {int(total % 3600 // 60)} min"
+
+
+# --- tables ---
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: Sequence[int] = ()) -> None:
+    """A table; the columns in `numbers` are aligned to the right."""
+    texts = [[str(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        _rich_table(headings, texts, numbers)
+        return
+    widths = [max(map(len, column)) for column in zip(headings, *texts, strict=True)]
+    for row in [list(headings), *texts]:
+        cells = [
+            cell.rjust(width) if at in numbers else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        say("  ".join(cells).rstrip())
+
+
+def _rich_table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int]) -> None:
+    from rich import box  # noqa: PLC0415 - slow to import, and only wanted on a terminal
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    drawn = Table(box=box.SIMPLE)
+    for at, heading in enumerate(headings):
+        drawn.add_column(heading, justify="right" if at in numbers else "left")
+    for row in rows:
+        drawn.add_row(*map(Text, row))
+    Console().print(drawn)
+
+
+# --- progress ---
+
+Report = Callable[[str, int, int], None]
+"""Called with the phase, and what of it is done and to be done."""
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """A bar on a terminal, otherwise a line now and then; both on stderr, beside the result."""
+    if sys.stderr.isatty() and sys.stdout.isatty():
+        with _bar() as report:
+            yield report
+    else:
+        yield _lines()
+
+
+def _lines() -> Report:
+    last: dict[str, float] = {}
+
+    def report(phase: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done >= total or now - last.get(phase, 0.0) >= EVERY_SECONDS:
+            last[phase] = now
+            note(f"{phase}: {100 * done // total if total else 100} %")
+
+    return report
+
+
+@contextmanager
+def _bar() -> Iterator[Report]:
+    from rich.console import Console  # noqa: PLC0415 - slow to import, and only wanted on a terminal
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+    bars: dict[str, TaskID] = {}
+    columns = (TextColumn("{task.description:<12}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as drawn:
+
+        def report(phase: str, done: int, total: int) -> None:
+            if phase not in bars:
+                bars[phase] = drawn.add_task(phase, total=total)
+            drawn.update(bars[phase], completed=done, total=total)
+
+        yield report

@@ -1,0 +1,248 @@
+"""The daemon: capture, base snapshots, monitoring and the HTTP port under one roof, until it is told to stop.
+
+In: a configuration. It takes the archive over, compares slot and archive, and goes on from the log's end. Every task
+has a name and is owned by one group; one that fails stops the daemon, loudly. It keeps nothing on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import socket
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+import structlog
+
+from archiver import __version__
+from archiver.archive import OpenArchive, open_archive, require_same_database
+from archiver.capture import Capture, Position
+from archiver.config import Config
+from archiver.errors import ConfigError, Fenced, PostgresError, PostgresUnavailable, StoreError, task_group
+from archiver.format.manifest import Fence, Gap
+from archiver.http import serve
+from archiver.lsn import Lsn
+from archiver.metrics import Metrics
+from archiver.postgres.replication_slot import SlotInfo, create_slot, drop_slot, identify_system, slot_info
+from archiver.postgres.session import connect
+from archiver.postgres.source import Source
+from archiver.regions import open_keks, open_regions
+from archiver.snapshots import take_snapshot
+
+SAMPLE_SECONDS = 1.0
+STOP_SECONDS = 28.0  # SIGTERM promises 30
+SLOT_PATIENCE = timedelta(seconds=10)  # a killed daemon's walsender is gone by then
+SNAPSHOT_RETRY = 60.0
+BACKOFF_CAP = 30.0
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+
+class Daemon:
+    """One run of `archiver run`. `ready` tells why it is not, `metrics` how it does."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._source = config.require_source()
+        self.metrics = Metrics()
+        self._monitor = Source(self._source.dsn, self._source.slot)
+        self._capture: Capture | None = None
+
+    def not_ready(self) -> str | None:
+        """Why this daemon is not ready, None if it is: it must be streaming, and the lag bounded."""
+        if self._capture is None or not self._capture.streaming:
+            return "not streaming from the source"
+        covered = self._capture.covered_until
+        if covered is None or datetime.now(UTC) - covered > self._config.http.ready_lag:
+            return f"more than {self._config.http.ready_lag} behind the source"
+        return None
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Run until `stop` is set and what was read is durable. Raises ArchiverError."""
+        mirror = open_regions(self._config, patience=None, metrics=self.metrics)
+        for region in self._config.region:
+            self.metrics.region_unreplicated_segments.labels(region.name).set(0)
+        self.metrics.degraded.set(0)
+        try:
+            async with serve(self._config.http, self.metrics, self.not_ready):
+                keks = open_keks(self._config)
+                archive = await open_archive(mirror, self._config.archive.name, keks)
+                await self._run(archive, stop)
+        finally:
+            await self._monitor.close()
+            await mirror.close()
+
+    async def _run(self, archive: OpenArchive, stop: asyncio.Event) -> None:
+        await self._check_identity(archive)
+        await self._wait_for_slot()
+        await archive.take_over(Fence(host=socket.gethostname(), pid=os.getpid(), version=__version__))
+        position = await self._align(archive)
+        self._capture = Capture(
+            archive=archive,
+            source=self._source,
+            settings=self._config.segment,
+            monitor=self._monitor,
+            metrics=self.metrics,
+            start=position,
+        )
+        async with task_group() as tasks:
+            helpers = [
+                tasks.create_task(self._watch_source(), name="monitor"),
+                tasks.create_task(self._take_snapshots(archive), name="snapshots"),
+            ]
+            capture = tasks.create_task(self._keep_capturing(archive, self._capture, stop), name="capture")
+            await self._until_stopped(capture, stop)
+            for helper in helpers:
+                helper.cancel()
+
+    async def _until_stopped(self, capture: asyncio.Task[None], stop: asyncio.Event) -> None:
+        waiting = asyncio.create_task(stop.wait(), name="stop")
+        await asyncio.wait([capture, waiting], return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_SECONDS):
+                await asyncio.shield(capture)
+        if not capture.done():
+            log.warning("stopped before everything was durable: PostgreSQL will send the rest again")
+            capture.cancel()
+
+    # --- start ---
+
+    async def _check_identity(self, archive: OpenArchive) -> None:
+        """Raise ConfigError when the source is not the database that the archive was made for."""
+        conn = await self._patiently(lambda: connect(self._source.dsn, purpose="start", replication=True))
+        try:
+            system = await identify_system(conn)
+            require_same_database(archive.identity, system.system_id, system.database)
+        finally:
+            await conn.close()
+
+    async def _slot(self) -> SlotInfo | None:
+        conn = await connect(self._source.dsn, purpose="start")
+        try:
+            return await slot_info(conn, self._source.slot)
+        finally:
+            await conn.close()
+
+    async def _wait_for_slot(self) -> None:
+        """Give a walsender that nobody listens to any more time to notice; then somebody else reads this slot."""
+        deadline = asyncio.get_running_loop().time() + SLOT_PATIENCE.total_seconds()
+        while (slot := await self._patiently(self._slot)) and slot.active:
+            if asyncio.get_running_loop().time() > deadline:
+                raise Fenced(
+                    "another archiver is reading the replication slot",
+                    where=f"slot {slot.name}, walsender pid {slot.active_pid}",
+                    hint="Run one daemon for an archive. If it is gone for good, end its walsender: "
+                    f"SELECT pg_terminate_backend({slot.active_pid});",
+                )
+            await asyncio.sleep(0.25)
+
+    async def _align(self, archive: OpenArchive) -> Position:
+        """Compare slot and log, and decide where to go on. What the slot no longer has becomes a gap."""
+        slot = await self._patiently(self._slot)
+        state = archive.log.state
+        position = self._end_of_log(archive)
+        if slot is None and state.changes is None and state.snapshot is None:
+            raise ConfigError(f"there is no replication slot {self._source.slot!r}", hint="Make it with: archiver init")
+        if slot is None or slot.is_lost:
+            how = f"was invalidated: {slot.invalidation}" if slot else "was dropped"
+            return await self._bridge(archive, position, await self._new_slot(slot), f"the replication slot {how}")
+        confirmed = slot.confirmed_flush_lsn
+        if confirmed is None:
+            raise PostgresError("the replication slot is not a logical one that is ready", where=slot.name)
+        if position is None:
+            return Position(1, confirmed)
+        if confirmed > position.lsn:
+            return await self._bridge(archive, position, confirmed, "the replication slot was moved by someone else")
+        return position
+
+    def _end_of_log(self, archive: OpenArchive) -> Position | None:
+        state = archive.log.state
+        ends = [state.changes.end_lsn] if state.changes else []
+        ends += [state.gap.before_lsn] if state.gap else []
+        return Position(state.changes.ordinal + 1 if state.changes else 1, max(ends)) if ends else None
+
+    async def _new_slot(self, lost: SlotInfo | None) -> Lsn:
+        watch = await connect(self._source.dsn, purpose="start")
+        conn = await connect(self._source.dsn, purpose="start", replication=True)
+        try:
+            if lost is not None:
+                await drop_slot(watch, lost.name)
+            created = await create_slot(conn, self._source.slot, export=False, watch=watch)
+            return created.lsn
+        finally:
+            await conn.close()
+            await watch.close()
+
+    async def _bridge(self, archive: OpenArchive, position: Position | None, resume: Lsn, reason: str) -> Position:
+        """Record that the changes up to `resume` are not in the archive; a base snapshot must follow."""
+        after = position or Position(1, Lsn(0))
+        log.error("gap: changes are missing from the archive", after=str(after.lsn), before=str(resume), reason=reason)
+        await archive.log.append(Gap(after_lsn=after.lsn, before_lsn=resume, reason=reason))
+        self.metrics.gaps_total.inc()
+        return Position(after.ordinal, resume)
+
+    # --- tasks ---
+
+    async def _keep_capturing(self, archive: OpenArchive, capture: Capture, stop: asyncio.Event) -> None:
+        """Capture until stopped; when the source goes away, wait for it and go on where the log ends."""
+        attempt = 0
+        while not stop.is_set():
+            try:
+                await capture.run(stop)
+            except PostgresUnavailable as exc:
+                attempt = 0 if capture.take_progress() else attempt + 1
+                pause = random.uniform(0, min(BACKOFF_CAP, 0.5 * 2**attempt))  # noqa: S311 - jitter
+                log.warning("the source is not available", error=str(exc), retry_in=round(pause, 1))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await stop.wait()
+                continue
+        log.info("stopped", lsn=str(capture.durable), seq=archive.log.state.head.seq if archive.log.state.head else 0)
+
+    async def _watch_source(self) -> None:
+        while True:
+            try:
+                sample = await self._monitor.sample()
+                if self._capture is not None:
+                    self._capture.observe(sample)
+            except PostgresError as exc:
+                log.warning("the source does not answer", error=str(exc))
+            await asyncio.sleep(SAMPLE_SECONDS)
+
+    async def _take_snapshots(self, archive: OpenArchive) -> None:
+        """A base snapshot at once if there is none since the last gap, then one every `snapshot.every`."""
+        state = archive.log.state
+        while True:
+            if state.snapshot is not None:
+                self.metrics.last_snapshot_timestamp_seconds.set(state.snapshot.finished_at.timestamp())
+            await asyncio.sleep(self._seconds_to_snapshot(archive))
+            try:
+                snapshot = await take_snapshot(archive, self._source, self._config.snapshot)
+                log.info("base snapshot complete", lsn=str(snapshot.lsn), tables=snapshot.tables, rows=snapshot.rows)
+            except (PostgresError, StoreError) as exc:
+                log.error("base snapshot failed", error=str(exc), hint=exc.hint, retry_in=SNAPSHOT_RETRY)
+                await asyncio.sleep(SNAPSHOT_RETRY)
+
+    def _seconds_to_snapshot(self, archive: OpenArchive) -> float:
+        state = archive.log.state
+        if state.snapshot is None or (state.gap is not None and state.snapshot.lsn < state.gap.before_lsn):
+            return 0.0
+        due = state.snapshot.finished_at + self._config.snapshot.every
+        return max(0.0, (due - datetime.now(UTC)).total_seconds())
+
+    async def _patiently(self, action: Callable[[], Awaitable[T]]) -> T:
+        """Repeat what fails because the source is not available yet: at start, as later, the daemon waits for it."""
+        attempt = 0
+        while True:
+            try:
+                return await action()
+            except PostgresUnavailable as exc:
+                attempt += 1
+                pause = min(BACKOFF_CAP, 0.5 * 2**attempt)
+                log.warning("the source is not available", error=str(exc), retry_in=pause)
+                await asyncio.sleep(pause)

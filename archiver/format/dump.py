@@ -1,0 +1,255 @@
+"""pg_dump's plain schema output as a list of entries, and as the three steps of a restoration.
+
+In: the text that `pg_dump --schema-only` writes. Out: entries, each with its header's fields; joined again
+they are the text, byte for byte. `for_restore` leaves out what psql or archiver owns and sorts the rest into
+what comes before the rows, what replay needs beside them, and what must not fire while rows are loaded.
+Never: an entry border inside a string, a function body or a quoted name, whatever these contain.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Final, Literal
+
+PREAMBLE: Final = "PREAMBLE"
+END: Final = "END"
+OWN_SCHEMA: Final = "archiver"
+OWN_EVENT_TRIGGER_PREFIX: Final = "archiver_"
+
+Step = Literal["pre", "keys", "late"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One object of a dump: its text, the fields of its header, and the settings pg_dump had in force.
+
+    `name` and `schema` are spelled as in the header: not quoted for an object, quoted by the rules of SQL in
+    the name of a COMMENT or ACL (`SCHEMA "shop"`). No schema is `-`.
+    """
+
+    text: str
+    name: str = ""
+    type: str = ""
+    schema: str = "-"
+    owner: str = ""
+    state: tuple[str, ...] = ()
+
+    @property
+    def sql(self) -> str:
+        """The statements to run, whichever entries ran before this one."""
+        return "".join(f"{line}\n" for line in self.state) + self.text
+
+    @property
+    def label(self) -> str:
+        """How messages name the entry: `TABLE shop.orders`."""
+        return f"{self.type} {self.name}" if self.schema == "-" else f"{self.type} {self.schema}.{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A schema in the order of restoration: `pre`, the rows, `keys`, replay, `late`.
+
+    `preamble` holds settings; it is run first on every connection that runs one of the others. Where
+    triggers can be held back by session_replication_role, `late` may also come before replay.
+    """
+
+    preamble: Entry
+    pre: list[Entry]
+    keys: list[Entry]
+    late: list[Entry]
+
+
+# --- Reading SQL ---------------------------------------------------------------------------------------
+
+IDENTIFIER: Final = r'(?:"(?:[^"]|"")*"|[\w$]+)'
+
+_HEADER: Final = re.compile(
+    r"--\n-- (?:Name: (?P<name>.*); Type: (?P<type>[A-Z][A-Z ]*); Schema: (?P<schema>.*); Owner: (?P<owner>.*)"
+    r"|(?P<end>PostgreSQL database dump complete))\n--\n"
+)
+_TOKEN: Final = re.compile(
+    r"""
+      (?P<header>^--\n--\ (?:Name:\ .*;\ Type:\ [A-Z][A-Z\ ]*;\ Schema:\ .*;\ Owner:\ .*
+                           |PostgreSQL\ database\ dump\ complete)\n--\n)
+    | (?<![\w$])[eE]'(?:[^'\\]|\\[\s\S]|'')*'
+    | '[^']*'
+    | "[^"]*"
+    | (?<![\w$])\$(?P<tag>(?:[^\W\d]\w*)?)\$[\s\S]*?\$(?P=tag)\$
+    | --.*
+    | /\*[\s\S]*?\*/
+    | (?P<stop>;\n*)
+    """,
+    re.VERBOSE | re.MULTILINE,
+)
+"""A doubled quote needs no care of its own: 'a''b' reads as two literals that touch."""
+
+_STATE: Final = re.compile(r"(?:SET default_(?:tablespace|table_access_method) = .*;\n\n?)+\Z")
+_STATE_LINE: Final = re.compile(r"SET (\w+) = .*;")
+
+
+def split(dump: str) -> list[Entry]:
+    """The entries of a dump. The first is the preamble, the last, as a rule, pg_dump's closing comment."""
+    starts = [_start_with_state(dump, match.start()) for match in _tokens(dump, "header")]
+    borders = [0, *starts, len(dump)]
+    pieces = [dump[begin:end] for begin, end in pairwise(borders)]
+    first = Entry(pieces[0], type=PREAMBLE)
+    return [first, *_with_state(_entry(piece) for piece in pieces[1:])]
+
+
+def statements(text: str) -> list[str]:
+    """The statements of a text, each with the comments before it and its `;`. Joined they are the text.
+
+    The body of a BEGIN ATOMIC function falls into several pieces.
+    """
+    borders = [0, *(match.end() for match in _tokens(text, "stop")), len(text)]
+    return [text[begin:end] for begin, end in pairwise(borders) if begin < end]
+
+
+def _tokens(text: str, group: str) -> Iterator[re.Match[str]]:
+    return (match for match in _TOKEN.finditer(text) if match[group] is not None)
+
+
+def _start_with_state(dump: str, start: int) -> int:
+    """pg_dump writes a change of default_tablespace and its like before the header that it is meant for."""
+    window = max(0, start - 1000)
+    match = _STATE.search(dump[window:start])
+    return start if match is None else window + match.start()
+
+
+def _entry(piece: str) -> Entry:
+    header = _HEADER.search(piece)
+    if header is None or header["end"]:
+        return Entry(piece, type=END)
+    owner = header["owner"].partition("; Tablespace: ")[0]
+    return Entry(piece, header["name"], header["type"], header["schema"], owner)
+
+
+def _with_state(entries: Iterator[Entry]) -> Iterator[Entry]:
+    state: dict[str, str] = {}
+    for entry in entries:
+        before = entry.text.partition("--\n-- ")[0]
+        state |= {match[1]: match[0] for match in _STATE_LINE.finditer(before)}
+        yield replace(entry, state=tuple(state.values())) if state else entry
+
+
+# --- What a restoration leaves out ---------------------------------------------------------------------
+
+_KNOWN_SINCE: Final[dict[str, int]] = {"transaction_timeout": 17}
+"""Settings in pg_dump's preamble that older servers refuse, and the major version that brought them."""
+
+_META_COMMAND: Final = re.compile(r"^\\.*\n?", re.MULTILINE)
+
+
+def for_restore(entries: Sequence[Entry], *, publication: str, target_major: int) -> Script:
+    """The steps of a restoration into a server of this major version, without what is archiver's own."""
+    kept = [entry for entry in entries if not is_own(entry, publication)]
+    steps: dict[Step, list[Entry]] = {"pre": [], "keys": [], "late": []}
+    for entry, step in zip(kept, _steps(kept), strict=True):
+        if step is not None:
+            steps[step].append(_in_a_fresh_database(entry))
+    return Script(_preamble(kept[0], target_major), **steps)
+
+
+def is_own(entry: Entry, publication: str) -> bool:
+    """Whether an entry is archiver's: schema `archiver`, event triggers `archiver_*`, this publication."""
+    kind, described = _described(entry)
+    if entry.schema == OWN_SCHEMA or (kind == "SCHEMA" and described == OWN_SCHEMA):
+        return True
+    if kind == "EVENT TRIGGER":
+        return described.startswith(OWN_EVENT_TRIGGER_PREFIX)
+    if entry.type.startswith("PUBLICATION TABLE"):  # the header runs both names together
+        return _altered_publication(entry) == publication
+    return kind == "PUBLICATION" and described == publication
+
+
+_ABOUT: Final = re.compile(rf"(SCHEMA|EVENT TRIGGER|PUBLICATION) ({IDENTIFIER})")
+_ALTER_PUBLICATION: Final = re.compile(rf"^ALTER PUBLICATION ({IDENTIFIER}) ADD ", re.MULTILINE)
+
+
+def _described(entry: Entry) -> tuple[str, str]:
+    """Kind and name of the object that an entry creates, comments on or grants."""
+    if entry.type in {"COMMENT", "ACL", "SECURITY LABEL"}:
+        about = _ABOUT.fullmatch(entry.name)
+        return (about[1], unquote(about[2])) if about else ("", "")
+    return entry.type, entry.name
+
+
+def _altered_publication(entry: Entry) -> str | None:
+    match = _ALTER_PUBLICATION.search(entry.text)
+    return unquote(match[1]) if match else None
+
+
+def unquote(identifier: str) -> str:
+    """The name that an SQL identifier stands for."""
+    return identifier[1:-1].replace('""', '"') if identifier.startswith('"') else identifier
+
+
+def _preamble(entry: Entry, target_major: int) -> Entry:
+    text = _META_COMMAND.sub("", entry.text)
+    for setting, since in _KNOWN_SINCE.items():
+        if target_major < since:
+            text = re.sub(rf"^SET {setting} = .*;\n", "", text, flags=re.MULTILINE)
+    return replace(entry, text=text)
+
+
+def _in_a_fresh_database(entry: Entry) -> Entry:
+    """Schema `public` is in every new database."""
+    if (entry.type, entry.name) != ("SCHEMA", "public"):
+        return entry
+    return replace(
+        entry, text=re.sub(r'^CREATE SCHEMA (?="?public"?;)', "CREATE SCHEMA IF NOT EXISTS ", entry.text, flags=re.M)
+    )
+
+
+# --- The order of restoration --------------------------------------------------------------------------
+
+_STEP_OF: Final[dict[str, Step]] = {
+    "CONSTRAINT": "keys",
+    "CHECK CONSTRAINT": "keys",
+    "INDEX": "keys",
+    "INDEX ATTACH": "keys",
+    "STATISTICS": "keys",
+    "ACL": "keys",  # before replay, which may hold GRANT and REVOKE of its own
+    "DEFAULT ACL": "keys",
+    "FK CONSTRAINT": "late",
+    "TRIGGER": "late",
+    "RULE": "late",
+    "POLICY": "late",
+    "ROW SECURITY": "late",
+    "EVENT TRIGGER": "late",
+    "PUBLICATION": "late",
+    "PUBLICATION TABLE": "late",
+    "PUBLICATION TABLES IN SCHEMA": "late",
+    "SUBSCRIPTION": "late",
+    "SUBSCRIPTION TABLE": "late",
+}
+"""Types of the post-data section. All others stand before the rows, unless pg_dump had to postpone them."""
+
+_ABOUT_LATE: Final = re.compile(r"(CONSTRAINT|TRIGGER|RULE|POLICY|EVENT TRIGGER|PUBLICATION|SUBSCRIPTION) ")
+
+
+def _steps(entries: Sequence[Entry]) -> Iterator[Step | None]:
+    """The step of each entry; None for the preamble and the closing comment.
+
+    A view or function that needs a primary key (GROUP BY it) comes behind that key in pg_dump's order:
+    from the first index or constraint on, nothing goes back before the rows.
+    """
+    default: Step = "pre"
+    for entry in entries:
+        step = _step(entry, default)
+        if step is not None and step != "pre":
+            default = "keys"
+        yield step
+
+
+def _step(entry: Entry, default: Step) -> Step | None:
+    if entry.type in {PREAMBLE, END}:
+        return None
+    if entry.type == "RULE" and entry.name.endswith(" _RETURN"):
+        return "keys"  # the real definition of a view that pg_dump first created as a stub
+    if entry.type in {"COMMENT", "SECURITY LABEL"} and _ABOUT_LATE.match(entry.name):
+        return "late"
+    return _STEP_OF.get(entry.type, default)

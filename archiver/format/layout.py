@@ -1,0 +1,61 @@
+"""Where each object of an archive stands below the prefix. Names carry positions, never content.
+
+    archive.json                                     identity, written once
+    keys/<key id>.json                               wrapped keys
+    segments/<ordinal>-<start>-<end>-<writer>.seg    change segments
+    snapshots/<lsn>-<snapshot id>/<part>.part        base snapshots; part 0 is the index
+    manifests/<seq>.json                             the manifest log
+    catalog/<first seq>-<last seq>.json.zst          roll-ups of the manifest log
+
+Numbers are zero-padded decimals of 20 digits and LSNs 16 hex digits, so that byte order is log order.
+"""
+
+from __future__ import annotations
+
+import re
+from uuid import UUID
+
+from archiver.lsn import Lsn
+
+ARCHIVE = "archive.json"
+KEYS = "keys/"
+SEGMENTS = "segments/"
+SNAPSHOTS = "snapshots/"
+MANIFESTS = "manifests/"
+CATALOG = "catalog/"
+
+_MANIFEST = re.compile(r"manifests/(\d{20})\.json")
+_ROLLUP = re.compile(r"catalog/(\d{20})-(\d{20})\.json\.zst")
+
+
+def key(key_id: str) -> str:
+    return f"{KEYS}{key_id}.json"
+
+
+def segment(ordinal: int, start: Lsn, end: Lsn, writer: UUID) -> str:
+    """The writer's id keeps a paused daemon that wakes up from overwriting its successor's object."""
+    return f"{SEGMENTS}{ordinal:020d}-{int(start):016X}-{int(end):016X}-{writer.hex[:12]}.seg"
+
+
+def snapshot_part(lsn: Lsn, snapshot_id: UUID, part: int) -> str:
+    return f"{SNAPSHOTS}{int(lsn):016X}-{snapshot_id.hex[:12]}/{part:08d}.part"
+
+
+def manifest(seq: int) -> str:
+    return f"{MANIFESTS}{seq:020d}.json"
+
+
+def manifest_seq(name: str) -> int | None:
+    """The seq in a manifest's name, None if it is no such name."""
+    match = _MANIFEST.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def rollup(first: int, last: int) -> str:
+    return f"{CATALOG}{first:020d}-{last:020d}.json.zst"
+
+
+def rollup_range(name: str) -> tuple[int, int] | None:
+    """First and last seq in a roll-up's name, None if it is no such name."""
+    match = _ROLLUP.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match else None

@@ -1,0 +1,187 @@
+"""The three levels of keys at work: KEKs from their sources, the archive's wrapped keys in the regions.
+
+In: the configured key sources and a store; out: data keys by id and the signing key. Secrets stay in memory;
+what is written is wrapped. Without a usable KEK every call raises: no key, no upload.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import UUID
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from archiver.errors import ConfigError, IntegrityError, ObjectExists, ObjectNotFound, WrongKey
+from archiver.format import layout
+from archiver.format import wrap as wrapping
+from archiver.format.manifest import Archive
+from archiver.format.seal import KEY_BYTES
+from archiver.store.base import Store
+
+SIGNING = "signing"
+
+
+class Kek(Protocol):
+    """A key-encryption key that may be out of our hands (KMS)."""
+
+    async def wrap(self, secret: bytes, context: bytes) -> wrapping.Wrap: ...
+
+    async def unwrap(self, record: wrapping.Wrap, context: bytes) -> bytes: ...
+
+    def owns(self, record: wrapping.Wrap) -> bool: ...
+
+
+class LocalKek:
+    """A KEK from a file or an environment variable."""
+
+    def __init__(self, kek: bytes) -> None:
+        self._kek = kek
+
+    def owns(self, record: wrapping.Wrap) -> bool:
+        return record.kek == wrapping.kek_id(self._kek)
+
+    async def wrap(self, secret: bytes, context: bytes) -> wrapping.Wrap:
+        return wrapping.wrap(secret, self._kek, context)
+
+    async def unwrap(self, record: wrapping.Wrap, context: bytes) -> bytes:
+        return wrapping.unwrap(record, self._kek, context)
+
+
+class KmsKek:
+    """A KEK inside AWS KMS; the encryption context binds each wrap to its archive and key."""
+
+    def __init__(self, arn: str, client: Any = None) -> None:
+        self._arn = arn
+        self._client = client
+
+    def owns(self, record: wrapping.Wrap) -> bool:
+        return record.kek == f"aws-kms:{self._arn}"
+
+    async def wrap(self, secret: bytes, context: bytes) -> wrapping.Wrap:
+        answer = await self._call("encrypt", context, Plaintext=secret)
+        return wrapping.Wrap(kek=f"aws-kms:{self._arn}", ciphertext=base64.b64encode(answer["CiphertextBlob"]).decode())
+
+    async def unwrap(self, record: wrapping.Wrap, context: bytes) -> bytes:
+        try:
+            blob = base64.b64decode(record.ciphertext, validate=True)
+        except binascii.Error:
+            raise IntegrityError("the wrapped key was altered", where=record.kek) from None
+        answer = await self._call("decrypt", context, CiphertextBlob=blob)
+        return bytes(answer["Plaintext"])
+
+    async def _call(self, operation: str, context: bytes, **arguments: bytes) -> dict[str, Any]:
+        import boto3  # noqa: PLC0415 - slow to import, and only wanted with KMS
+        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+
+        try:
+            if self._client is None:
+                self._client = await asyncio.to_thread(boto3.client, "kms")
+            call = getattr(self._client, operation)
+            encryption_context = {"archiver": context.decode()}
+            answer = await asyncio.to_thread(call, KeyId=self._arn, EncryptionContext=encryption_context, **arguments)
+        except (BotoCoreError, ClientError) as exc:
+            raise WrongKey(f"AWS KMS refuses: {exc}", where=self._arn, hint="Check the key's policy.") from exc
+        return dict(answer)
+
+
+def open_kek(source: str, environ: Mapping[str, str] = os.environ) -> Kek:
+    """The KEK behind `file:PATH`, `env:NAME` or `aws-kms:ARN`. Raises ConfigError."""
+    scheme, _, rest = source.partition(":")
+    if scheme == "aws-kms":
+        return KmsKek(rest)
+    text = environ.get(rest) if scheme == "env" else _read_key_file(Path(rest))
+    if text is None:
+        raise ConfigError("the key's environment variable is not set", where=rest, hint="Set it, or mend [encryption].")
+    return LocalKek(wrapping.parse_kek(text, source))
+
+
+def _read_key_file(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except OSError as exc:
+        hint = "Make one with: archiver key generate FILE, or mend [encryption] keys."
+        raise ConfigError(f"cannot read the key file: {exc.strerror}", where=str(path), hint=hint) from None
+    except UnicodeDecodeError:
+        raise ConfigError(
+            "this is not a key", where=str(path), hint="Make one with: archiver key generate FILE"
+        ) from None
+
+
+class Keyring:
+    """The keys of one archive. New keys are wrapped under the first configured KEK."""
+
+    def __init__(self, archive: UUID, keks: Sequence[Kek], store: Store) -> None:
+        self._archive = archive
+        self._keks = keks
+        self._store = store
+        self._secrets: dict[str, bytes] = {}
+        self._writable: set[str] = set()
+        self._lock = asyncio.Lock()
+
+    async def data_key(self, purpose: wrapping.Purpose, at: datetime) -> str:
+        """The id of the data key for one purpose and UTC day; made on its first use."""
+        key_id = f"{purpose}-{at:%Y-%m-%d}"
+        async with self._lock:
+            if key_id not in self._writable:
+                self._secrets[key_id] = await self._get_or_create(key_id, purpose)
+                self._writable.add(key_id)
+        return key_id
+
+    async def secret(self, key_id: str) -> bytes:
+        """The data key with this id. Raises WrongKey, IntegrityError."""
+        async with self._lock:
+            if key_id not in self._secrets:
+                self._secrets[key_id] = await self._open(key_id, await self._store.get(layout.key(key_id)))
+        return self._secrets[key_id]
+
+    async def create_signing_key(self) -> Ed25519PrivateKey:
+        """The archive's signing key; the one that is there if there is one."""
+        return Ed25519PrivateKey.from_private_bytes(await self._get_or_create(SIGNING, "signing"))
+
+    async def signing_key(self, archive: Archive) -> Ed25519PrivateKey:
+        """The signing key, which proves that archive.json is ours: its public half must be the one named there."""
+        key = Ed25519PrivateKey.from_private_bytes(await self.secret(SIGNING))
+        if key.public_key().public_bytes_raw().hex() != archive.public_key:
+            raise IntegrityError("archive.json names a public key that is not ours", hint="Run archiver verify.")
+        return key
+
+    async def _get_or_create(self, key_id: str, purpose: wrapping.Purpose) -> bytes:
+        """The key, present in every region: a writer may have died after storing it in the first only."""
+        name = layout.key(key_id)
+        try:
+            stored = await self._store.get(name)
+        except ObjectNotFound:
+            stored = await self._new(key_id, purpose)
+        try:
+            await self._store.put(name, stored, if_absent=True)
+        except ObjectExists:  # another writer was quicker
+            stored = await self._store.get(name)
+        return await self._open(key_id, stored)
+
+    async def _new(self, key_id: str, purpose: wrapping.Purpose) -> bytes:
+        context = wrapping.wrap_context(self._archive, key_id, purpose)
+        record = await self._keks[0].wrap(os.urandom(KEY_BYTES), context)
+        wrapped = wrapping.WrappedKey(archive=self._archive, key_id=key_id, purpose=purpose, wraps=(record,))
+        return wrapped.encode()
+
+    async def _open(self, key_id: str, stored: bytes) -> bytes:
+        wrapped = wrapping.parse_wrapped(stored, self._archive, key_id)
+        for kek in self._keks:
+            for record in filter(kek.owns, wrapped.wraps):
+                secret = await kek.unwrap(record, wrapped.context())
+                if len(secret) != KEY_BYTES:
+                    raise IntegrityError("the wrapped key was altered", where=key_id, hint="Run archiver verify.")
+                return secret
+        named = ", ".join(record.kek for record in wrapped.wraps)
+        raise WrongKey(
+            "none of the configured keys opens the archive",
+            where=f"{key_id} is wrapped by {named}",
+            hint="Give the key that the archive was made with in [encryption] keys.",
+        )

@@ -1,0 +1,268 @@
+"""The capture side of the change stream: what arrives on one replication connection becomes change segments.
+
+In: CopyData payloads as the walsender sent them. Out: cuts, each the plaintext of one change segment and what its
+manifest says about it. Nothing is interpreted but type byte, relation id, and LSN and time of Begin and Commit.
+A `ChangeStream` lives as long as its connection: after a reconnect the server repeats what was not committed.
+
+Layouts: PostgreSQL documentation, "Streaming Replication Protocol" and "Logical Replication Message Formats".
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from archiver.errors import PostgresError
+from archiver.format.manifest import CommitRef, RestorePoint
+from archiver.format.pgoutput import from_pg_time
+from archiver.format.segment import LENGTH, Context, Relation, encode
+from archiver.lsn import Lsn
+
+RESTORE_POINT_PREFIX = b"archiver.restore_point"
+
+_XLOG_DATA = ord("w")
+_KEEPALIVE = ord("k")
+_HEADER = 25  # 'w', start LSN, end LSN, send time: dropped, see docs/format.md
+_ROWS = frozenset(b"IUD")
+_PLAIN = 0
+_U32 = struct.Struct(">I")
+_BEGIN = struct.Struct(">QqI")  # final LSN, commit time, xid
+_COMMIT = struct.Struct(">BQQq")  # flags, commit LSN, end LSN, commit time
+_STREAM_COMMIT = struct.Struct(">IBQQq")
+_TWO_XIDS = struct.Struct(">II")
+_KEEPALIVE_BODY = struct.Struct(">Qq?")  # WAL end, send time, reply wanted
+
+
+@dataclass(slots=True)
+class Cut:
+    """A finished change segment before sealing: `body` is its plaintext, empty if nothing was sent."""
+
+    ordinal: int
+    start: Lsn
+    end: Lsn
+    body: bytearray = field(default_factory=bytearray)
+    messages: int = 0
+    commits: int = 0
+    first_time: int | None = None
+    max_time: int | None = None
+    last: tuple[int, int, int, int] | None = None  # xid, commit LSN, end LSN, commit time
+    open_from: int | None = None
+    restore_points: list[RestorePoint] = field(default_factory=list)
+
+    def note(self, xid: int, lsn: int, end: int, time: int) -> None:
+        """Count a commit. Plain numbers: a million of these come in a few seconds."""
+        self.commits += 1
+        self.last = (xid, lsn, end, time)
+        if self.first_time is None or self.max_time is None:
+            self.first_time = self.max_time = time
+        elif time > self.max_time:
+            self.max_time = time
+
+    @property
+    def first_commit_time(self) -> datetime | None:
+        return None if self.first_time is None else from_pg_time(self.first_time)
+
+    @property
+    def max_commit_time(self) -> datetime | None:
+        return None if self.max_time is None else from_pg_time(self.max_time)
+
+    @property
+    def last_commit(self) -> CommitRef | None:
+        if self.last is None:
+            return None
+        xid, lsn, end, time = self.last
+        return CommitRef(xid=xid, lsn=Lsn(lsn), end_lsn=Lsn(end), time=from_pg_time(time))
+
+
+class ChangeStream:
+    """Follows one connection from `start` on; `ordinal` is that of the first change segment it will cut."""
+
+    def __init__(self, start: Lsn, ordinal: int) -> None:
+        self.position = start
+        """Every commit that ends at or before it has arrived."""
+        self.reply_wanted = False
+        self._messages = 0
+        self._commits = 0
+        self._received_bytes = 0
+        self._ordinal = ordinal
+        self._cut = Cut(ordinal, start, start)
+        self._relations: dict[int, dict[bytes, tuple[bytes, ...]]] = {_PLAIN: {}}
+        self._types: list[bytes] = []
+        self._known: dict[int, set[bytes]] = {_PLAIN: set()}
+        self._context = _PLAIN  # the xid of the streamed block that we are in
+        self._begin: tuple[int, int, int] | None = None  # xid, commit time, ordinal of its first segment
+        self._open: dict[int, int] = {}  # streamed transactions, and the segment in which each began
+        self._control: dict[int, Callable[[bytes], None]] = {
+            ord("B"): self._on_begin,
+            ord("C"): self._on_commit,
+            ord("R"): self._on_relation,
+            ord("Y"): self._on_type,
+            ord("T"): self._on_truncate,
+            ord("M"): self._on_message,
+            ord("O"): lambda _message: None,
+            ord("S"): self._on_stream_start,
+            ord("E"): self._on_stream_stop,
+            ord("c"): self._on_stream_commit,
+            ord("A"): self._on_stream_abort,
+        }
+
+    @property
+    def size(self) -> int:
+        """Bytes of plaintext in the open change segment."""
+        return len(self._cut.body)
+
+    @property
+    def start(self) -> Lsn:
+        """The LSN at which the open change segment starts."""
+        return self._cut.start
+
+    def feed(self, frames: Sequence[bytes]) -> None:
+        """Take in CopyData payloads. This loop is the hot path: bench/capture.py."""
+        body = self._cut.body
+        pack = LENGTH.pack
+        context = self._context
+        at = 30 if context else 26
+        known = self._known[context]
+        transport = 0
+        for frame in frames:
+            if frame[0] != _XLOG_DATA:
+                self._on_transport(frame)
+                transport += 1
+                continue
+            tag = frame[_HEADER]
+            if tag in _ROWS:
+                relation = frame[at : at + 4]
+                if relation not in known:
+                    self._introduce(relation)
+            else:
+                self._on_control(frame[_HEADER:], tag)
+                context = self._context
+                at = 30 if context else 26
+                known = self._known[context]
+            body += pack(len(frame) - _HEADER)
+            body += frame[_HEADER:]
+        messages = len(frames) - transport
+        self._messages += messages
+        self._cut.messages += messages
+        self._received_bytes += sum(map(len, frames))
+
+    def take_counts(self) -> tuple[int, int, int]:
+        """Messages, commits and bytes received since the last call."""
+        counts = (self._messages, self._commits, self._received_bytes)
+        self._messages = self._commits = self._received_bytes = 0
+        return counts
+
+    def cut(self) -> Cut:
+        """Close the open change segment and open the next one."""
+        done = self._cut
+        done.end = self.position
+        done.open_from = min([*self._open.values(), *([self._begin[2]] if self._begin else [])], default=None)
+        self._ordinal += 1
+        self._cut = Cut(self._ordinal, self.position, self.position)
+        self._known = {xid: set() for xid in self._relations}
+        if self._context or self._begin:
+            self._cut.body += encode(Context(self._context))
+        return done
+
+    def _on_transport(self, frame: bytes) -> None:
+        if frame[0] != _KEEPALIVE:
+            raise PostgresError(f"the server sent a replication message of an unknown type: {chr(frame[0])!r}")
+        end, _, reply_wanted = _KEEPALIVE_BODY.unpack_from(frame, 1)
+        self.reply_wanted |= reply_wanted
+        if self._begin is None:  # all that was committed before `end` has been sent
+            self.position = max(self.position, Lsn(end))
+
+    def _on_control(self, message: bytes, tag: int) -> None:
+        handler = self._control.get(tag)
+        if handler is None:
+            raise PostgresError(f"the server sent a message of an unknown type: {chr(tag)!r}")
+        handler(message)
+
+    def _introduce(self, relation: bytes) -> None:
+        """Repeat a relation's description in this segment before the first row that needs it."""
+        for xid in dict.fromkeys((self._context, _PLAIN)):
+            described = self._relations[xid].get(relation)
+            if described is not None:
+                for message in described:
+                    self._cut.body += encode(Relation(xid, message))
+                self._known[self._context].add(relation)
+                return
+        raise PostgresError("the server sent a row of a table that it did not describe")
+
+    def _on_begin(self, message: bytes) -> None:
+        _, time, xid = _BEGIN.unpack_from(message, 1)
+        self._begin = (xid, time, self._ordinal)
+
+    def _on_commit(self, message: bytes) -> None:
+        _, lsn, end, time = _COMMIT.unpack_from(message, 1)
+        self._commit(self._begin[0] if self._begin else 0, lsn, end, time)
+        self._begin = None
+
+    def _commit(self, xid: int, lsn: int, end: int, time: int) -> None:
+        self._commits += 1
+        self._cut.note(xid, lsn, end, time)
+        if end > self.position:
+            self.position = Lsn(end)
+
+    def _on_type(self, message: bytes) -> None:
+        self._types.append(message)
+
+    def _on_relation(self, message: bytes) -> None:
+        at = 5 if self._context else 1
+        relation = message[at : at + 4]
+        self._relations[self._context][relation] = (*self._types, message)
+        self._types.clear()
+        self._known[self._context].add(relation)
+
+    def _on_truncate(self, message: bytes) -> None:
+        at = 5 if self._context else 1
+        (count,) = _U32.unpack_from(message, at)
+        for index in range(count):
+            relation = message[at + 5 + 4 * index : at + 9 + 4 * index]
+            if relation not in self._known[self._context]:
+                self._introduce(relation)
+
+    def _on_message(self, message: bytes) -> None:
+        at = 5 if self._context else 1
+        end = message.index(0, at + 9)
+        if message[at + 9 : end] != RESTORE_POINT_PREFIX or self._begin is None:
+            return
+        lsn = Lsn(int.from_bytes(message[at + 1 : at + 9], "big"))
+        name = message[end + 5 :].decode("utf-8", "replace")
+        self._cut.restore_points.append(RestorePoint(name=name, lsn=lsn, time=from_pg_time(self._begin[1])))
+
+    def _on_stream_start(self, message: bytes) -> None:
+        (xid,) = _U32.unpack_from(message, 1)
+        self._context = xid
+        self._open.setdefault(xid, self._ordinal)
+        self._relations.setdefault(xid, {})
+        self._known.setdefault(xid, set())
+
+    def _on_stream_stop(self, _message: bytes) -> None:
+        self._context = _PLAIN
+
+    def _on_stream_commit(self, message: bytes) -> None:
+        xid, _, lsn, end, time = _STREAM_COMMIT.unpack_from(message, 1)
+        self._commit(xid, lsn, end, time)
+        described = self._relations.get(xid, {})
+        # Rows that follow are shaped as this transaction left their tables; what this segment has not said
+        # of them must be said again, should they come.
+        for relation, messages in described.items():
+            self._relations[_PLAIN][relation] = tuple(_without_xid(part) for part in messages)
+            self._known[_PLAIN].discard(relation)
+        self._forget(xid)
+
+    def _on_stream_abort(self, message: bytes) -> None:
+        xid, subxid = _TWO_XIDS.unpack_from(message, 1)
+        if xid == subxid:
+            self._forget(xid)
+
+    def _forget(self, xid: int) -> None:
+        for by_xid in (self._open, self._relations, self._known):
+            by_xid.pop(xid, None)
+
+
+def _without_xid(message: bytes) -> bytes:
+    return message[:1] + message[5:]

@@ -1,0 +1,241 @@
+"""What a restore to a recovery target needs: which base snapshot, which change segments, and where it stops.
+
+In: the entries of a verified manifest log, a target, and the commits of the one change segment in which the target
+lies. Out: a `Plan`, or TargetUnreachable. A target that cannot be reached exactly is never rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from archiver.errors import IntegrityError, TargetUnreachable, UsageError
+from archiver.format.manifest import Changes, CommitRef, Entry, Gap, RestorePoint, Snapshot, format_time
+from archiver.lsn import Lsn
+
+LOAD_BYTES_PER_SECOND = 20e6  # bench/restore.py; coarse on purpose: hardware differs more than archives do
+REPLAY_MESSAGES_PER_SECOND = 50e3
+
+
+@dataclass(frozen=True, slots=True)
+class ToTime:
+    time: datetime
+
+    def __str__(self) -> str:
+        return f"time {format_time(self.time)}"
+
+
+@dataclass(frozen=True, slots=True)
+class ToLsn:
+    lsn: Lsn
+
+    def __str__(self) -> str:
+        return f"LSN {self.lsn}"
+
+
+@dataclass(frozen=True, slots=True)
+class ToName:
+    name: str
+
+    def __str__(self) -> str:
+        return f"restore point {self.name!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class ToLatest:
+    def __str__(self) -> str:
+        return "latest"
+
+
+Target = ToTime | ToLsn | ToName | ToLatest
+
+
+def parse_time(text: str) -> datetime:
+    """ISO 8601 with an offset. Raises UsageError: without an offset nobody knows which night is meant."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        time = None
+    if time is None or time.tzinfo is None:
+        what = "is not an ISO 8601 time" if time is None else "has no offset from UTC"
+        raise UsageError(
+            f"the target time {text!r} {what}",
+            hint="Write for example 2026-11-22T03:00:00Z or 2026-11-22T04:00:00+01:00.",
+        )
+    return time
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A restore, decided: load `snapshot`, replay from `segments` every commit that ends at or before `stop`."""
+
+    target: Target
+    snapshot: Snapshot
+    segments: tuple[Changes, ...]
+    stop: Lsn
+    last_commit: CommitRef | None
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(part.size for part in self.snapshot.parts) + sum(s.object.size for s in self.segments if s.object)
+
+    @property
+    def messages(self) -> int:
+        return sum(segment.messages for segment in self.segments)
+
+    @property
+    def commits(self) -> int:
+        """Commits in the segments: an upper bound, the first and the last segment may be needed in part."""
+        return sum(segment.commits for segment in self.segments)
+
+    @property
+    def estimate(self) -> timedelta:
+        """A guess at the duration, from LOAD_BYTES_PER_SECOND and REPLAY_MESSAGES_PER_SECOND."""
+        load = sum(part.raw_bytes for part in self.snapshot.parts) / LOAD_BYTES_PER_SECOND
+        return timedelta(seconds=round(1 + load + self.messages / REPLAY_MESSAGES_PER_SECOND))
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What can be restored: any time from `earliest` to `latest`, but for the gaps."""
+
+    earliest: datetime | None
+    latest: datetime | None
+    end: Lsn
+
+
+class History:
+    """The entries of a manifest log, seen as what can be restored from them."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self.changes = [entry for entry in entries if isinstance(entry, Changes)]
+        self.snapshots = sorted((e for e in entries if isinstance(e, Snapshot)), key=lambda e: (e.lsn, e.consistent_at))
+        self.gaps = [entry for entry in entries if isinstance(entry, Gap)]
+        self.restore_points = [point for segment in self.changes for point in segment.restore_points]
+
+    @property
+    def window(self) -> Window:
+        times = [t for e in self.changes[-1:] for t in (e.covered_until,) if t]
+        times += [e.max_commit_time for e in self.changes if e.max_commit_time]
+        earliest = min((snapshot.consistent_at for snapshot in self.snapshots), default=None)
+        return Window(earliest, max(times, default=None), self.end)
+
+    @property
+    def end(self) -> Lsn:
+        """The last position that can be restored to; 0/0 in an empty archive."""
+        return max([s.lsn for s in self.snapshots] + [s.end_lsn for s in self.changes[-1:]], default=Lsn(0))
+
+    def boundary(self, target: Target) -> Changes | None:
+        """The change segment in which the target lies, whose commits `plan` wants to know; None if in none."""
+        if isinstance(target, ToTime):
+            later = (s for s in self.changes if s.max_commit_time and s.max_commit_time > target.time)
+        else:
+            stop = self._stop_lsn(target)
+            later = (s for s in self.changes if s.start_lsn < stop < s.end_lsn and s.object)
+        return next(later, None)
+
+    def plan(self, target: Target, boundary_commits: Sequence[CommitRef], now: datetime) -> Plan:
+        """Decide. `boundary_commits`: the commits of `boundary(target)` in order. Raises TargetUnreachable."""
+        stop = self._stop(target, boundary_commits, now)
+        snapshot = self._snapshot(target, stop)
+        segments = self._segments(snapshot.lsn, stop)
+        return Plan(target, snapshot, segments, stop, self._last_commit(boundary_commits, stop))
+
+    def find_restore_point(self, name: str) -> RestorePoint | None:
+        """The newest restore point of that name."""
+        return next((point for point in reversed(self.restore_points) if point.name == name), None)
+
+    def _stop(self, target: Target, commits: Sequence[CommitRef], now: datetime) -> Lsn:
+        return self._stop_time(target, commits, now) if isinstance(target, ToTime) else self._stop_lsn(target)
+
+    def _stop_lsn(self, target: Target) -> Lsn:
+        end = self.end
+        match target:
+            case ToLsn(lsn):
+                if lsn > end:
+                    raise TargetUnreachable(
+                        f"the archive ends before LSN {lsn}",
+                        where=f"it ends at {end}",
+                        hint="Use --latest for all of it.",
+                    )
+                return lsn
+            case ToName(name):
+                point = self.find_restore_point(name)
+                if point is None:
+                    known = ", ".join(sorted({p.name for p in self.restore_points})) or "none"
+                    raise TargetUnreachable(
+                        f"there is no restore point {name!r} in the archive", hint=f"Restore points: {known}."
+                    )
+                return point.lsn
+            case _:
+                return end
+
+    def _stop_time(self, target: ToTime, commits: Sequence[CommitRef], now: datetime) -> Lsn:
+        if target.time > now:
+            raise TargetUnreachable(f"the target {target} is in the future", hint=self._window_hint())
+        for commit in commits:
+            if commit.time > target.time:
+                return commit.lsn
+        last = self.changes[-1] if self.changes else None
+        if last is None or last.covered_until is None or last.covered_until < target.time:
+            raise TargetUnreachable(f"the archive does not reach the target {target} yet", hint=self._window_hint())
+        return last.end_lsn
+
+    def _snapshot(self, target: Target, stop: Lsn) -> Snapshot:
+        """The newest one at or before the target with no gap in between."""
+        before = [s for s in self.snapshots if s.lsn <= stop and not _is_after(s, target)]
+        if not before:
+            raise TargetUnreachable(f"the target {target} is before the recovery window", hint=self._window_hint())
+        whole = [s for s in before if self._gap_between(s.lsn, stop) is None]
+        if whole:
+            return whole[-1]
+        gap = self._gap_between(before[-1].lsn, stop) or self.gaps[-1]
+        raise TargetUnreachable(
+            f"the target {target} is inside or behind a gap: {gap.reason}",
+            where=f"nothing is archived between {gap.after_lsn} and {gap.before_lsn}",
+            hint="Choose a target before the gap, or after the base snapshot that followed it (archiver info).",
+        )
+
+    def _gap_between(self, start: Lsn, stop: Lsn) -> Gap | None:
+        return next((g for g in self.gaps if g.before_lsn > start and g.after_lsn < stop), None)
+
+    def _segments(self, start: Lsn, stop: Lsn) -> tuple[Changes, ...]:
+        """What is needed from `start` to `stop`, and where a transaction was open at `start`, from its beginning."""
+        if start == stop:
+            return ()
+        needed = [s for s in self.changes if s.end_lsn > start and s.start_lsn < stop]
+        if not needed or needed[-1].end_lsn < stop:
+            end = needed[-1].end_lsn if needed else start
+            raise TargetUnreachable(
+                f"the archive does not hold all changes up to {stop} yet", where=f"it ends at {end}"
+            )
+        self._check_contiguous(needed, start)
+        first = needed[0].ordinal
+        before = next((s for s in reversed(self.changes) if s.ordinal < first), None)
+        begin = before.open_from if before and before.open_from is not None else first
+        return tuple(s for s in self.changes if begin <= s.ordinal <= needed[-1].ordinal and s.object)
+
+    def _check_contiguous(self, needed: Sequence[Changes], start: Lsn) -> None:
+        position = start
+        for segment in needed:
+            if segment.start_lsn > position:
+                raise IntegrityError(
+                    f"the archive holds nothing between {position} and {segment.start_lsn}", hint="Run archiver verify."
+                )
+            position = segment.end_lsn
+
+    def _last_commit(self, boundary_commits: Sequence[CommitRef], stop: Lsn) -> CommitRef | None:
+        candidates = [s.last_commit for s in self.changes if s.last_commit] + list(boundary_commits)
+        return max((c for c in candidates if c.end_lsn <= stop), key=lambda c: c.end_lsn, default=None)
+
+    def _window_hint(self) -> str:
+        window = self.window
+        if window.earliest is None:
+            return "There is no base snapshot yet; archiver run takes the first one, or archiver snapshot."
+        latest = format_time(window.latest) if window.latest else "its base snapshot"
+        return f"The archive can be restored to any time from {format_time(window.earliest)} to {latest}."
+
+
+def _is_after(snapshot: Snapshot, target: Target) -> bool:
+    return isinstance(target, ToTime) and snapshot.consistent_at > target.time

@@ -1,0 +1,239 @@
+"""Replay: source transactions in, the same changes in the target out, many source transactions in one.
+
+An Applier owns its connection while it lives. It commits only between source transactions and only when told, so
+that the caller's progress row is in the same target transaction as what it speaks of. A change that
+does not find its row raises IntegrityError: a restored state that diverged is never passed over in silence.
+
+Within a target transaction changes gather in a Batch. A flush writes the net effect of each table: inserts by
+COPY, updates and deletes by a join with staged rows. If that meets a constraint (two rows that swapped unique
+values), the table is rolled back to the savepoint and its changes are applied one by one, in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import psycopg
+
+from archiver.errors import IntegrityError, PostgresError
+from archiver.format.pgmessages import LogicalMessage, Relation
+from archiver.lsn import Lsn
+from archiver.policy.batch import Batch, TableBatch
+from archiver.policy.transactions import SourceTransaction, Truncated
+from archiver.postgres import apply_sql
+from archiver.postgres.apply_rows import TableWriter, send_bytes_as_text
+from archiver.postgres.session import postgres_error
+from archiver.postgres.tables import look_up
+
+MessageHandler = Callable[[psycopg.AsyncConnection[Any], LogicalMessage], Awaitable[None]]
+CommitHook = Callable[[psycopg.AsyncCursor[Any], SourceTransaction], Awaitable[None]]
+
+_TARGET: Final = "the target"
+# Beside the canonical session of archiver.postgres.session. Deferred constraints hold at source commits only,
+# which is where the target commits too.
+_SETTINGS: Final[Mapping[str, str]] = {
+    "synchronous_commit": "off",
+    "default_transaction_read_only": "off",
+    "default_transaction_isolation": "read committed",
+    "jit": "off",
+    "work_mem": "64MB",
+    "temp_buffers": "64MB",
+    "client_min_messages": "warning",
+}
+
+
+class Applier:
+    """Applies source transactions in commit order. Make one with `Applier.open`.
+
+    `triggers_silent`: whether the role may keep triggers and foreign keys from firing; if not, the caller creates
+    them after the replay. `on_message` handles logical messages by their prefix, after everything before
+    them is written; it may change the schema, so what is known of tables is forgotten then.
+
+    `uncommitted_*` counts since the last commit, changes that are not yet flushed included in all but rows;
+    `sequential_batches` counts table batches that had to be applied one by one.
+    """
+
+    def __init__(
+        self,
+        conn: psycopg.AsyncConnection[Any],
+        *,
+        triggers_silent: bool,
+        batch: Batch,
+        on_message: Mapping[str, MessageHandler],
+    ) -> None:
+        self.triggers_silent = triggers_silent
+        self.sequential_batches = 0
+        self._conn = conn
+        self._cursor = psycopg.AsyncRawCursor(conn)
+        self._batch = batch
+        self._on_message = on_message
+        self._writers: dict[int, TableWriter] = {}
+        self._stages = 0
+        self._where = _TARGET
+        self._since = self._until = Lsn(0)
+        self._deferred = False
+        self.last: SourceTransaction | None = None
+        self.uncommitted_transactions = 0
+        self.uncommitted_rows = 0
+        self.uncommitted_bytes = 0
+
+    @classmethod
+    async def open(
+        cls,
+        conn: psycopg.AsyncConnection[Any],
+        *,
+        batch: Batch | None = None,
+        on_message: Mapping[str, MessageHandler] | None = None,
+    ) -> Applier:
+        """Prepare the session of a connection from `session.connect`. Raises PostgresError."""
+        try:
+            await conn.set_autocommit(True)
+            silent = await _prepare(conn)
+            await conn.set_autocommit(False)
+        except psycopg.Error as exc:
+            raise postgres_error(exc, _TARGET) from exc
+        send_bytes_as_text(conn)
+        return cls(conn, triggers_silent=silent, batch=batch or Batch(), on_message=on_message or {})
+
+    async def apply(self, transaction: SourceTransaction) -> None:
+        """Take over all changes of one source transaction, flushing when the batch is full."""
+        self._until = transaction.end_lsn
+        batch = self._batch
+        with self._errors():
+            for relation, change in transaction.changes():
+                if isinstance(change, Truncated | LogicalMessage):
+                    await self._special(change)
+                    continue
+                writer = self._writers.get(relation.id)
+                if writer is None or writer.relation is not relation:
+                    writer = await self._writer(relation)
+                batch.add(writer.shape, change)
+                if batch.full:
+                    await self._flush()
+        self.uncommitted_transactions += 1
+        self.uncommitted_bytes += transaction.size
+        self.last = transaction
+        transaction.close()
+
+    async def flush(self) -> None:
+        """Write all pending changes. Raises IntegrityError, PostgresError."""
+        with self._errors():
+            await self._flush()
+
+    async def commit(self, record: CommitHook) -> None:
+        """Flush, let `record` write the caller's progress, commit. Without a transaction nothing happens."""
+        if self.last is None:
+            return
+        with self._errors():
+            await self._flush()
+            async with self._conn.cursor() as cursor:
+                await record(cursor, self.last)
+            await self._conn.commit()
+        self._start_anew()
+
+    async def rollback(self) -> None:
+        """Forget everything since the last commit."""
+        self._batch.take()
+        with self._errors():
+            await self._conn.rollback()
+        # Staging tables made since then are gone with it.
+        self._writers.clear()
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self.uncommitted_transactions = self.uncommitted_rows = self.uncommitted_bytes = 0
+        self.last = None
+        self._deferred = False
+
+    # --- changes that are no rows
+
+    async def _special(self, change: Truncated | LogicalMessage) -> None:
+        if isinstance(change, Truncated):
+            await self._flush()
+            tables = [await look_up(self._cursor, relation) for relation in change.relations]
+            options = {"cascade": change.cascade, "restart_identity": change.restart_identity}
+            await self._cursor.execute(apply_sql.truncate(tables, **options))
+        elif handler := self._on_message.get(change.prefix):
+            await self._flush()
+            await self._forget()
+            await handler(self._conn, change)
+
+    # --- tables
+
+    async def _writer(self, relation: Relation) -> TableWriter:
+        """The writer of a relation that is new, or that the stream has described again."""
+        known = self._writers.get(relation.id)
+        if known is not None and known.relation == relation:
+            known.relation = relation
+            return known
+        if known is not None or any(str(each.relation) == str(relation) for each in self._writers.values()):
+            await self._flush()
+            await self._forget()
+        self._stages += 1
+        table = await look_up(self._cursor, relation)
+        writer = TableWriter(self._conn, table, f"archiver_stage_{self._stages}")
+        self._writers[relation.id] = writer
+        return writer
+
+    async def _forget(self) -> None:
+        for writer in self._writers.values():
+            await writer.forget()
+        self._writers.clear()
+
+    # --- writing
+
+    async def _flush(self) -> None:
+        rows = self._batch.rows
+        for table in self._batch.take():
+            self._where = str(table.shape.relation)
+            await self._write(self._writers[table.shape.relation.id], table)
+            self._where = _TARGET
+        self.uncommitted_rows += rows
+        self._since = self._until
+
+    async def _write(self, writer: TableWriter, table: TableBatch) -> None:
+        if not self._deferred:
+            await self._cursor.execute("SET CONSTRAINTS ALL DEFERRED")
+            self._deferred = True
+        await writer.prepare(table)
+        await self._cursor.execute("SAVEPOINT archiver")
+        try:
+            await writer.write(table)
+        except psycopg.IntegrityError:
+            # Two rows may have swapped unique values, which the net effect cannot show.
+            await self._cursor.execute("ROLLBACK TO SAVEPOINT archiver")
+            await writer.write_singly(table.changes)
+            self.sequential_batches += 1
+        await self._cursor.execute("RELEASE SAVEPOINT archiver")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Errors leave with the place: the table, and the LSNs between which the change lies."""
+        try:
+            yield
+        except psycopg.Error as exc:
+            raise postgres_error(exc, self._place()) from exc
+        except (IntegrityError, PostgresError) as exc:
+            exc.where = exc.where or self._place()
+            raise
+
+    def _place(self) -> str:
+        return f"{self._where}, changes of {self._since} to {self._until}"
+
+
+async def _prepare(conn: psycopg.AsyncConnection[Any]) -> bool:
+    """Set the session; whether triggers and foreign keys stay silent."""
+    cursor = psycopg.AsyncRawCursor(conn)
+    for name, value in _SETTINGS.items():
+        await cursor.execute("SELECT pg_catalog.set_config($1, $2, false)", [name, value])
+    # Values of a database without an encoding are passed on as they are.
+    await cursor.execute("SELECT pg_catalog.current_setting('server_encoding') = 'SQL_ASCII'")
+    if await cursor.fetchone() == (True,):
+        await cursor.execute("SET client_encoding = 'SQL_ASCII'")
+    try:
+        await cursor.execute("SET session_replication_role = replica")
+    except psycopg.errors.InsufficientPrivilege:
+        return False
+    return True

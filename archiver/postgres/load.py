@@ -1,0 +1,271 @@
+"""Loading a target: is it empty, its schema entry by entry, rows by COPY, and how far the restore has come.
+
+In: a connection to the target, entries of a dump, COPY text. Out: a loaded database and what had to be left out.
+Never: a target that holds anything else is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Collection, Iterable, Sequence
+from typing import Any, Final, LiteralString
+
+import psycopg
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from archiver.errors import PostgresError
+from archiver.format.dump import Entry
+from archiver.format.dump_roles import Skipped
+from archiver.postgres.session import postgres_error
+from archiver.postgres.snapshot_tables import copy_in_query
+
+# --- The target ----------------------------------------------------------------------------------------
+
+_THERE: Final[LiteralString] = """
+with own as (
+    select classid, objid from pg_catalog.pg_depend where deptype = 'e'
+), names as (
+    select oid, nspname from pg_catalog.pg_namespace
+     where nspname !~ '^pg_' and nspname not in ('information_schema', 'archiver')
+)
+select case c.relkind when 'v' then 'view' when 'm' then 'materialized view' when 'S' then 'sequence'
+                      when 'f' then 'foreign table' else 'table' end, n.nspname || '.' || c.relname
+  from pg_catalog.pg_class c join names n on n.oid = c.relnamespace
+ where c.relkind in ('r', 'p', 'v', 'm', 'S', 'f')
+   and ('pg_catalog.pg_class'::regclass, c.oid) not in (select * from own)
+union all
+select 'function', n.nspname || '.' || p.proname from pg_catalog.pg_proc p join names n on n.oid = p.pronamespace
+ where ('pg_catalog.pg_proc'::regclass, p.oid) not in (select * from own)
+union all
+select 'type', n.nspname || '.' || t.typname from pg_catalog.pg_type t join names n on n.oid = t.typnamespace
+ where t.typtype in ('e', 'd', 'r') and ('pg_catalog.pg_type'::regclass, t.oid) not in (select * from own)
+union all
+select 'schema', n.nspname from names n
+ where n.nspname <> 'public' and ('pg_catalog.pg_namespace'::regclass, n.oid) not in (select * from own)
+union all
+select 'publication', p.pubname from pg_catalog.pg_publication p
+union all
+select 'large object', l.oid::text from pg_catalog.pg_largeobject_metadata l
+order by 1, 2
+"""
+_SHOWN: Final = 5
+
+
+async def ensure_empty(conn: psycopg.AsyncConnection[Any]) -> None:
+    """Raise PostgresError when the target holds anything beside extensions and a restore's own progress."""
+    found = [f"{kind} {name}" for kind, name in await _fetch(conn, _THERE, "looking into the target")]
+    if not found:
+        return
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    raise PostgresError(
+        f"the target database is not empty: {', '.join(found[:_SHOWN])}{more}",
+        where=conn.info.dbname,
+        hint="Create a new database and restore into that; nothing in this one was touched.",
+    )
+
+
+async def target_major(conn: psycopg.AsyncConnection[Any]) -> int:
+    return conn.info.server_version // 10000
+
+
+async def existing_roles(conn: psycopg.AsyncConnection[Any]) -> set[str]:
+    """All roles of the server, PostgreSQL's predefined ones included."""
+    return {name for (name,) in await _fetch(conn, "select rolname from pg_catalog.pg_roles", "listing the roles")}
+
+
+async def possible_owners(conn: psycopg.AsyncConnection[Any]) -> set[str]:
+    """The roles that the connected role may give objects to."""
+    query: LiteralString = "select rolname from pg_catalog.pg_roles where pg_catalog.pg_has_role(oid, 'MEMBER')"
+    return {name for (name,) in await _fetch(conn, query, "listing the roles")}
+
+
+async def drop_public_schema(conn: psycopg.AsyncConnection[Any]) -> None:
+    """For a source without schema `public`, which every new database has. Only an empty one goes."""
+    await _run(conn, sql.SQL("DROP SCHEMA IF EXISTS public"), "dropping schema public")
+
+
+# --- Schema --------------------------------------------------------------------------------------------
+
+_MAY_BE_DENIED: Final = frozenset(
+    {
+        "ACL",
+        "DEFAULT ACL",
+        "COMMENT",
+        "SECURITY LABEL",
+        "EVENT TRIGGER",
+        "PUBLICATION",
+        "PUBLICATION TABLE",
+        "PUBLICATION TABLES IN SCHEMA",
+        "SUBSCRIPTION",
+        "SUBSCRIPTION TABLE",
+        "USER MAPPING",
+    }
+)
+"""Entries without which all rows and rules of the data are there. Some need a superuser, which managed
+services do not give: what the target refuses for lack of privilege is left out and reported."""
+
+_LACKING: Final = (
+    psycopg.errors.InsufficientPrivilege,
+    psycopg.errors.UndefinedObject,  # what stands on something left out before: a comment, a publication's table
+    psycopg.errors.InvalidParameterValue,  # a SECURITY LABEL whose provider is not loaded
+)
+
+
+async def run_script(conn: psycopg.AsyncConnection[Any], preamble: Entry, entries: Iterable[Entry]) -> list[Skipped]:
+    """Run entries in order, each on its own; returns those that the target refused and can do without.
+
+    Raises PostgresError that names the entry. Inside the caller's transaction, all or nothing stays.
+    """
+    await _run(conn, preamble.sql, "the schema's preamble")
+    skipped: list[Skipped] = []
+    for entry in entries:
+        if entry.type in _MAY_BE_DENIED:
+            refused = await _attempt(conn, [entry.sql.encode()], entry.label, entry.type, _LACKING)
+            skipped += [refused] if refused else []
+        else:
+            await _run(conn, entry.sql, entry.label)
+    return skipped
+
+
+async def refresh_views(conn: psycopg.AsyncConnection[Any], views: Sequence[tuple[str, str]]) -> list[Skipped]:
+    """Fill materialized views, (schema, name), in whatever order they need; returns those that could not be.
+
+    One that reads another fails until that one is filled: rounds go on while any of them gets through.
+    """
+    waiting, failed = list(views), list[Skipped]()
+    while waiting:
+        outcome = {view: await _refresh(conn, view) for view in waiting}
+        failed = [skipped for skipped in outcome.values() if skipped is not None]
+        if len(failed) == len(waiting):
+            break
+        waiting = [view for view, skipped in outcome.items() if skipped is not None]
+    return failed
+
+
+async def _refresh(conn: psycopg.AsyncConnection[Any], view: tuple[str, str]) -> Skipped | None:
+    label = f"MATERIALIZED VIEW {'.'.join(view)}"
+    query = sql.SQL("REFRESH MATERIALIZED VIEW {}").format(sql.Identifier(*view))
+    return await _attempt(conn, [query], label, "REFRESH MATERIALIZED VIEW", psycopg.DatabaseError)
+
+
+async def apply_settings(
+    conn: psycopg.AsyncConnection[Any], settings: Iterable[tuple[str, str]], roles: Collection[str]
+) -> list[Skipped]:
+    """Give the database the settings of ALTER DATABASE and ALTER ROLE … IN DATABASE, as (role or "", name=value).
+
+    Taken FROM CURRENT: a list such as search_path is then quoted by the server itself.
+    """
+    skipped: list[Skipped] = []
+    for role, setting in settings:
+        if role and role not in roles:
+            skipped.append(Skipped("DATABASE SETTING", f"no role {role}", setting))
+        elif (refused := await _apply_setting(conn, role, setting)) is not None:
+            skipped.append(refused)
+    return skipped
+
+
+async def _apply_setting(conn: psycopg.AsyncConnection[Any], role: str, setting: str) -> Skipped | None:
+    name, _, value = setting.partition("=")
+    database = sql.Identifier(conn.info.dbname)
+    owner = sql.SQL("ROLE {} IN DATABASE {}").format(sql.Identifier(role), database)
+    if not role:
+        owner = sql.SQL("DATABASE {}").format(database)
+    commands = [
+        sql.SQL("SELECT pg_catalog.set_config({}, {}, true)").format(name, value),
+        sql.SQL("ALTER {} SET {} FROM CURRENT").format(owner, sql.Identifier(*name.split("."))),
+    ]
+    return await _attempt(conn, commands, "DATABASE SETTING", setting, psycopg.DatabaseError)
+
+
+async def _attempt(
+    conn: psycopg.AsyncConnection[Any],
+    queries: Sequence[sql.Composed | bytes],
+    label: str,
+    statement: str,
+    bearable: type[psycopg.Error] | tuple[type[psycopg.Error], ...],
+) -> Skipped | None:
+    """Run all or none; what failed in a bearable way is for the report. A broken connection never is."""
+    try:
+        async with conn.transaction():
+            for query in queries:
+                await conn.execute(query)
+    except psycopg.Error as exc:
+        if conn.broken or not isinstance(exc, bearable):
+            raise postgres_error(exc, label) from exc
+        return Skipped(label, postgres_error(exc).message, statement)
+    return None
+
+
+# --- Rows ----------------------------------------------------------------------------------------------
+
+
+async def copy_in(
+    conn: psycopg.AsyncConnection[Any],
+    schema: str,
+    table: str,
+    columns: Sequence[str],
+    chunks: AsyncIterable[bytes],
+) -> int:
+    """COPY text into a table; returns its count of rows. A chunk may end anywhere; large ones are cheaper."""
+    try:
+        async with conn.cursor() as cur:
+            async with cur.copy(copy_in_query(schema, table, columns)) as copy:
+                async for chunk in chunks:
+                    await copy.write(chunk)
+            return cur.rowcount
+    except psycopg.Error as exc:
+        raise postgres_error(exc, f"table {schema}.{table}") from exc
+
+
+# --- Progress ------------------------------------------------------------------------------------------
+
+_CREATE_PROGRESS: Final[LiteralString] = """
+create schema if not exists archiver;
+create table if not exists archiver.restore_progress (key text primary key, value jsonb not null);
+"""
+_WRITE_PROGRESS: Final[LiteralString] = """
+insert into archiver.restore_progress as p (key, value) values (%s, %s)
+on conflict (key) do update set value = excluded.value
+"""
+_HAS_PROGRESS: Final[LiteralString] = "select pg_catalog.to_regclass('archiver.restore_progress') is not null"
+
+
+async def create_progress(conn: psycopg.AsyncConnection[Any]) -> None:
+    await _run(conn, _CREATE_PROGRESS, "creating the progress table")
+
+
+async def read_progress(conn: psycopg.AsyncConnection[Any]) -> dict[str, Any] | None:
+    """What an interrupted restore left; None where there was none."""
+    [(exists,)] = await _fetch(conn, _HAS_PROGRESS, "reading the progress")
+    if not exists:
+        return None
+    return dict(await _fetch(conn, "select key, value from archiver.restore_progress", "reading the progress"))
+
+
+async def write_progress(cursor: psycopg.AsyncCursor[Any], **values: Any) -> None:
+    """Set keys, in the transaction of whatever they speak of."""
+    try:
+        await cursor.executemany(_WRITE_PROGRESS, [(key, Jsonb(value)) for key, value in values.items()])
+    except psycopg.Error as exc:
+        raise postgres_error(exc, "writing the progress") from exc
+
+
+async def drop_progress(conn: psycopg.AsyncConnection[Any]) -> None:
+    """Remove the progress table and its schema: a restored database holds nothing of archiver's."""
+    await _run(
+        conn, "drop table if exists archiver.restore_progress; drop schema if exists archiver", "dropping the progress"
+    )
+
+
+async def _run(conn: psycopg.AsyncConnection[Any], query: str | sql.Composed | sql.SQL, where: str) -> None:
+    try:
+        await conn.execute(query.encode() if isinstance(query, str) else query)
+    except psycopg.Error as exc:
+        raise postgres_error(exc, where) from exc
+
+
+async def _fetch(conn: psycopg.AsyncConnection[Any], query: LiteralString, where: str) -> list[tuple[Any, ...]]:
+    try:
+        return await (await conn.execute(query)).fetchall()
+    except psycopg.Error as exc:
+        raise postgres_error(exc, where) from exc

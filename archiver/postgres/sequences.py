@@ -1,0 +1,193 @@
+"""The state of sequences: read at the source, set at the target, and never below what rows already use.
+
+In: a connection. Out: SequenceState values, plain enough for JSON. Sequences are outside of transactions and
+of the stream: a state read after a position of the stream is at or past that position's true state, so of two
+states the one further along is safe for both (`furthest`).
+Never: a sequence moved back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final, LiteralString, Self
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from archiver.postgres.session import postgres_error
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceState:
+    """Where a sequence stands. Without `is_called`, `last_value` itself is the next value it gives.
+
+    `last_value` already covers what sessions hold in their caches (CACHE n).
+    """
+
+    schema: str
+    name: str
+    last_value: int
+    is_called: bool
+    increment: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        return cls(**data)
+
+    def is_past(self, other: SequenceState) -> bool:
+        """Whether this state has given values that the other has not."""
+        direction = 1 if self.increment > 0 else -1
+        mine, theirs = (self.last_value * direction, self.is_called), (other.last_value * direction, other.is_called)
+        return mine > theirs
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """All sequences of a database; `denied` are those that the role may not read, as `schema.name`."""
+
+    states: list[SequenceState]
+    denied: list[str]
+
+
+def furthest(*readings: Iterable[SequenceState]) -> list[SequenceState]:
+    """For each sequence the reading that is furthest along."""
+    best: dict[tuple[str, str], SequenceState] = {}
+    for state in (state for reading in readings for state in reading):
+        known = best.get((state.schema, state.name))
+        if known is None or state.is_past(known):
+            best[state.schema, state.name] = state
+    return list(best.values())
+
+
+# --- Reading -------------------------------------------------------------------------------------------
+
+_SEQUENCES: Final[LiteralString] = """
+select n.nspname as schema, c.relname as name, s.seqincrement as increment,
+       pg_catalog.has_sequence_privilege(c.oid, 'SELECT') as readable
+from pg_catalog.pg_sequence s
+join pg_catalog.pg_class c on c.oid = s.seqrelid
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where c.relpersistence <> 't' and n.nspname <> 'archiver'
+  and pg_catalog.has_schema_privilege(n.oid, 'USAGE') is not null
+order by n.nspname, c.relname
+"""
+_AT_ONCE: Final = 500
+
+
+async def read_sequences(conn: psycopg.AsyncConnection[Any]) -> Sequences:
+    """The state of every sequence, by name: one query for the list, one for each 500 states.
+
+    Each is read from its own relation: `pg_sequences` shows nothing of one that was set but not called yet.
+    """
+    try:
+        async with conn.cursor(row_factory=dict_row) as cur:
+            rows = await (await cur.execute(_SEQUENCES)).fetchall()
+        readable = [row for row in rows if row["readable"]]
+        states = [state for batch in _batches(readable) for state in await _read(conn, batch)]
+    except psycopg.Error as exc:
+        raise postgres_error(exc, "reading the sequences") from exc
+    return Sequences(states, [f"{row['schema']}.{row['name']}" for row in rows if not row["readable"]])
+
+
+def _batches(rows: Sequence[dict[str, Any]]) -> Iterable[Sequence[dict[str, Any]]]:
+    return (rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE))
+
+
+async def _read(conn: psycopg.AsyncConnection[Any], rows: Sequence[dict[str, Any]]) -> list[SequenceState]:
+    selects = [
+        sql.SQL("SELECT {}, last_value, is_called FROM {}").format(index, sql.Identifier(row["schema"], row["name"]))
+        for index, row in enumerate(rows)
+    ]
+    cur = await conn.execute(sql.SQL(" UNION ALL ").join(selects))
+    return [
+        SequenceState(rows[index]["schema"], rows[index]["name"], value, called, rows[index]["increment"])
+        for index, value, called in await cur.fetchall()
+    ]
+
+
+# --- Setting -------------------------------------------------------------------------------------------
+
+_SET: Final[LiteralString] = """
+select pg_catalog.setval(c.oid::regclass, %(last_value)s::bigint, %(is_called)s)
+from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where n.nspname = %(schema)s and c.relname = %(name)s and c.relkind = 'S'
+"""
+
+
+async def set_sequences(conn: psycopg.AsyncConnection[Any], states: Iterable[SequenceState]) -> list[SequenceState]:
+    """Move each sequence to its state unless it is past it; returns the states of sequences that are missing.
+
+    A sequence dropped between two readings is missing at a later target: that is no error.
+    """
+    wanted = list(states)
+    there = {(state.schema, state.name): state for state in (await read_sequences(conn)).states}
+    ahead = [state for state in wanted if (now := there.get((state.schema, state.name))) and state.is_past(now)]
+    try:
+        async with conn.cursor() as cur:
+            await cur.executemany(_SET, [state.to_json() for state in ahead])
+    except psycopg.Error as exc:
+        raise postgres_error(exc, "setting the sequences") from exc
+    return [state for state in wanted if (state.schema, state.name) not in there]
+
+
+_USES: Final[LiteralString] = """
+select distinct sn.nspname as sequence_schema, s.relname as sequence, q.seqincrement as increment,
+       q.seqmin, q.seqmax, tn.nspname as table_schema, t.relname as table, a.attname as column
+from pg_catalog.pg_sequence q
+join pg_catalog.pg_class s on s.oid = q.seqrelid
+join pg_catalog.pg_namespace sn on sn.oid = s.relnamespace
+join (
+    select objid as seq, refobjid as rel, refobjsubid as att from pg_catalog.pg_depend
+     where classid = 'pg_catalog.pg_class'::regclass and refclassid = 'pg_catalog.pg_class'::regclass
+       and deptype in ('a', 'i') and refobjsubid > 0
+    union
+    select d.refobjid, f.adrelid, f.adnum from pg_catalog.pg_depend d
+      join pg_catalog.pg_attrdef f on f.oid = d.objid
+     where d.classid = 'pg_catalog.pg_attrdef'::regclass and d.refclassid = 'pg_catalog.pg_class'::regclass
+) u on u.seq = s.oid
+join pg_catalog.pg_class t on t.oid = u.rel and t.relkind in ('r', 'p') and t.relpersistence <> 't'
+join pg_catalog.pg_namespace tn on tn.oid = t.relnamespace
+join pg_catalog.pg_attribute a on a.attrelid = t.oid and a.attnum = u.att and not a.attisdropped
+where a.atttypid in ('int2'::regtype, 'int4'::regtype, 'int8'::regtype)
+  and tn.nspname <> 'archiver'
+order by 1, 2, 6, 7, 8
+"""
+"""Sequences with the integer columns they feed: owned (serial), internal (identity), or named in a default."""
+
+
+async def raise_to_columns(conn: psycopg.AsyncConnection[Any]) -> list[SequenceState]:
+    """Move sequences past the values that their columns hold; returns those that were moved, as they are now."""
+    try:
+        async with conn.cursor(row_factory=dict_row) as cur:
+            uses = await (await cur.execute(_USES)).fetchall()
+        reached = [state for use in uses if (state := await _reached(conn, use)) is not None]
+    except psycopg.Error as exc:
+        raise postgres_error(exc, "comparing sequences with their columns") from exc
+    needed = furthest(reached)
+    there = {(state.schema, state.name): state for state in (await read_sequences(conn)).states}
+    behind = [state for state in needed if state.is_past(there[state.schema, state.name])]
+    await set_sequences(conn, behind)
+    return behind
+
+
+async def _reached(conn: psycopg.AsyncConnection[Any], use: dict[str, Any]) -> SequenceState | None:
+    """The state of a sequence that has just given the furthest value in a column."""
+    furthest_value = sql.SQL("max" if use["increment"] > 0 else "min")
+    query = sql.SQL("SELECT {}({}) FROM {} WHERE {} BETWEEN {} AND {}").format(
+        furthest_value,
+        column := sql.Identifier(use["column"]),
+        sql.Identifier(use["table_schema"], use["table"]),
+        column,
+        use["seqmin"],
+        use["seqmax"],
+    )
+    row = await (await conn.execute(query)).fetchone()
+    value = row[0] if row else None
+    if value is None:
+        return None
+    return SequenceState(use["sequence_schema"], use["sequence"], value, True, use["increment"])

@@ -1,0 +1,232 @@
+"""Connections: one way to open them, one session for all, one place where psycopg's errors become ours.
+
+In: a connection string. Out: an open psycopg connection whose session writes and reads every value in one
+canonical form, so that the text of a row is the same on the source and on the target.
+Never: a plain connection to another machine that the connection string does not ask for in so many words,
+and never a password, a row or a parameter in a message.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from typing import Any, Final
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from archiver.errors import ConfigError, PostgresError, PostgresUnavailable
+
+SESSION: Final[dict[str, str]] = {
+    "DateStyle": "ISO,MDY",
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",
+    "extra_float_digits": "3",
+    "bytea_output": "hex",
+    "lc_monetary": "C",
+    "xmloption": "content",
+    "standard_conforming_strings": "on",
+    "search_path": "",
+    "row_security": "off",  # a policy that would hide rows is an error, not a smaller copy
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
+}
+"""Settings of every session, sent at connection start: a replication connection cannot run SET before 17."""
+
+_PLAIN: Final = frozenset({"disable", "allow", "prefer"})
+_DEFAULTS: Final[dict[str, str]] = {"client_encoding": "UTF8"}
+_PATIENCE: Final[dict[str, str]] = {
+    "connect_timeout": "15",  # seconds; also those below: a dead peer is noticed within a minute
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+}
+
+
+async def connect(
+    dsn: str, *, purpose: str, replication: bool = False, autocommit: bool = True
+) -> psycopg.AsyncConnection[Any]:
+    """Open a connection in the canonical session.
+
+    Raises ConfigError for an unreadable connection string, PostgresError or PostgresUnavailable otherwise.
+    """
+    params = connection_params(dsn, purpose=purpose, replication=replication)
+    try:
+        conn = await psycopg.AsyncConnection.connect(**params, autocommit=autocommit)
+    except psycopg.Error as exc:
+        raise postgres_error(exc, where_of(params), secrets=_secrets(params)) from None
+    if not _may_be_plain(params) and _is_plain_to_elsewhere(conn):
+        await conn.close()
+        raise _plain_refused(where_of(params))
+    return conn
+
+
+def connection_params(dsn: str, *, purpose: str, replication: bool = False) -> dict[str, Any]:
+    """libpq parameters for a connection string: the canonical session, the TLS policy, the time limits."""
+    given = _parse(dsn)
+    params = {**_PATIENCE, **_tls_defaults(given), **given, **_DEFAULTS}
+    params["application_name"] = f"archiver {purpose}"
+    params["options"] = f"{given.get('options', '')} {_options(SESSION)}".strip()
+    if replication:
+        params["replication"] = "database"
+    return params
+
+
+def conninfo_without_secrets(params: dict[str, Any]) -> tuple[str, dict[str, str]]:
+    """A connection string for the command line of a client program, and its password as environment."""
+    public = {name: value for name, value in params.items() if name not in {"password", "sslpassword"}}
+    password = params.get("password")
+    return make_conninfo("", **public), {} if password is None else {"PGPASSWORD": str(password)}
+
+
+def where_of(params: dict[str, Any]) -> str:
+    """`host:port/database`, as messages name a server."""
+    host = params.get("host") or params.get("hostaddr") or os.environ.get("PGHOST") or "local socket"
+    port = params.get("port") or os.environ.get("PGPORT") or 5432
+    return f"{host}:{port}/{params.get('dbname') or os.environ.get('PGDATABASE') or ''}".rstrip("/")
+
+
+def _parse(dsn: str) -> dict[str, Any]:
+    try:
+        params = dict(conninfo_to_dict(dsn))
+    except psycopg.Error:
+        # libpq's own message would repeat parts of the string, and with them the password
+        raise _unreadable() from None
+    if "@" in str(params.get("host", "")).lstrip("@"):
+        raise _unreadable()  # an unescaped @ in the password: what follows it is taken for the host
+    return params
+
+
+def _unreadable() -> ConfigError:
+    return ConfigError(
+        "the connection string cannot be read",
+        hint="Write it as postgresql://user@host:5432/database?sslmode=verify-full, "
+        "with special characters percent-encoded.",
+    )
+
+
+def _options(settings: dict[str, str]) -> str:
+    return " ".join(f"-c {name}={value}" for name, value in settings.items())
+
+
+def _secrets(params: dict[str, Any]) -> list[str]:
+    return [str(params[name]) for name in ("password", "sslpassword") if params.get(name)]
+
+
+# --- TLS -----------------------------------------------------------------------------------------------
+
+
+def _tls_defaults(given: dict[str, Any]) -> dict[str, str]:
+    """What the policy adds; what the connection string says for itself wins.
+
+    A service file may name the host and its TLS settings, so with `service` they are left to it, and the
+    connection is looked at once it is open.
+    """
+    if "service" in given or all(is_local(host) for host in _hosts(given)):
+        return {}
+    return {"sslmode": "verify-full", "ssl_min_protocol_version": "TLSv1.3"}
+
+
+def _hosts(params: dict[str, Any]) -> list[str]:
+    named = params.get("hostaddr") or params.get("host")
+    if named is None:
+        named = os.environ.get("PGHOSTADDR") or os.environ.get("PGHOST") or ""
+    return str(named).split(",")
+
+
+def is_local(host: str) -> bool:
+    """Whether a libpq host is this machine: empty or a path (a Unix socket), localhost, a loopback address."""
+    if host in {"", "localhost"} or host.startswith(("/", "@")):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _may_be_plain(params: dict[str, Any]) -> bool:
+    return params.get("sslmode") in _PLAIN
+
+
+def _is_plain_to_elsewhere(conn: psycopg.AsyncConnection[Any]) -> bool:
+    # libpq reports the host it settled on, whether from the string, the environment or a service file
+    return not conn.pgconn.ssl_in_use and not is_local(conn.info.host)
+
+
+def _plain_refused(where: str) -> PostgresError:
+    return PostgresError(
+        "the connection is not encrypted",
+        where=where,
+        hint="Add sslmode=verify-full to the connection string, "
+        "or sslmode=disable if a plain connection is what you want.",
+    )
+
+
+# --- Errors --------------------------------------------------------------------------------------------
+
+_TRANSIENT_STATES: Final = re.compile(r"08...|53[123]00|57P0[123]|57014|40001|40P01|55006|55P03|58000|58030")
+"""SQLSTATEs after which the same request may succeed (PostgreSQL documentation, appendix A)."""
+
+_HINTS_BY_STATE: Final[dict[str, str]] = {
+    "28P01": "Check the password: in the connection string, PGPASSWORD or ~/.pgpass.",
+    "28000": "Allow this user, database and address in pg_hba.conf or the provider's network settings.",
+    "3D000": "Create the database, or correct its name in the connection string.",
+    "42501": "Grant the role what it lacks; archiver check names each privilege.",
+    "53300": "Raise max_connections, or close other connections.",
+}
+
+_CONNECTION_REFUSALS: Final[tuple[tuple[str, str], ...]] = (
+    (r"password authentication failed|no password supplied", _HINTS_BY_STATE["28P01"]),
+    (r"authentication failed|pg_hba\.conf", _HINTS_BY_STATE["28000"]),
+    (r"not permitted to log in", "Give the role LOGIN."),
+    (r"replication role|start wal sender", "Give the role what it lacks: ALTER ROLE … REPLICATION."),
+    (r"role .* does not exist", "Create the role, or correct the user in the connection string."),
+    (r"database .* does not exist", _HINTS_BY_STATE["3D000"]),
+    (r"permission denied for database", "Grant the role CONNECT on the database."),
+    (r"certificate", "Point sslrootcert at the certificate of the authority that signed the server's."),
+    (r"does not support ssl", "Switch TLS on at the server, or add sslmode=disable if a plain connection is meant."),
+    (
+        r"tls.*version|tls alert|ssl error: .*protocol",
+        "Add ssl_min_protocol_version=TLSv1.2 if the server has no TLS 1.3.",
+    ),
+)
+"""What libpq says of a refusal that asking again will not change. It gives no SQLSTATE for these."""
+
+_STILL_COMING: Final = ("starting up", "shutting down", "recovery mode", "too many", "remaining connection slots")
+
+
+def postgres_error(exc: psycopg.Error, where: str | None = None, *, secrets: list[str] | None = None) -> PostgresError:
+    """The error of ours for one of psycopg's. Every module of this package maps through here.
+
+    Only the primary message is kept: DETAIL and CONTEXT may quote rows.
+    """
+    message = _clean(exc, secrets or [])
+    if exc.sqlstate is not None:
+        kind = PostgresUnavailable if _TRANSIENT_STATES.fullmatch(exc.sqlstate) else PostgresError
+        return kind(message, where=where, hint=_HINTS_BY_STATE.get(exc.sqlstate) or exc.diag.message_hint)
+    if not isinstance(exc, psycopg.OperationalError | psycopg.InterfaceError):
+        return PostgresError(message, where=where)
+    hint = _refusal_hint(message.lower())
+    if hint is not None:
+        return PostgresError(message, where=where, hint=hint)
+    return PostgresUnavailable(message, where=where, hint="Check that the server runs and can be reached from here.")
+
+
+_PREAMBLE: Final = re.compile(r"(connection failed: )?(connection to server .*? failed: )?(FATAL: )?", re.DOTALL)
+"""What libpq puts before the server's own words; `where` says the same in fewer."""
+
+
+def _refusal_hint(message: str) -> str | None:
+    if any(text in message for text in _STILL_COMING):
+        return None
+    return next((hint for shape, hint in _CONNECTION_REFUSALS if re.search(shape, message)), None)
+
+
+def _clean(exc: psycopg.Error, secrets: list[str]) -> str:
+    text = exc.diag.message_primary or next(iter(str(exc).strip().splitlines()), "") or type(exc).__name__
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return _PREAMBLE.sub("", text).strip()

@@ -1,0 +1,159 @@
+"""What a base snapshot copies: the tables of a database and which of their columns and rows.
+
+In: a connection inside the snapshot's transaction. Out: one TableInfo a table that stores rows, partitions'
+leaves included, as pg_dump would dump them. Never: a temporary or system table, or schema `archiver`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from typing import Any, Final, LiteralString, Self
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from archiver.errors import ConfigError
+from archiver.policy.parts import PageRange
+from archiver.postgres.session import postgres_error
+
+
+@dataclass(frozen=True, slots=True)
+class TableInfo:
+    """A table and what of it is copied. `columns` are those that COPY FROM accepts, in the source's order.
+
+    `pages` is the heap, `bytes` includes TOAST. `condition` is the WHERE clause that an extension gave for its
+    configuration table, or "". `filenode` is the file that the snapshot's catalog names.
+    """
+
+    schema: str
+    name: str
+    columns: tuple[str, ...]
+    pages: int
+    bytes: int
+    rows_estimate: int
+    oid: int
+    filenode: int
+    is_heap: bool = True
+    unlogged: bool = False
+    condition: str = ""
+    extension: str | None = None
+
+    @property
+    def has_rows(self) -> bool:
+        """False where only the definition is archived: an unlogged table, which a crash would empty too."""
+        return not self.unlogged
+
+    @property
+    def can_be_cut(self) -> bool:
+        return self.is_heap and not self.condition
+
+    @property
+    def label(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "columns": list(self.columns)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        return cls(**{**data, "columns": tuple(data["columns"])})
+
+
+_TABLES: Final[LiteralString] = """
+select n.nspname as schema, c.relname as name, c.oid::bigint as oid, c.relfilenode::bigint as filenode,
+       array(select a.attname::text from pg_catalog.pg_attribute a
+              where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
+              order by a.attnum) as columns,
+       pg_catalog.pg_relation_size(c.oid) / current_setting('block_size')::int as pages,
+       pg_catalog.pg_table_size(c.oid) as bytes,
+       greatest(c.reltuples, 0)::bigint as rows_estimate,
+       coalesce(am.amname, 'heap') = 'heap' as is_heap,
+       c.relpersistence = 'u' as unlogged,
+       coalesce(e.extcondition[array_position(e.extconfig, c.oid)], '') as condition,
+       e.extname as extension
+from pg_catalog.pg_class c
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+left join pg_catalog.pg_am am on am.oid = c.relam
+left join pg_catalog.pg_depend d
+       on d.classid = 'pg_catalog.pg_class'::regclass and d.objid = c.oid and d.objsubid = 0
+      and d.deptype = 'e' and d.refclassid = 'pg_catalog.pg_extension'::regclass
+left join pg_catalog.pg_extension e on e.oid = d.refobjid
+where c.relkind = 'r' and c.relpersistence <> 't'
+  and n.nspname !~ '^pg_' and n.nspname not in ('information_schema', 'archiver')
+  and (e.oid is null or c.oid = any (e.extconfig))
+order by n.nspname, c.relname
+"""
+"""A table that belongs to an extension is its script's to fill, except those it marks as configuration with
+pg_extension_config_dump: pg_dump dumps just these, filtered by the condition the extension gave."""
+
+
+async def list_tables(conn: psycopg.AsyncConnection[Any], exclude: Collection[str] = ()) -> list[TableInfo]:
+    """Tables to copy, by name. `exclude` are names as the configuration writes them: `schema.table`.
+
+    An excluded partitioned table excludes its partitions. Raises ConfigError for a name that is no table's.
+    """
+    try:
+        left_out = await excluded_oids(conn, exclude)
+        async with conn.cursor(row_factory=dict_row) as cur:
+            rows = await (await cur.execute(_TABLES)).fetchall()
+    except psycopg.Error as exc:
+        raise postgres_error(exc, "listing the tables") from exc
+    tables = [TableInfo(**{**row, "columns": tuple(row["columns"])}) for row in rows]
+    return [table for table in tables if table.oid not in left_out]
+
+
+_EXCLUDED: Final[LiteralString] = """
+with recursive named as (
+    select c.oid from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+     where c.relkind in ('r', 'p') and %s in (n.nspname || '.' || c.relname,
+           pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname))
+    union
+    select i.inhrelid from pg_catalog.pg_inherits i join named on named.oid = i.inhparent
+      join pg_catalog.pg_class c on c.oid = i.inhrelid and c.relispartition
+)
+select oid::bigint from named
+"""
+
+
+async def excluded_oids(conn: psycopg.AsyncConnection[Any], exclude: Collection[str]) -> set[int]:
+    """The tables that the configuration excludes, partitions included."""
+    oids: set[int] = set()
+    for name in exclude:
+        found = await (await conn.execute(_EXCLUDED, (name,))).fetchall()
+        if not found:
+            raise ConfigError(
+                f"source.exclude names no table: {name}", hint="Write it as schema.table, or take it off the list."
+            )
+        oids.update(oid for (oid,) in found)
+    return oids
+
+
+# --- The statements that copy --------------------------------------------------------------------------
+
+
+def copy_out_query(table: TableInfo, pages: PageRange) -> sql.Composed:
+    """COPY of the rows in a range of pages, of this table alone: rows of inheritance children are their own."""
+    return sql.SQL("COPY (SELECT {} FROM ONLY {} {}) TO STDOUT").format(
+        sql.SQL(", ").join(map(sql.Identifier, table.columns)),
+        sql.Identifier(table.schema, table.name),
+        _where(table, pages),
+    )
+
+
+def copy_in_query(schema: str, table: str, columns: Collection[str]) -> sql.Composed:
+    """COPY of text rows into a table. Without columns: a table that has none that take a value."""
+    names = sql.SQL(" ({})").format(sql.SQL(", ").join(map(sql.Identifier, columns))) if columns else sql.SQL("")
+    return sql.SQL("COPY {}{} FROM STDIN").format(sql.Identifier(schema, table), names)
+
+
+def _where(table: TableInfo, pages: PageRange) -> sql.Composable:
+    if table.condition:
+        return sql.SQL(table.condition)  # its extension's SQL, used as pg_dump uses it
+    if pages.is_whole_table:
+        return sql.SQL("")
+    lower = sql.SQL("WHERE ctid >= {}::pg_catalog.tid").format(f"({pages.first},0)")
+    if pages.end is None:
+        return lower
+    return lower + sql.SQL(" AND ctid < {}::pg_catalog.tid").format(f"({pages.end},0)")

@@ -1,0 +1,77 @@
+"""What the daemon asks of the source beside the stream: clock and position, what the slot retains, sequences.
+
+In: a connection string. Out: plain values. It reads and never writes, over one connection that it opens again
+when that breaks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+
+import psycopg
+
+from archiver.errors import PostgresUnavailable
+from archiver.lsn import Lsn
+from archiver.postgres.session import connect, postgres_error
+
+T = TypeVar("T")
+
+_SAMPLE = """
+SELECT pg_catalog.clock_timestamp(),
+       CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
+            ELSE pg_catalog.pg_current_wal_insert_lsn() END::text,
+       (SELECT pg_catalog.pg_wal_lsn_diff(
+                 CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
+                      ELSE pg_catalog.pg_current_wal_insert_lsn() END, restart_lsn)
+          FROM pg_catalog.pg_replication_slots WHERE slot_name = %s)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """At `time` (the source's clock) the source stood at `lsn`; the slot then kept `retained` bytes of WAL."""
+
+    lsn: Lsn
+    time: datetime
+    retained: int
+
+
+class Source:
+    """A side connection to the source. Calls are serialised; PostgresUnavailable means try again later."""
+
+    def __init__(self, dsn: str, slot: str) -> None:
+        self._dsn = dsn
+        self._slot = slot
+        self._conn: psycopg.AsyncConnection[Any] | None = None
+        self._lock = asyncio.Lock()
+
+    async def sample(self) -> Sample:
+        async def ask(conn: psycopg.AsyncConnection[Any]) -> Any:
+            return await (await conn.execute(_SAMPLE, (self._slot,))).fetchone()
+
+        time, lsn, retained = await self.ask(ask)
+        if lsn is None:
+            raise PostgresUnavailable("the standby has not replayed any WAL yet")
+        # The clock was read first: what is committed before `time` lies at or before `lsn`.
+        return Sample(Lsn.parse(lsn).before_page_header(), time, max(0, int(retained or 0)))
+
+    async def ask(self, question: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]]) -> T:
+        """Run a question on the connection. Raises PostgresError, PostgresUnavailable."""
+        async with self._lock:
+            try:
+                return await question(await self._connected())
+            except psycopg.Error as exc:
+                raise postgres_error(exc) from exc
+
+    async def _connected(self) -> psycopg.AsyncConnection[Any]:
+        if self._conn is None or self._conn.broken or self._conn.closed:
+            self._conn = await connect(self._dsn, purpose="monitor")
+        return self._conn
+
+    async def close(self) -> None:
+        if self._conn is not None:
+            await self._conn.close()

@@ -1,0 +1,112 @@
+"""What the target's catalog says of a table that the stream names: its columns, and a key to find rows by.
+
+One look-up per relation. A table or a column that is missing in the target raises PostgresError.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from archiver.errors import PostgresError
+from archiver.format.pgmessages import Relation
+from archiver.policy.batch import Shape
+
+# Operators are looked up because `=` of an extension's type is not found with search_path set to pg_catalog.
+_KEYS = """
+SELECT i.indexrelid, a.attname, o.oprname, n.nspname
+  FROM pg_catalog.pg_index i
+ CROSS JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[]) WITH ORDINALITY AS k (attnum, opclass, position)
+  JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+  JOIN pg_catalog.pg_opclass c ON c.oid = k.opclass
+  JOIN pg_catalog.pg_amop p ON p.amopfamily = c.opcfamily AND p.amopstrategy = 3 AND p.amopmethod = 403
+   AND p.amoplefttype = c.opcintype AND p.amoprighttype = c.opcintype
+  JOIN pg_catalog.pg_operator o ON o.oid = p.amopopr
+  JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
+ WHERE i.indrelid = $1::oid AND i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL
+   AND k.position <= i.indnkeyatts
+   AND NOT EXISTS (SELECT FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS e (attnum, position)
+                     LEFT JOIN pg_catalog.pg_attribute ea ON ea.attrelid = i.indrelid AND ea.attnum = e.attnum
+                    WHERE e.position <= i.indnkeyatts AND ea.attnotnull IS NOT TRUE)
+ ORDER BY NOT i.indisprimary, i.indexrelid, k.position
+"""
+_COLUMNS = """
+SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attgenerated <> '', a.attidentity = 'a'
+  FROM pg_catalog.pg_attribute a
+ WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped
+"""
+_TABLE = """
+SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')
+"""
+_DEFAULT_EQUALITY = ("pg_catalog", "=")
+
+
+@dataclass(frozen=True, slots=True)
+class TargetColumn:
+    name: str
+    type: str
+    generated: bool
+    always_identity: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A relation of the stream in the target. Columns are named by their place in the relation.
+
+    `equality` holds, for each key column, schema and name of the operator that its index uses.
+    """
+
+    shape: Shape
+    columns: tuple[TargetColumn, ...]
+    equality: tuple[tuple[str, str], ...]
+
+    @property
+    def written(self) -> tuple[int, ...]:
+        """The columns that take values: all but generated ones."""
+        return tuple(at for at, column in enumerate(self.columns) if not column.generated)
+
+
+async def look_up(cursor: psycopg.AsyncRawCursor[Any], relation: Relation) -> Table:
+    """Find a relation in the target. Raises PostgresError naming what is missing."""
+    await cursor.execute(_TABLE, [relation.namespace, relation.name])
+    found = await cursor.fetchone()
+    if found is None:
+        raise PostgresError(
+            f"the target has no table {relation}",
+            hint="Restore into an empty database, so that the archived schema is created first.",
+        )
+    await cursor.execute(_COLUMNS, [found[0]])
+    columns = _match(relation, {row[0]: TargetColumn(*row) for row in await cursor.fetchall()})
+    await cursor.execute(_KEYS, [found[0]])
+    return _with_key(relation, columns, await cursor.fetchall())
+
+
+def _match(relation: Relation, present: dict[str, TargetColumn]) -> tuple[TargetColumn, ...]:
+    missing = [column.name for column in relation.columns if column.name not in present]
+    if missing:
+        raise PostgresError(
+            f"table {relation} of the target lacks columns of the source: {', '.join(missing)}",
+            hint="Take a newer base snapshot at the source, or add the columns to the target.",
+        )
+    return tuple(present[column.name] for column in relation.columns)
+
+
+def _with_key(relation: Relation, columns: tuple[TargetColumn, ...], indexed: list[tuple[Any, ...]]) -> Table:
+    """The key is what the source sends as such; with REPLICA IDENTITY FULL it is the target's own, if any."""
+    indexes: dict[int, dict[str, tuple[str, str]]] = {}
+    for index, column, operator, schema in indexed:
+        indexes.setdefault(index, {})[column] = (schema, operator)
+    places = {column.name: at for at, column in enumerate(relation.columns)}
+    if relation.identity == "f":
+        usable = [operators for operators in indexes.values() if operators.keys() <= places.keys()]
+        operators = usable[0] if usable else {}
+        key = tuple(places[name] for name in operators)
+    else:
+        names = {column.name for column in relation.columns if column.key}
+        operators = next((each for each in indexes.values() if each.keys() == names), {})
+        key = tuple(places[column.name] for column in relation.columns if column.key)
+    equality = tuple(operators.get(relation.columns[at].name, _DEFAULT_EQUALITY) for at in key)
+    return Table(Shape(relation, key or None), columns, equality)

@@ -1,0 +1,93 @@
+"""From the configuration to the stores: the one place, with the tests, that names concrete ones.
+
+In: a checked configuration. Out: a Mirror over all regions, each of which retries by itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from archiver.config import Config, RegionSection
+from archiver.errors import ConfigError
+from archiver.keys import Kek, open_kek
+from archiver.metrics import Metrics
+from archiver.store.base import Store
+from archiver.store.file import FileStore
+from archiver.store.mirror import Mirror
+from archiver.store.observed import Observed
+from archiver.store.retry import Retry
+from archiver.store.s3 import S3Store
+
+COMMAND_PATIENCE = timedelta(seconds=3)  # a dead region must not hold up a restore: the other one is asked
+
+
+def open_keks(config: Config) -> list[Kek]:
+    """The configured KEKs; the first wraps. Raises ConfigError."""
+    return [open_kek(source) for source in config.encryption.keys]
+
+
+def open_regions(
+    config: Config,
+    *,
+    patience: timedelta | None = COMMAND_PATIENCE,
+    prefer: str | None = None,
+    metrics: Metrics | None = None,
+) -> Mirror:
+    """All regions as one store. `patience` None retries for ever, as the daemon does. Raises ConfigError."""
+    names = [region.name for region in config.region]
+    if prefer is not None and prefer not in names:
+        raise ConfigError(f"there is no region {prefer!r}", hint=f"The configuration has: {', '.join(names)}.")
+    return Mirror([_open(region, patience, metrics) for region in config.region], prefer=prefer)
+
+
+def only(mirror: Mirror, region: str) -> Mirror:
+    """The same archive as one region alone holds it."""
+    return Mirror([store for store in mirror.stores if store.name == region])
+
+
+def _open(region: RegionSection, patience: timedelta | None, metrics: Metrics | None) -> Store:
+    store: Store = _adapter(region)
+    if metrics is None:
+        return Retry(store, deadline=patience)
+    up = metrics.region_up.labels(region.name)
+    stored = metrics.stored_bytes_total.labels(region.name)
+    seconds = metrics.upload_seconds.labels(region.name)
+
+    def on_put(size: int, duration: float) -> None:
+        stored.inc(size)
+        seconds.observe(duration)
+
+    return Retry(Observed(store, on_put), deadline=patience, on_result=lambda ok: up.set(1 if ok else 0))
+
+
+def _adapter(region: RegionSection, environ: Mapping[str, str] = os.environ) -> Store:
+    url = urlsplit(region.url)
+    if url.scheme == "file":
+        return FileStore(region.name, Path(unquote(url.path)))
+    return S3Store(
+        region.name,
+        url.netloc,
+        url.path.strip("/"),
+        aws_region=region.aws_region,
+        endpoint=region.endpoint,
+        access_key=_from_environment(region, region.access_key_env, environ),
+        secret_key=_from_environment(region, region.secret_key_env, environ),
+        ca_bundle=region.ca_bundle,
+        allow_plaintext=region.allow_plaintext,
+    )
+
+
+def _from_environment(region: RegionSection, name: str | None, environ: Mapping[str, str]) -> str | None:
+    if name is None:
+        return None
+    if name not in environ:
+        raise ConfigError(
+            "the variable that should hold the region's credentials is not set",
+            where=f"{region.name}: {name}",
+            hint="Set it, or leave access_key_env and secret_key_env out to use the usual AWS sources.",
+        )
+    return environ[name]

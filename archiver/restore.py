@@ -1,0 +1,376 @@
+"""Restore: a plan, then an empty database becomes the source as it was at the recovery target.
+
+In: an archive, a target, and a connection string. `make_plan` only reads; `run_restore` does what the plan says, in
+steps that are each recorded in the target in the same transaction, so that an interrupted restore goes on where
+it stopped. Nothing of an object is used before all of it is verified. What cannot be reached exactly is an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from time import monotonic
+from typing import Any, LiteralString
+
+import psycopg
+import structlog
+
+from archiver.archive import OpenArchive, Place
+from archiver.errors import PostgresError, task_group
+from archiver.format import dump, dump_roles, pgoutput, segment
+from archiver.format.dump_roles import Skipped
+from archiver.format.manifest import Changes, CommitRef, ObjectRef, format_time
+from archiver.format.seal import Kind, inflate
+from archiver.lsn import Lsn
+from archiver.policy.sequence_log import SequenceStates
+from archiver.policy.target import History, Plan, Target
+from archiver.policy.transactions import SourceTransaction, TransactionAssembler
+from archiver.postgres import load
+from archiver.postgres.apply import Applier
+from archiver.postgres.sequences import SequenceState, raise_to_columns, set_sequences
+from archiver.postgres.session import connect, postgres_error
+from archiver.snapshots import Index, IndexedTable, part_place, read_index
+
+COMMIT_ROWS = 200_000  # changes of the source in one transaction of the target
+READ_AHEAD = 2  # change segments fetched and verified while one is replayed
+
+Progress = Callable[[str, int, int], None]
+"""Called with the phase, and what of it is done and to be done: bytes when loading, segments when replaying."""
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a restore did; `warnings` are things that the operator must know and may want to mend."""
+
+    last_commit: CommitRef | None = None
+    tables: int = 0
+    rows_loaded: int = 0
+    transactions_replayed: int = 0
+    resumed: bool = False
+    phases: dict[str, timedelta] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+async def read_history(archive: OpenArchive) -> History:
+    """The whole verified log, as what can be restored from it."""
+    return History([signed.entry async for signed in archive.log.scan()])
+
+
+async def make_plan(archive: OpenArchive, target: Target, history: History | None = None) -> Plan:
+    """Decide how to reach a target. Raises TargetUnreachable, IntegrityError; writes nothing."""
+    history = history or await read_history(archive)
+    boundary = history.boundary(target)
+    commits = await _commits_of(archive, boundary) if boundary and boundary.object else []
+    return history.plan(target, commits, datetime.now(UTC))
+
+
+async def _commits_of(archive: OpenArchive, changes: Changes) -> list[CommitRef]:
+    body, raw_bytes = await _fetch_segment(archive, changes)
+    return await asyncio.to_thread(lambda: list(_find_commits(body, raw_bytes)))
+
+
+def _find_commits(body: bytes, raw_bytes: int) -> Iterator[CommitRef]:
+    xid = 0
+    for record in segment.read_records(inflate(body, raw_bytes)):
+        if not isinstance(record, bytes):
+            continue
+        if record[0] == pgoutput.Tag.BEGIN:
+            xid = pgoutput.parse_begin(record).xid
+        elif record[0] == pgoutput.Tag.COMMIT:
+            commit = pgoutput.parse_commit(record)
+            yield CommitRef(xid=xid, lsn=commit.commit_lsn, end_lsn=commit.end_lsn, time=commit.time)
+        elif record[0] == pgoutput.Tag.STREAM_COMMIT:
+            streamed = pgoutput.decode(record)
+            assert isinstance(streamed, pgoutput.StreamCommit)
+            yield CommitRef(xid=streamed.xid, lsn=streamed.commit_lsn, end_lsn=streamed.end_lsn, time=streamed.time)
+
+
+async def _fetch_segment(archive: OpenArchive, changes: Changes) -> tuple[bytes, int]:
+    ref = changes.object
+    assert ref is not None
+    place = Place(Kind.CHANGES, changes.ordinal, changes.start_lsn, changes.end_lsn)
+    return await archive.fetch(ref, place), ref.raw_bytes
+
+
+async def check_target(dsn: str, plan: Plan, archive: OpenArchive) -> bool:
+    """Whether the target holds this very restore, interrupted. Raises PostgresError if it holds anything else."""
+    conn = await connect(dsn, purpose="restore")
+    try:
+        return await _resumable(conn, plan, archive)
+    finally:
+        await conn.close()
+
+
+async def _resumable(conn: psycopg.AsyncConnection[Any], plan: Plan, archive: OpenArchive) -> bool:
+    progress = await load.read_progress(conn)
+    if progress is None:
+        await load.ensure_empty(conn)
+        return False
+    if progress.get("restore") != _fingerprint(plan, archive):
+        raise PostgresError(
+            "the target holds another restore that was interrupted",
+            where=conn.info.dbname,
+            hint="Repeat that one's command to finish it, or restore into a new database.",
+        )
+    return True
+
+
+def _fingerprint(plan: Plan, archive: OpenArchive) -> str:
+    return f"{archive.identity.archive} snapshot {plan.snapshot.snapshot_id} until {plan.stop}"
+
+
+async def run_restore(
+    archive: OpenArchive, plan: Plan, dsn: str, *, jobs: int = 2, progress: Progress | None = None
+) -> Summary:
+    """Carry the plan out in an empty database, or go on with one that was interrupted."""
+    work = _Restore(archive, plan, dsn, jobs, progress or (lambda _phase, _done, _total: None))
+    return await work.run()
+
+
+class _Restore:
+    def __init__(self, archive: OpenArchive, plan: Plan, dsn: str, jobs: int, progress: Progress) -> None:
+        self._archive = archive
+        self._plan = plan
+        self._dsn = dsn
+        self._jobs = jobs
+        self._progress = progress
+        self._summary = Summary(last_commit=plan.last_commit)
+        self._sequences = SequenceStates()
+
+    async def run(self) -> Summary:
+        index = await read_index(self._archive, self._plan.snapshot)
+        self._summary.tables = len(index.tables)
+        self._summary.rows_loaded = self._plan.snapshot.rows
+        conn = await connect(self._dsn, purpose="restore")
+        try:
+            self._summary.resumed = await _resumable(conn, self._plan, self._archive)
+            script = await self._script(conn, index)
+            phases = {
+                "schema": self._create_schema,
+                "rows": self._load_rows,
+                "keys": self._create_keys,
+                "replay": self._replay,
+                "sequences": self._set_sequences,
+                "constraints": self._create_late,
+            }
+            for name, phase in phases.items():
+                started = monotonic()
+                await phase(conn, index, script)
+                self._summary.phases[name] = timedelta(seconds=monotonic() - started)
+            await load.drop_progress(conn)
+            self._warn(index)
+        finally:
+            await conn.close()
+        return self._summary
+
+    async def _script(self, conn: psycopg.AsyncConnection[Any], index: Index) -> dump.Script:
+        """The archived schema, fitted to the target's version and roles."""
+        entries = dump.split(index.schema)
+        roles, owners = await load.existing_roles(conn), await load.possible_owners(conn)
+        fitted, skipped = dump_roles.for_target(entries, roles, owners=owners)
+        self._skip(skipped)
+        return dump.for_restore(fitted, publication=index.publication, target_major=await load.target_major(conn))
+
+    async def _done(self, conn: psycopg.AsyncConnection[Any]) -> dict[str, Any]:
+        return await load.read_progress(conn) or {}
+
+    # --- base snapshot ---
+
+    async def _create_schema(self, conn: psycopg.AsyncConnection[Any], index: Index, script: dump.Script) -> None:
+        if await load.read_progress(conn) is not None:
+            return
+        async with conn.transaction():
+            if not index.database.has_public_schema:
+                await load.drop_public_schema(conn)
+            self._skip(await load.run_script(conn, script.preamble, script.pre))
+            await load.create_progress(conn)
+            await self._record(conn, restore=_fingerprint(self._plan, self._archive))
+
+    async def _load_rows(self, conn: psycopg.AsyncConnection[Any], index: Index, _script: dump.Script) -> None:
+        done = await self._done(conn)
+        refs = self._plan.snapshot.parts
+        total = sum(ref.size for ref in refs[1:])
+        loaded = {int(key.removeprefix("part ")) for key in done if key.startswith("part ")}
+        finished = sum(refs[number].size for number in loaded)
+        queue = [(table, number) for table in index.tables for number in table.parts if number not in loaded]
+        queue.sort(key=lambda item: refs[item[1]].size)
+
+        async def work() -> None:
+            nonlocal finished
+            async with await connect(self._dsn, purpose="restore") as worker:
+                while queue:
+                    table, number = queue.pop()
+                    await self._load_part(worker, table, number, refs[number])
+                    finished += refs[number].size
+                    self._progress("rows", finished, total)
+
+        async with task_group() as group:
+            for number in range(min(self._jobs, len(queue))):
+                group.create_task(work(), name=f"load job {number}")
+
+    async def _load_part(
+        self, conn: psycopg.AsyncConnection[Any], table: IndexedTable, number: int, ref: ObjectRef
+    ) -> None:
+        body = await self._archive.fetch(ref, part_place(self._plan.snapshot.lsn, number))
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for chunk in inflate(body, ref.raw_bytes):
+                yield chunk
+
+        async with conn.transaction():
+            info = table.info
+            await load.copy_in(conn, info.schema, info.name, info.columns, chunks())
+            await self._record(conn, **{f"part {number}": True})
+
+    async def _create_keys(self, conn: psycopg.AsyncConnection[Any], _index: Index, script: dump.Script) -> None:
+        self._progress("keys", 0, 1)
+        await self._run_once(conn, "keys", script.preamble, script.keys)
+        if await self._may_silence_triggers(conn):
+            await self._run_once(conn, "late", script.preamble, script.late)
+        self._progress("keys", 1, 1)
+
+    async def _create_late(self, conn: psycopg.AsyncConnection[Any], index: Index, script: dump.Script) -> None:
+        await self._run_once(conn, "late", script.preamble, script.late)
+        views = [(schema, name) for schema, name, populated in index.database.materialized_views if populated]
+        await load.refresh_views(conn, views)
+        await self._execute(conn, "ANALYZE")
+
+    async def _execute(self, conn: psycopg.AsyncConnection[Any], statement: LiteralString) -> None:
+        try:
+            await conn.execute(statement)
+        except psycopg.Error as exc:
+            raise postgres_error(exc, statement) from exc
+
+    async def _run_once(
+        self, conn: psycopg.AsyncConnection[Any], step: str, preamble: dump.Entry, entries: Sequence[dump.Entry]
+    ) -> None:
+        if step in await self._done(conn):
+            return
+        async with conn.transaction():
+            self._skip(await load.run_script(conn, preamble, entries))
+            await self._record(conn, **{step: True})
+
+    async def _may_silence_triggers(self, conn: psycopg.AsyncConnection[Any]) -> bool:
+        """Whether foreign keys and triggers can be there during replay without firing."""
+        try:
+            async with conn.transaction(force_rollback=True):
+                await conn.execute("SET LOCAL session_replication_role = replica")
+        except psycopg.errors.InsufficientPrivilege:
+            return False
+        except psycopg.Error as exc:
+            raise postgres_error(exc) from exc
+        return True
+
+    # --- replay ---
+
+    async def _replay(self, conn: psycopg.AsyncConnection[Any], index: Index, _script: dump.Script) -> None:
+        done = await self._done(conn)
+        replayed = done.get("replay", {})
+        after = Lsn.parse(replayed["lsn"]) if replayed else self._plan.snapshot.lsn
+        self._sequences = SequenceStates(replayed.get("sequences", index.sequences))
+        first = int(replayed.get("segment", 0))
+        self._summary.transactions_replayed = int(replayed.get("transactions", 0))
+        assembler = TransactionAssembler(after=after, stop=self._plan.stop, spool=_spool)
+        segments = [changes for changes in self._plan.segments if changes.ordinal >= first]
+        worker = await connect(self._dsn, purpose="replay")
+        try:
+            applier = await Applier.open(worker)
+            session = None
+            async with aclosing(self._read_ahead(segments)) as bodies:
+                number = 0
+                async for changes, body, raw_bytes in bodies:
+                    if session not in {None, _session(changes)}:
+                        assembler.start_session()
+                    session = _session(changes)
+                    assembler.begin_segment(changes.ordinal)
+                    await self._replay_segment(assembler, applier, inflate(body, raw_bytes))
+                    number += 1
+                    self._progress("replay", number, len(segments))
+            await applier.commit(self._note_progress)
+        finally:
+            await worker.close()
+
+    async def _replay_segment(self, assembler: TransactionAssembler, applier: Applier, pieces: Iterator[bytes]) -> None:
+        for record in segment.read_records(pieces):
+            match record:
+                case segment.Relation(xid, message):
+                    assembler.preamble(xid, message)
+                case segment.Context(xid):
+                    assembler.context(xid)
+                case segment.Sequences(states):
+                    self._sequences.fold(states)
+                case message:
+                    transaction = assembler.feed(message)
+                    if transaction is not None:
+                        await applier.apply(transaction)
+                        self._summary.transactions_replayed += 1
+                        if applier.uncommitted_rows >= COMMIT_ROWS:
+                            await applier.commit(self._note_progress)
+
+    async def _note_progress(self, cursor: psycopg.AsyncCursor[Any], last: SourceTransaction) -> None:
+        await load.write_progress(
+            cursor,
+            replay={
+                "lsn": str(last.end_lsn),
+                "segment": last.resume_segment,
+                "transactions": self._summary.transactions_replayed,
+                "sequences": self._sequences.all(),
+            },
+        )
+
+    async def _read_ahead(self, segments: Sequence[Changes]) -> AsyncGenerator[tuple[Changes, bytes, int], None]:
+        """Fetch and verify the next segments while one is replayed."""
+        waiting: list[asyncio.Task[tuple[bytes, int]]] = []
+        try:
+            for number, changes in enumerate(segments):
+                for following in segments[number + len(waiting) : number + 1 + READ_AHEAD]:
+                    fetch = _fetch_segment(self._archive, following)
+                    waiting.append(asyncio.create_task(fetch, name=f"fetch segment {following.ordinal}"))
+                body, raw_bytes = await waiting.pop(0)
+                yield changes, body, raw_bytes
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def _set_sequences(self, conn: psycopg.AsyncConnection[Any], _index: Index, _script: dump.Script) -> None:
+        states = [SequenceState.from_json(state) for state in self._sequences.all()]
+        await set_sequences(conn, states)
+        await raise_to_columns(conn)
+
+    # --- reporting ---
+
+    async def _record(self, conn: psycopg.AsyncConnection[Any], **values: Any) -> None:
+        async with conn.cursor() as cursor:
+            await load.write_progress(cursor, **values)
+
+    def _skip(self, skipped: Sequence[Skipped]) -> None:
+        self._summary.warnings += [f"{item.entry} left out: {item.reason}" for item in skipped]
+
+    def _warn(self, index: Index) -> None:
+        for schema, name in index.database.unlogged_tables:
+            self._summary.warnings.append(f"unlogged table {schema}.{name} is empty: its rows are never archived")
+        if index.database.large_objects:
+            self._summary.warnings.append(f"{index.database.large_objects} large objects are not archived")
+
+
+def _session(changes: Changes) -> object:
+    assert changes.object is not None
+    return changes.object.writer, changes.connection
+
+
+def _spool() -> Any:
+    return tempfile.TemporaryFile()
+
+
+def describe(plan: Plan) -> str:
+    """One line for logs: where the plan ends."""
+    last = plan.last_commit
+    at = f"commit {last.lsn} of {format_time(last.time)}" if last else f"base snapshot {plan.snapshot.lsn}"
+    return f"{plan.target}: {at}"

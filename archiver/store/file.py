@@ -1,0 +1,218 @@
+"""A region in a folder, for one machine.
+
+In: keys and whole objects. Out: the same, as files under `root`, each there whole or not at all and on disk when
+the call returns. Never follows a key out of `root`, never blocks the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+from archiver.errors import (
+    AccessDenied,
+    ArchiverError,
+    BucketNotFound,
+    IntegrityError,
+    ObjectExists,
+    ObjectNotFound,
+    StoreError,
+    StoreUnavailable,
+)
+from archiver.store.base import Entry
+
+T = TypeVar("T")
+
+# Files being written; no key may have a segment that starts so, and listings leave them out.
+TEMPORARY = ".tmp-"
+PAGE = 1000
+
+_CREATE = "Create the folder, or correct the region's url in the configuration."
+_ALLOW = "Give the user that archiver runs as the right to read and write the folder."
+_SPACE = "Free space on that disk, or move the folder to a larger one."
+
+_BY_ERRNO: dict[int, tuple[type[ArchiverError], str, str | None]] = {
+    errno.ENOENT: (ObjectNotFound, "no such object", None),
+    errno.EISDIR: (ObjectNotFound, "no such object", None),
+    errno.ENOTDIR: (ObjectNotFound, "no such object", None),
+    errno.EEXIST: (ObjectExists, "the object is already there", None),
+    errno.EACCES: (AccessDenied, "the folder may not be used", _ALLOW),
+    errno.EPERM: (AccessDenied, "the folder may not be used", _ALLOW),
+    errno.EROFS: (AccessDenied, "the file system is read-only", _ALLOW),
+    errno.ENOSPC: (StoreUnavailable, "the disk is full", _SPACE),
+    errno.EDQUOT: (StoreUnavailable, "the disk quota is used up", _SPACE),
+    errno.ENAMETOOLONG: (StoreError, "the key is too long for this file system", None),
+    errno.EIO: (StoreUnavailable, "the disk failed", None),
+}
+
+
+class FileStore:
+    """A Store in the folder `root`, which must exist; `name` is the region's name in the configuration.
+
+    The file system must know hard links: they are what makes `if_absent` atomic.
+    """
+
+    def __init__(self, name: str, root: Path) -> None:
+        self._name = name
+        self._root = root
+        # Folders whose names are known to be on disk; one that is merely there may be another writer's, or a
+        # crashed one's, and not yet synced.
+        self._durable: set[Path] = set()
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    async def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
+        path = self._path(key)
+        await self._run(key, lambda: self._write(path, data, if_absent=if_absent))
+
+    async def get(self, key: str) -> bytes:
+        return await self._run(key, self._path(key).read_bytes)
+
+    async def size(self, key: str) -> int | None:
+        path = self._path(key)
+        try:
+            return await self._run(key, lambda: path.stat().st_size if not path.is_dir() else None)
+        except ObjectNotFound:
+            return None
+
+    async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Entry]:
+        walk = self._walk("", prefix, start_after)
+        while page := await self._run(prefix, lambda: list(islice(walk, PAGE))):
+            for entry in page:
+                yield entry
+
+    async def delete(self, key: str) -> None:
+        path = self._path(key)
+        with suppress(ObjectNotFound):
+            await self._run(key, lambda: _remove(path))
+
+    async def check(self) -> None:
+        """Write a temporary file and remove it: permission bits alone do not tell (read-only mounts, root)."""
+        await self._run("", lambda: _probe(self._root))
+
+    async def close(self) -> None:
+        return
+
+    async def _run(self, key: str, work: Callable[[], T]) -> T:
+        def within_boundary() -> T:
+            with self._boundary(key):
+                self._root.stat()
+                return work()
+
+        return await asyncio.to_thread(within_boundary)
+
+    @contextmanager
+    def _boundary(self, key: str) -> Iterator[None]:
+        """Let only errors of archiver.errors out."""
+        where = f"{self._name}: {key or self._root}"
+        try:
+            yield
+        except OSError as exc:
+            if not self._root.is_dir() and exc.errno in {errno.ENOENT, errno.ENOTDIR}:
+                raise BucketNotFound(f"no folder {self._root}", hint=_CREATE, where=where) from exc
+            unknown = (StoreError, f"the folder cannot be used: {exc.strerror}", None)
+            cls, message, hint = _BY_ERRNO.get(exc.errno or 0, unknown)
+            raise cls(message, hint=hint, where=where) from exc
+
+    def _path(self, key: str) -> Path:
+        """Where `key` is kept. Raises IntegrityError for a key that is no plain relative path."""
+        segments = key.split("/")
+        if "\0" in key or any(s in {"", ".", ".."} or s.startswith(TEMPORARY) for s in segments):
+            raise IntegrityError(f"not a key: {key!r}", where=self._name)
+        return self._root.joinpath(*segments)
+
+    def _write(self, path: Path, data: bytes, *, if_absent: bool) -> None:
+        self._make_folder(path.parent)
+        temporary = path.parent / (TEMPORARY + secrets.token_hex(8))
+        try:
+            _write_through(temporary, data)
+            if if_absent:
+                os.link(temporary, path)
+                temporary.unlink()
+            else:
+                temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        _sync_folder(path.parent)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Create `folder` and what is missing above it, each name made durable in its parent."""
+        if folder == self._root or (folder in self._durable and folder.is_dir()):
+            return
+        self._make_folder(folder.parent)
+        with suppress(FileExistsError):
+            folder.mkdir()
+        _sync_folder(folder.parent)
+        self._durable.add(folder)
+
+    def _walk(self, folder: str, prefix: str, start_after: str) -> Iterator[Entry]:
+        """Entries below `folder` ("" or ending in "/") in byte order, one folder's names in memory at a time.
+
+        A folder sorts as its name with the slash, as its keys do; Python orders strings by code point, which is
+        the byte order of their UTF-8.
+        """
+        for key in self._children(folder, prefix, start_after):
+            if key.endswith("/"):
+                yield from self._walk(key, prefix, start_after)
+            elif key.startswith(prefix) and key > start_after:
+                with suppress(FileNotFoundError):  # deleted meanwhile
+                    yield Entry(key, (self._root / key).stat().st_size)
+
+    def _children(self, folder: str, prefix: str, start_after: str) -> Sequence[str]:
+        try:
+            with os.scandir(self._root / folder) as found:
+                keys = [
+                    folder + item.name + ("/" if item.is_dir() else "")
+                    for item in found
+                    if not item.name.startswith(TEMPORARY)
+                ]
+        except FileNotFoundError:
+            if not folder:
+                raise
+            return []
+        return sorted(key for key in keys if _may_hold(key, prefix, start_after))
+
+
+def _may_hold(key: str, prefix: str, start_after: str) -> bool:
+    """Whether `key`, or for a folder a key below it, may start with `prefix` and sort after `start_after`."""
+    if not key.endswith("/"):
+        return key.startswith(prefix) and key > start_after
+    under_prefix = key.startswith(prefix) or prefix.startswith(key)
+    return under_prefix and (key > start_after or start_after.startswith(key))
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    path.unlink()
+    _sync_folder(path.parent)
+
+
+def _probe(root: Path) -> None:
+    probe = root / (TEMPORARY + secrets.token_hex(8))
+    _write_through(probe, b"")
+    probe.unlink()

@@ -1,0 +1,43 @@
+"""A store that tells how its writes went, around one that does not. Nothing else changes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from time import monotonic
+
+from archiver.store.base import Entry, Store
+
+
+class Observed:
+    """Calls `on_put` with the bytes and the seconds of every write that succeeded."""
+
+    def __init__(self, store: Store, on_put: Callable[[int, float], None]) -> None:
+        self._store = store
+        self._on_put = on_put
+
+    @property
+    def name(self) -> str:
+        return self._store.name
+
+    async def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
+        started = monotonic()
+        await self._store.put(key, data, if_absent=if_absent)
+        self._on_put(len(data), monotonic() - started)
+
+    async def get(self, key: str) -> bytes:
+        return await self._store.get(key)
+
+    async def size(self, key: str) -> int | None:
+        return await self._store.size(key)
+
+    def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Entry]:
+        return self._store.list(prefix, start_after=start_after)
+
+    async def delete(self, key: str) -> None:
+        await self._store.delete(key)
+
+    async def check(self) -> None:
+        await self._store.check()
+
+    async def close(self) -> None:
+        await self._store.close()

@@ -1,0 +1,48 @@
+"""Connections to a real server: one session for all, refusals with a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from archiver.embedded import PostgresServer
+from archiver.errors import PostgresError, PostgresUnavailable
+from archiver.postgres import session
+from archiver.postgres.session import SESSION, connect
+from tests.fix_servers import MakeDatabase
+
+
+@pytest.mark.parametrize("replication", [False, True])
+async def test_every_session_has_the_canonical_settings(
+    pg: PostgresServer, make_database: MakeDatabase, replication: bool
+) -> None:
+    dsn = make_database()
+    pg.execute(f"ALTER DATABASE {dsn.rpartition('/')[2]} SET DateStyle TO 'SQL, DMY'")
+    conn = await connect(dsn, purpose="test", replication=replication)
+    async with conn:
+        for name, value in SESSION.items():
+            row = await (await conn.execute(f"SHOW {name}".encode())).fetchone()
+            assert row is not None
+            assert row[0].replace(", ", ",").replace('""', "") == value
+
+
+async def test_a_missing_database_is_permanent_and_a_stopped_server_is_not(pg: PostgresServer) -> None:
+    with pytest.raises(PostgresError, match='database "nowhere" does not exist') as missing:
+        await connect(pg.dsn("nowhere"), purpose="test")
+    assert not missing.value.transient
+    with pytest.raises(PostgresUnavailable, match="refused"):
+        await connect("postgresql://postgres:geheim@127.0.0.1:1/postgres", purpose="test")
+
+
+async def test_a_plain_connection_that_a_service_file_leads_elsewhere_is_refused(
+    pg: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = tmp_path / "pg_service.conf"
+    services.write_text(f"[shop]\nhost=127.0.0.1\nport={pg.port}\nuser=postgres\ndbname=postgres\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(services))
+    await (await connect("service=shop", purpose="test")).close()
+    monkeypatch.setattr(session, "is_local", lambda host: host != "127.0.0.1")  # as if it were another machine
+    with pytest.raises(PostgresError, match="not encrypted"):
+        await connect("service=shop", purpose="test")
+    await (await connect("service=shop sslmode=prefer", purpose="test")).close()
