@@ -21,7 +21,7 @@ import structlog
 
 from archiver.archive import OpenArchive, Place
 from archiver.config import SegmentSection, SourceSection
-from archiver.errors import PostgresError, task_group
+from archiver.errors import PostgresError
 from archiver.format import layout, segment
 from archiver.format.manifest import Changes, ObjectRef
 from archiver.format.seal import Kind
@@ -33,6 +33,7 @@ from archiver.policy.stream import ChangeStream, Cut
 from archiver.postgres.replication import ReplicationStream
 from archiver.postgres.sequences import read_sequences
 from archiver.postgres.source import Sample, Source
+from archiver.tasks import task_group
 
 IN_FLIGHT = 3
 STATUS_SECONDS = 1.0  # a fifth of the smallest wal_sender_timeout that we promise to live with

@@ -21,7 +21,7 @@ from archiver import __version__
 from archiver.archive import OpenArchive, open_archive, require_same_database
 from archiver.capture import Capture, Position
 from archiver.config import Config
-from archiver.errors import ConfigError, Fenced, PostgresError, PostgresUnavailable, StoreError, task_group
+from archiver.errors import ConfigError, Fenced, PostgresError, PostgresUnavailable, StoreError
 from archiver.format.manifest import Fence, Gap
 from archiver.http import serve
 from archiver.lsn import Lsn
@@ -31,6 +31,7 @@ from archiver.postgres.session import connect
 from archiver.postgres.source import Source
 from archiver.regions import open_keks, open_regions
 from archiver.snapshots import take_snapshot
+from archiver.tasks import task_group
 
 SAMPLE_SECONDS = 1.0
 STOP_SECONDS = 28.0  # SIGTERM promises 30

@@ -20,7 +20,7 @@ import psycopg
 import structlog
 
 from archiver.archive import OpenArchive, Place
-from archiver.errors import PostgresError, task_group
+from archiver.errors import PostgresError
 from archiver.format import dump, dump_roles, pgoutput, segment
 from archiver.format.dump_roles import Skipped
 from archiver.format.manifest import Changes, CommitRef, ObjectRef, format_time
@@ -34,6 +34,7 @@ from archiver.postgres.apply import Applier
 from archiver.postgres.sequences import SequenceState, raise_to_columns, set_sequences
 from archiver.postgres.session import connect, postgres_error
 from archiver.snapshots import Index, IndexedTable, part_place, read_index
+from archiver.tasks import task_group
 
 COMMIT_ROWS = 200_000  # changes of the source in one transaction of the target
 READ_AHEAD = 2  # change segments fetched and verified while one is replayed
@@ -172,10 +173,13 @@ class _Restore:
     async def _script(self, conn: psycopg.AsyncConnection[Any], index: Index) -> dump.Script:
         """The archived schema, fitted to the target's version and roles."""
         entries = dump.split(index.schema)
+        script = dump.for_restore(entries, publication=index.publication, target_major=await load.target_major(conn))
         roles, owners = await load.existing_roles(conn), await load.possible_owners(conn)
-        fitted, skipped = dump_roles.for_target(entries, roles, owners=owners)
-        self._skip(skipped)
-        return dump.for_restore(fitted, publication=index.publication, target_major=await load.target_major(conn))
+        steps: dict[str, list[dump.Entry]] = {}
+        for step in ("pre", "keys", "late"):
+            steps[step], skipped = dump_roles.for_target(getattr(script, step), roles, owners=owners)
+            self._skip(skipped)
+        return dump.Script(script.preamble, **steps)
 
     async def _done(self, conn: psycopg.AsyncConnection[Any]) -> dict[str, Any]:
         return await load.read_progress(conn) or {}
@@ -238,7 +242,8 @@ class _Restore:
     async def _create_late(self, conn: psycopg.AsyncConnection[Any], index: Index, script: dump.Script) -> None:
         await self._run_once(conn, "late", script.preamble, script.late)
         views = [(schema, name) for schema, name, populated in index.database.materialized_views if populated]
-        await load.refresh_views(conn, views)
+        self._skip(await load.refresh_views(conn, views))
+        self._skip(await load.apply_settings(conn, index.database.settings, await load.existing_roles(conn)))
         await self._execute(conn, "ANALYZE")
 
     async def _execute(self, conn: psycopg.AsyncConnection[Any], statement: LiteralString) -> None:

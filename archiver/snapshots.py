@@ -22,7 +22,7 @@ import structlog
 
 from archiver.archive import OpenArchive, Place
 from archiver.config import SnapshotSection, SourceSection
-from archiver.errors import IntegrityError, PostgresUnavailable, task_group
+from archiver.errors import IntegrityError, PostgresUnavailable
 from archiver.format import layout
 from archiver.format.digest import RowDigest
 from archiver.format.manifest import ObjectRef, Snapshot
@@ -42,6 +42,7 @@ from archiver.postgres.snapshot import (
     snapshot_connection,
 )
 from archiver.postgres.snapshot_tables import TableInfo, list_tables
+from archiver.tasks import task_group
 
 PART_BYTES = 8 << 20  # sealed; a part is held in memory by each job, here and in a restore
 ATTEMPTS = 3

@@ -10,7 +10,7 @@ import typer
 
 from archiver.cli.output import say
 from archiver.errors import UsageError
-from archiver.format.wrap import new_kek
+from archiver.format.wrap import format_kek, new_kek
 
 app = typer.Typer(
     help="Key-encryption keys: without one, an archive cannot be read by anybody.",
@@ -48,7 +48,7 @@ def write_key(file: Path) -> None:
         hint = "Choose a folder that exists and that you may write to."
         raise UsageError(f"cannot write the key: {exc.strerror}", where=str(file), hint=hint) from None
     with open(descriptor, "w", encoding="ascii") as out:
-        out.write(new_kek())
+        out.write(format_kek(new_kek()) + "\n")
         out.flush()
         os.fsync(out.fileno())
     _sync_folder(file.absolute().parent)

@@ -153,7 +153,8 @@ async def apply_settings(
 ) -> list[Skipped]:
     """Give the database the settings of ALTER DATABASE and ALTER ROLE … IN DATABASE, as (role or "", name=value).
 
-    Taken FROM CURRENT: a list such as search_path is then quoted by the server itself.
+    Taken FROM CURRENT: a list such as search_path is then quoted by the server itself. The last step of a
+    restore: from the next session on they hold, default_transaction_read_only included.
     """
     skipped: list[Skipped] = []
     for role, setting in settings:

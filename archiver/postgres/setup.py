@@ -104,6 +104,16 @@ async def set_up_publication(conn: Conn, name: str, exclude: Sequence[str], keyl
     A superuser who leaves nothing out publishes FOR ALL TABLES, guarded; otherwise the tables are listed.
     """
     tables = await publishable_tables(conn, exclude)
+    without = require_choice(tables, keyless)
+    try:
+        async with conn.transaction():
+            return await _set_up(conn, name, tables, without, keyless if without else None, partial=bool(exclude))
+    except psycopg.Error as exc:
+        raise postgres_error(exc, f"publication {name}") from exc
+
+
+def require_choice(tables: Sequence[PublishedTable], keyless: Keyless | None) -> list[PublishedTable]:
+    """The tables without a key. Raises PostgresError when there are some and nobody has said what to do with them."""
     without = [table for table in tables if not table.keyed]
     if without and keyless is None:
         raise PostgresError(
@@ -112,11 +122,7 @@ async def set_up_publication(conn: Conn, name: str, exclude: Sequence[str], keyl
             hint="Publishing them would make their UPDATEs fail. Choose --keyless full (sets REPLICA IDENTITY FULL) "
             "or --keyless exclude (does not archive them).",
         )
-    try:
-        async with conn.transaction():
-            return await _set_up(conn, name, tables, without, keyless if without else None, partial=bool(exclude))
-    except psycopg.Error as exc:
-        raise postgres_error(exc, f"publication {name}") from exc
+    return without
 
 
 async def _set_up(

@@ -147,23 +147,6 @@ async def test_settings_of_the_database_and_of_roles_in_it_are_restored(
     assert sorted((await take(target)).info.settings) == sorted(taken.info.settings)
 
 
-async def test_views_on_views_are_filled_in_any_order_and_a_failing_one_is_reported(
-    make_database: MakeDatabase,
-) -> None:
-    conn = await connect(make_database(), purpose="test")
-    async with conn:
-        await conn.execute("CREATE MATERIALIZED VIEW public.z AS SELECT 1 AS one WITH NO DATA")
-        await conn.execute("CREATE MATERIALIZED VIEW public.a AS SELECT one FROM public.z WITH NO DATA")
-        await conn.execute(
-            "CREATE MATERIALIZED VIEW public.broken AS SELECT 1 / (one - one) FROM public.z WITH NO DATA"
-        )
-        views = [("public", "a"), ("public", "broken"), ("public", "z")]
-        [failed] = await load.refresh_views(conn, views)
-        assert (failed.entry, failed.reason) == ("MATERIALIZED VIEW public.broken", "division by zero")
-        cur = await conn.execute("SELECT one FROM public.a")
-        assert await cur.fetchone() == (1,)
-
-
 async def test_nothing_of_archiver_is_restored(source: str, make_database: MakeDatabase) -> None:
     target = make_database(stem="target")
     await restore(target, await take(source))
@@ -350,31 +333,6 @@ async def test_a_target_that_is_not_empty_is_refused_with_what_is_there(source: 
     assert refused.value.hint is not None
 
 
-async def test_extensions_and_a_restores_progress_do_not_make_a_target_full(make_database: MakeDatabase) -> None:
-    conn = await connect(make_database(), purpose="test")
-    async with conn:
-        await conn.execute("CREATE EXTENSION pg_trgm SCHEMA public")
-        assert await load.read_progress(conn) is None
-        await load.create_progress(conn)
-        async with conn.cursor() as cur:
-            await load.write_progress(cur, step="keys", at={"lsn": "0/1"})
-            await load.write_progress(cur, step="late")
-        await load.ensure_empty(conn)
-        assert await load.read_progress(conn) == {"step": "late", "at": {"lsn": "0/1"}}
-        await load.drop_progress(conn)
-        assert await load.read_progress(conn) is None
-
-
-async def test_an_entry_that_fails_is_named(make_database: MakeDatabase) -> None:
-    broken = split(
-        "--\n-- Name: x; Type: TABLE; Schema: public; Owner: me\n--\n\nCREATE TABLE public.x (a nonsense);\n"
-    )
-    conn = await connect(make_database(), purpose="test")
-    async with conn:
-        with pytest.raises(PostgresError, match=r"TABLE public\.x"):
-            await load.run_script(conn, broken[0], broken[1:])
-
-
 async def test_a_sequence_behind_its_column_is_raised_and_one_ahead_is_left(source: str) -> None:
     conn = await connect(source, purpose="test")
     async with conn:
@@ -407,18 +365,6 @@ async def test_sequences_that_may_not_be_read_are_named(pg: PostgresServer, sour
         found = await read_sequences(conn)
     assert "shop.descending" in found.denied
     assert found.states == []
-
-
-async def test_pg_dump_older_than_the_server_is_refused(pg15: PostgresServer) -> None:
-    with pytest.raises(PostgresError, match="pg_dump 15 is older than the server, PostgreSQL 18") as refused:
-        await find_pg_dump(18, pg15.bin("pg_dump"))
-    assert refused.value.hint is not None
-
-
-async def test_pg_dumps_own_reason_is_reported_without_the_password(source: str) -> None:
-    with pytest.raises(PostgresError, match="invalid snapshot identifier") as failed:
-        await dump_schema(source.replace("postgres@", "postgres:geheim@"), await find_pg_dump(18), snapshot="nonsense")
-    assert "geheim" not in str(failed.value)
 
 
 async def test_a_database_of_an_older_server_is_restored_into_a_newer_one(

@@ -1,0 +1,58 @@
+"""`archiver restore-point`: a name for where the source stands now, to restore to later."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from archiver.archive import require_same_database
+from archiver.cli.options import ConfigOption, JsonOption, load, opened, run_async
+from archiver.cli.output import print_json, say
+from archiver.config import Config
+from archiver.errors import UsageError
+from archiver.lsn import Lsn
+from archiver.postgres.replication_slot import identify_system
+from archiver.postgres.session import connect
+from archiver.postgres.setup import name_restore_point
+from archiver.restore import read_history
+
+LONGEST = 63
+
+
+def restore_point(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The restore point's name, new in this archive.")],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Name the source's position now, before a risky change; restore to it with --target-name.
+
+    Example: archiver restore-point before-release-42 -c archiver.toml
+    """
+    if not name.isprintable() or not 0 < len(name) <= LONGEST:
+        raise UsageError("not a name for a restore point", hint=f"Use 1 to {LONGEST} printable characters.")
+    lsn = run_async(_write(load(config), name))
+    if as_json:
+        print_json({"name": name, "lsn": str(lsn)})
+    else:
+        say(f"restore point {name} at {lsn}")
+
+
+async def _write(config: Config, name: str) -> Lsn:
+    source = config.require_source()
+    async with opened(config) as archive:
+        known = (await read_history(archive)).find_restore_point(name)
+        if known is not None:
+            hint = "Choose another name; archiver info lists those that are taken."
+            raise UsageError(f"there is a restore point {name!r} already", where=str(known.lsn), hint=hint)
+        replication = await connect(source.dsn, purpose="restore point", replication=True)
+        try:
+            system = await identify_system(replication)
+        finally:
+            await replication.close()
+        require_same_database(archive.identity, system.system_id, system.database)
+        conn = await connect(source.dsn, purpose="restore point")
+        try:
+            return await name_restore_point(conn, name)
+        finally:
+            await conn.close()

@@ -1,0 +1,32 @@
+"""`archiver run`: the daemon, in the foreground, until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+
+from archiver.cli.options import ConfigOption, load, run_async
+from archiver.cli.output import configure_logs
+from archiver.config import Config
+from archiver.daemon import Daemon
+
+
+def run(config: ConfigOption = None) -> None:
+    """Archive every change until told to stop; take the first base snapshot if there is none.
+
+    SIGTERM and Ctrl-C make durable what was read, and stop within 30 seconds. Logs go to stderr.
+
+    Example: archiver run -c archiver.toml
+    """
+    settings = load(config)
+    configure_logs(logging.INFO)
+    run_async(_run(settings))
+
+
+async def _run(config: Config) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await Daemon(config).run(stop)

@@ -1,0 +1,359 @@
+"""What the source must have before archiver can work with it, as facts with advice; it reads and changes nothing.
+
+In: an ordinary connection to the source. Out: `Check`s, each ok, warn or fail, with what to do about it. A query
+that the role may not run is a PostgresError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, LiteralString
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from archiver.config import SourceSection
+from archiver.errors import PostgresError
+from archiver.postgres.client_programs import find_pg_dump
+from archiver.postgres.replication_slot import PLUGIN, SlotInfo, slot_info
+from archiver.postgres.sequences import read_sequences
+from archiver.postgres.session import is_local, postgres_error
+from archiver.postgres.setup import publishable_tables, unpublished_tables
+
+Conn = psycopg.AsyncConnection[Any]
+Status = Literal["ok", "warn", "fail"]
+OLDEST_MAJOR: Final = 14
+_SHOWN: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One prerequisite: `detail` says how it is, `hint` what to do if it is not as it should be."""
+
+    name: str
+    status: Status
+    detail: str
+    hint: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def require(checks: Sequence[Check]) -> None:
+    """Raise PostgresError for those that fail; the first one's hint is the error's."""
+    failed = [check for check in checks if check.status == "fail"]
+    if failed:
+        raise PostgresError("; ".join(f"{check.name}: {check.detail}" for check in failed), hint=failed[0].hint)
+
+
+# --- the server ----------------------------------------------------------------------------------------
+
+_SERVER: Final[LiteralString] = """
+select current_setting('wal_level') as wal_level,
+       pg_catalog.pg_is_in_recovery() as standby,
+       current_setting('max_replication_slots')::int as slots,
+       (select count(*) from pg_catalog.pg_replication_slots)::int as slots_used,
+       current_setting('max_wal_senders')::int as senders,
+       (select count(*) from pg_catalog.pg_stat_replication)::int as senders_used,
+       current_setting('max_slot_wal_keep_size') as keep
+"""
+
+
+async def check_server(conn: Conn, source: SourceSection) -> list[Check]:
+    """TLS, version, wal_level, room for slots and walsenders, and what the server keeps for a slot."""
+    [facts] = await _fetch(conn, _SERVER)
+    slot = await slot_info(conn, source.slot)
+    streaming = slot is not None and slot.active
+    return [
+        _tls(conn),
+        _version(conn.info.server_version),
+        _wal_level(facts["wal_level"]),
+        _primary(facts["standby"]),
+        _room("replication slots", "max_replication_slots", facts["slots"], facts["slots_used"], 1 if slot else 2),
+        _room("wal senders", "max_wal_senders", facts["senders"], facts["senders_used"], 1 if streaming else 2),
+        _keep_size(facts["keep"]),
+    ]
+
+
+def _tls(conn: Conn) -> Check:
+    if conn.pgconn.ssl_in_use:
+        return Check("TLS", "ok", "the connection is encrypted")
+    if is_local(conn.info.host):
+        return Check("TLS", "ok", "not needed: the connection does not leave this machine")
+    return Check(
+        "TLS", "warn", "the connection is not encrypted, as the dsn asks", "Use sslmode=verify-full in [source] dsn."
+    )
+
+
+def _version(version: int) -> Check:
+    major = version // 10000
+    if major < OLDEST_MAJOR:
+        hint = f"Upgrade the server to PostgreSQL {OLDEST_MAJOR} or later."
+        return Check("version", "fail", f"PostgreSQL {major} cannot stream transactions in progress", hint)
+    return Check("version", "ok", f"PostgreSQL {major}")
+
+
+def _wal_level(level: str) -> Check:
+    if level == "logical":
+        return Check("wal_level", "ok", level)
+    hint = "Set wal_level to logical and restart the server; on RDS, set rds.logical_replication to 1."
+    return Check("wal_level", "fail", f"{level}, and logical is needed", hint)
+
+
+def _primary(standby: bool) -> Check:
+    if standby:
+        return Check(
+            "primary", "fail", "the server is a standby, which cannot be set up", "Give the primary in [source] dsn."
+        )
+    return Check("primary", "ok", "the server takes writes")
+
+
+def _room(name: str, setting: str, limit: int, used: int, needed: int) -> Check:
+    free = max(0, limit - used)
+    detail = f"{free} of {limit} free"
+    if free >= needed:
+        return Check(name, "ok", detail)
+    what = "one for the archive, one while a base snapshot is taken" if needed > 1 else "one for base snapshots"
+    hint = f"Raise {setting} (it takes effect with a restart), or drop what nobody needs: {what}."
+    return Check(name, "fail", f"{detail}, {needed} needed", hint)
+
+
+def _keep_size(keep: str) -> Check:
+    name = "max_slot_wal_keep_size"
+    if keep in {"-1", "-1MB"}:
+        hint = "Set it below the free disk space, so that an outage of archiver can never fill the source's disk."
+        return Check(name, "warn", "unlimited: a slot that is not read keeps WAL until the disk is full", hint)
+    return Check(name, "ok", f"{keep}: past that the slot is lost, and a new base snapshot is taken")
+
+
+# --- the role ------------------------------------------------------------------------------------------
+
+_ROLE: Final[LiteralString] = """
+select r.rolname as name, r.rolsuper as superuser, r.rolreplication as replication,
+       exists (select from pg_catalog.pg_roles m where m.rolname = 'rds_replication'
+                  and pg_catalog.pg_has_role(r.oid, m.oid, 'MEMBER')) as rds,
+       pg_catalog.has_database_privilege(r.oid, current_database(), 'CREATE') as may_create,
+       current_database() as database
+from pg_catalog.pg_roles r where r.rolname = current_user
+"""
+
+
+async def check_role(conn: Conn) -> list[Check]:
+    """Whether the role may replicate."""
+    [role] = await _fetch(conn, _ROLE)
+    if role["superuser"] or role["replication"] or role["rds"]:
+        kind = "superuser" if role["superuser"] else "may replicate"
+        return [Check("role", "ok", f"{role['name']}, {kind}")]
+    name = sql.Identifier(role["name"]).as_string(conn)
+    hint = f"ALTER ROLE {name} REPLICATION; on RDS: GRANT rds_replication TO {name}."
+    return [Check("role", "fail", f"{role['name']} lacks REPLICATION", hint)]
+
+
+_NOT_OWNED: Final[LiteralString] = """
+select n.nspname || '.' || c.relname as name, pg_catalog.pg_get_userbyid(c.relowner) as owner
+from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where not pg_catalog.pg_has_role(c.relowner, 'USAGE') and c.relkind = 'r'
+  and n.nspname || '.' || c.relname = any (%s)
+order by 1
+"""
+
+
+async def check_set_up_rights(conn: Conn, source: SourceSection) -> list[Check]:
+    """Whether the role may make the publication: CREATE in the database, and tables that it owns."""
+    [role] = await _fetch(conn, _ROLE)
+    if role["superuser"] or await publishes_all(conn, source.publication) is not None:
+        return []
+    name = sql.Identifier(role["name"]).as_string(conn)
+    checks = []
+    if not role["may_create"]:
+        hint = f"GRANT CREATE ON DATABASE {sql.Identifier(role['database']).as_string(conn)} TO {name}"
+        checks.append(Check("right to publish", "fail", f"{role['name']} may not create a publication", hint))
+    tables = [str(table) for table in await publishable_tables(conn, source.exclude)]
+    foreign = await _fetch(conn, _NOT_OWNED, (tables,))
+    if foreign:
+        owners = ", ".join(sorted({sql.Identifier(row["owner"]).as_string(conn) for row in foreign}))
+        detail = f"only its owner can publish a table: {_list(row['name'] for row in foreign)}"
+        checks.append(Check("right to publish", "fail", detail, f"GRANT {owners} TO {name}"))
+    return checks or [Check("right to publish", "ok", f"{role['name']} owns the tables")]
+
+
+async def publishes_all(conn: Conn, name: str) -> bool | None:
+    """Whether the publication is for all tables; None if there is none."""
+    rows = await _fetch(conn, "select puballtables from pg_catalog.pg_publication where pubname = %s", (name,))
+    return bool(rows[0]["puballtables"]) if rows else None
+
+
+# --- slot and publication ------------------------------------------------------------------------------
+
+
+async def check_slot(conn: Conn, source: SourceSection) -> list[Check]:
+    """The state of the archive's replication slot."""
+    slot = await slot_info(conn, source.slot)
+    if slot is None:
+        return [Check("slot", "warn", f"there is no replication slot {source.slot}", "Make it with: archiver init")]
+    if foreign := _foreign(slot, conn.info.dbname):
+        return [foreign]
+    if slot.is_lost:
+        hint = "archiver run replaces it and takes a base snapshot; what lies between is a gap."
+        return [Check("slot", "fail", f"{slot.name} is lost: {slot.invalidation}", hint)]
+    use = f"read by walsender {slot.active_pid}" if slot.active else "not being read"
+    status: Status = "warn" if slot.wal_status == "unreserved" else "ok"
+    hint = "Start archiver run before the server drops the slot's WAL." if status == "warn" else None
+    return [Check("slot", status, f"{slot.name} at {slot.confirmed_flush_lsn}, {use}, WAL {slot.wal_status}", hint)]
+
+
+async def check_slot_name(conn: Conn, source: SourceSection) -> list[Check]:
+    """Whether somebody else's slot has the name."""
+    slot = await slot_info(conn, source.slot)
+    foreign = slot and _foreign(slot, conn.info.dbname)
+    return [foreign] if foreign else []
+
+
+def _foreign(slot: SlotInfo, database: str) -> Check | None:
+    if slot.plugin == PLUGIN and slot.database == database:
+        return None
+    detail = f"{slot.name} is somebody else's: plugin {slot.plugin}, database {slot.database}"
+    return Check("slot", "fail", detail, "Choose another name in [source] slot.")
+
+
+async def check_publication(conn: Conn, source: SourceSection) -> list[Check]:
+    """The publication, and tables that it does not carry though nobody excluded them."""
+    name = source.publication
+    everything = await publishes_all(conn, name)
+    if everything is None:
+        return [Check("publication", "warn", f"there is no publication {name}", "Make it with: archiver init")]
+    missing = await unpublished_tables(conn, name, source.exclude)
+    if missing:
+        hint = "archiver init publishes them, unless they are without a key and were left out on purpose."
+        return [Check("publication", "warn", f"{name} leaves out {_list(map(str, missing))}", hint)]
+    return [Check("publication", "ok", f"{name}, {'all tables' if everything else 'listed tables'}")]
+
+
+async def check_keys(conn: Conn, source: SourceSection) -> list[Check]:
+    """Tables whose UPDATEs would fail if they were published."""
+    tables = await publishable_tables(conn, source.exclude)
+    keyless = [str(table) for table in tables if not table.keyed]
+    if not keyless:
+        return [Check("table keys", "ok", f"{len(tables)} tables, each with a replica identity")]
+    hint = "Choose: archiver init --keyless full (sets REPLICA IDENTITY FULL) or --keyless exclude."
+    return [Check("table keys", "warn", f"no primary key or replica identity: {_list(keyless)}", hint)]
+
+
+# --- what a base snapshot reads ------------------------------------------------------------------------
+
+_UNREADABLE: Final[LiteralString] = """
+select n.nspname || '.' || c.relname as name,
+       not (pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+            and pg_catalog.has_table_privilege(c.oid, 'SELECT')) as denied,
+       pg_catalog.row_security_active(c.oid) as filtered
+from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where c.relkind in ('r', 'p') and c.relpersistence <> 't' and n.nspname <> 'archiver'
+  and n.nspname !~ '^pg_' and n.nspname <> 'information_schema'
+order by 1
+"""
+
+
+async def check_readable(conn: Conn, source: SourceSection) -> list[Check]:
+    """Whether the role can read every table and sequence: pg_dump needs excluded tables as well."""
+    tables = await _fetch(conn, _UNREADABLE)
+    denied = [row["name"] for row in tables if row["denied"]]
+    filtered = [row["name"] for row in tables if row["filtered"] and row["name"] not in source.exclude]
+    role = sql.Identifier(conn.info.user).as_string(conn)
+    checks = []
+    if denied:
+        hint = f"GRANT pg_read_all_data TO {role}"
+        checks.append(Check("readable tables", "fail", f"no SELECT on {_list(denied)}", hint))
+    if filtered:
+        hint = f"ALTER ROLE {role} BYPASSRLS"
+        checks.append(Check("row security", "fail", f"policies hide rows of {_list(filtered)}", hint))
+    return [*(checks or [Check("readable tables", "ok", f"{len(tables)} tables")]), await _sequences(conn, role)]
+
+
+async def _sequences(conn: Conn, role: str) -> Check:
+    found = await read_sequences(conn)
+    if found.denied:
+        hint = f"GRANT pg_read_all_data TO {role}"
+        return Check("readable sequences", "fail", f"no SELECT on {_list(found.denied)}", hint)
+    return Check("readable sequences", "ok", f"{len(found.states)} sequences")
+
+
+_NOT_COVERED: Final[LiteralString] = """
+select (select count(*) from pg_catalog.pg_largeobject_metadata) as large_objects,
+       array(select n.nspname || '.' || c.relname
+               from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+              where c.relkind = 'r' and c.relpersistence = 'u' order by 1) as unlogged
+"""
+
+
+async def check_coverage(conn: Conn, _source: SourceSection) -> list[Check]:
+    """What an archive cannot hold: large objects, and the rows of unlogged tables."""
+    [facts] = await _fetch(conn, _NOT_COVERED)
+    large, unlogged = facts["large_objects"], facts["unlogged"]
+    checks = [Check("large objects", "ok", "none")]
+    if large:
+        hint = "Logical replication does not carry them: move them into a bytea column, or back them up with pg_dump."
+        checks = [Check("large objects", "warn", f"{large}, which are not archived", hint)]
+    if unlogged:
+        hint = "ALTER TABLE … SET LOGGED if their rows matter."
+        checks.append(Check("unlogged tables", "warn", f"their rows are not archived: {_list(unlogged)}", hint))
+    return checks
+
+
+async def check_pg_dump(conn: Conn, configured: str | None) -> list[Check]:
+    """A pg_dump that is new enough: a base snapshot takes the schema with it."""
+    major = conn.info.server_version // 10000
+    try:
+        program = await find_pg_dump(major, Path(configured) if configured else None)
+    except PostgresError as exc:
+        return [Check("pg_dump", "fail", exc.message, exc.hint)]
+    return [Check("pg_dump", "ok", f"{program.path}, version {program.major}")]
+
+
+# --- all of it -----------------------------------------------------------------------------------------
+
+Look = Callable[[Conn, SourceSection], Awaitable[list[Check]]]
+_ALL: tuple[Look, ...] = (
+    check_server,
+    lambda conn, _: check_role(conn),
+    check_set_up_rights,
+    check_publication,
+    check_slot,
+    check_keys,
+    check_readable,
+    check_coverage,
+)
+_BEFORE_INIT: tuple[Look, ...] = (
+    check_server,
+    lambda conn, _: check_role(conn),
+    check_set_up_rights,
+    check_slot_name,
+    check_readable,
+)
+
+
+async def check_source(conn: Conn, source: SourceSection, pg_dump: str | None) -> list[Check]:
+    """Every prerequisite at the source."""
+    return [check for look in _ALL for check in await look(conn, source)] + await check_pg_dump(conn, pg_dump)
+
+
+async def check_before_init(conn: Conn, source: SourceSection, pg_dump: str | None) -> list[Check]:
+    """Those without which setting the source up would fail, or be of no use."""
+    checks = [check for look in _BEFORE_INIT for check in await look(conn, source)]
+    return checks + await check_pg_dump(conn, pg_dump)
+
+
+def _list(names: Any) -> str:
+    every = list(names)
+    more = f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else ""
+    return ", ".join(every[:_SHOWN]) + more
+
+
+async def _fetch(conn: Conn, query: LiteralString, params: tuple[Any, ...] | None = None) -> list[dict[str, Any]]:
+    try:
+        async with conn.cursor(row_factory=dict_row) as cursor:
+            return await (await cursor.execute(query, params)).fetchall()
+    except psycopg.Error as exc:
+        raise postgres_error(exc, "looking at the source") from exc

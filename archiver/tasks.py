@@ -1,0 +1,29 @@
+"""Task groups that fail with one error of ours, for a message and an exit code need one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+from archiver.errors import ArchiverError
+
+
+@asynccontextmanager
+async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
+    """A TaskGroup that raises the one error that matters instead of a group: ours before anyone else's."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except BaseExceptionGroup as failed:
+        leaves = list(_leaves(failed))
+        ours = [leaf for leaf in leaves if isinstance(leaf, ArchiverError)]
+        raise (ours or leaves)[0] from None
+
+
+def _leaves(failed: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for inner in failed.exceptions:
+        if isinstance(inner, BaseExceptionGroup):
+            yield from _leaves(inner)
+        else:
+            yield inner

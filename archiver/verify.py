@@ -1,0 +1,235 @@
+"""Verification: every manifest, every hash, in every region, and the regions against each other.
+
+In: an archive. Out: a report of findings, each with its exact range; it writes nothing. Without `read_data` the
+bytes of every object are compared with their signed hash; with it everything is also decrypted, decompressed and
+parsed as a restore would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from archiver.archive import OpenArchive, Place, is_whole
+from archiver.errors import ArchiverError, IntegrityError, ObjectNotFound
+from archiver.format import layout, manifest, segment
+from archiver.format.manifest import Changes, Gap, ObjectRef, Signed, Snapshot
+from archiver.format.seal import Kind, inflate
+from archiver.lsn import Lsn
+from archiver.snapshots import Index, part_place
+from archiver.store.base import Store
+
+AT_ONCE = 4
+
+Progress = Callable[[int, int], None]
+"""Called with the objects looked at and the objects in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong: in which region, with which object, and what of the archive it concerns."""
+
+    region: str
+    object: str
+    what: str
+    concerns: str
+
+
+@dataclass(slots=True)
+class Report:
+    """What was looked at and found; `ok` when nothing was."""
+
+    manifests: int = 0
+    objects: int = 0
+    stored_bytes: int = 0
+    read_data: bool = False
+    head: str | None = None
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.findings
+
+    def to_json(self) -> dict[str, Any]:
+        return {"ok": self.ok, **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Object:
+    ref: ObjectRef
+    place: Place
+    concerns: str
+
+
+async def verify(archive: OpenArchive, *, read_data: bool = False, progress: Progress | None = None) -> Report:
+    """Look at everything. Raises only what keeps it from looking, such as regions that are all down."""
+    work = _Verification(archive, Report(read_data=read_data), progress or (lambda _done, _total: None))
+    return await work.run()
+
+
+class _Verification:
+    def __init__(self, archive: OpenArchive, report: Report, progress: Progress) -> None:
+        self._archive = archive
+        self._report = report
+        self._progress = progress
+
+    async def run(self) -> Report:
+        logs = {store.name: await self._read_log(store) for store in self._archive.store.stores}
+        self._compare(logs)
+        best = max(logs.values(), key=len)
+        self._report.manifests = len(best)
+        self._report.head = best[-1].hash if best else None
+        self._check_positions(best)
+        await self._compare_small_objects()
+        await self._check_objects(list(_objects(best)))
+        if self._report.read_data:
+            await self._read_everything(best)
+        return self._report
+
+    # --- the log ---
+
+    async def _read_log(self, store: Store) -> list[Signed]:
+        """The longest sound log that one region holds by itself."""
+        log: list[Signed] = []
+        archive = self._archive.identity
+        try:
+            async for name, data in self._manifests(store):
+                try:
+                    signed = manifest.parse(data, archive.verifier)
+                    manifest.check_chain(log[-1] if log else None, signed, archive.archive)
+                except IntegrityError as exc:
+                    self._find(store, name, str(exc), f"the log from manifest {len(log) + 1} on")
+                    break
+                log.append(signed)
+        except ArchiverError as exc:
+            self._find(store, layout.MANIFESTS, str(exc), "the log of this region")
+        return log
+
+    async def _manifests(self, store: Store) -> AsyncIterator[tuple[str, bytes]]:
+        names = [entry.key async for entry in store.list(layout.MANIFESTS)]
+        for start in range(0, len(names), 16):
+            batch = names[start : start + 16]
+            for name, data in zip(batch, await asyncio.gather(*map(store.get, batch)), strict=True):
+                yield name, data
+
+    def _compare(self, logs: dict[str, list[Signed]]) -> None:
+        """All logs must be the same; one that is a beginning of another has lost its end, or not got it yet."""
+        longest_region, longest = max(logs.items(), key=lambda item: len(item[1]))
+        for region, log in logs.items():
+            differing = next((a.seq for a, b in zip(log, longest, strict=False) if a.hash != b.hash), None)
+            if differing is not None:
+                self._note(region, layout.manifest(differing), f"differs from {longest_region}", f"seq {differing} on")
+            elif len(log) < len(longest) and not self._has_finding(region, layout.MANIFESTS):
+                first, last = len(log) + 1, len(longest)
+                what = f"the region lacks manifests that {longest_region} has"
+                self._note(region, layout.manifest(first), what, f"seq {first} to {last}")
+
+    async def _compare_small_objects(self) -> None:
+        """archive.json and the wrapped keys must be there, and the same, in every region."""
+        names = [layout.ARCHIVE] + [entry.key async for entry in self._archive.store.list(layout.KEYS)]
+        for name in names:
+            copies = {store.name: await self._copy(store, name) for store in self._archive.store.stores}
+            found = {data for data in copies.values() if data is not None}
+            for region, data in copies.items():
+                if data is None:
+                    self._note(region, name, "missing", "everything that it opens")
+                elif len(found) > 1:
+                    self._note(region, name, "differs between the regions", "everything that it opens")
+
+    async def _copy(self, store: Store, name: str) -> bytes | None:
+        try:
+            return await store.get(name)
+        except ArchiverError:
+            return None
+
+    def _check_positions(self, log: Sequence[Signed]) -> None:
+        """Change segments must follow each other without a hole but for recorded gaps."""
+        position: Lsn | None = None
+        for entry in (signed.entry for signed in log):
+            if isinstance(entry, Gap):
+                position = entry.before_lsn
+            elif isinstance(entry, Changes):
+                if position is not None and entry.start_lsn != position:
+                    concerns = f"LSN {position} to {entry.start_lsn}"
+                    self._note("all", layout.MANIFESTS, "a hole that no gap explains", concerns)
+                position = entry.end_lsn
+
+    # --- objects ---
+
+    async def _check_objects(self, objects: Sequence[_Object]) -> None:
+        """Compare the bytes of every object in every region with the signed hash."""
+        total = len(objects) * len(self._archive.store.stores)
+        limit = asyncio.Semaphore(AT_ONCE)
+        done = 0
+
+        async def check(store: Store, item: _Object) -> None:
+            nonlocal done
+            async with limit:
+                await self._check_object(store, item)
+            done += 1
+            self._progress(done, total)
+
+        for start in range(0, len(objects), 256):
+            batch = objects[start : start + 256]
+            await asyncio.gather(*(check(store, item) for store in self._archive.store.stores for item in batch))
+        self._report.objects = len(objects)
+        self._report.stored_bytes = sum(item.ref.size for item in objects)
+
+    async def _check_object(self, store: Store, item: _Object) -> None:
+        try:
+            data = await store.get(item.ref.key)
+        except ObjectNotFound:
+            self._find(store, item.ref.key, "missing", item.concerns)
+            return
+        except ArchiverError as exc:
+            self._find(store, item.ref.key, str(exc), item.concerns)
+            return
+        if not await asyncio.to_thread(is_whole, item.ref, data):
+            self._find(store, item.ref.key, "altered or cut", item.concerns)
+
+    async def _read_everything(self, log: Sequence[Signed]) -> None:
+        for number, item in enumerate(objects := list(_objects(log)), start=1):
+            try:
+                await self._read(item)
+            except ArchiverError as exc:
+                self._note("all", item.ref.key, str(exc), item.concerns)
+            self._progress(number, len(objects))
+
+    async def _read(self, item: _Object) -> None:
+        body = await self._archive.fetch(item.ref, item.place)
+        pieces = inflate(body, item.ref.raw_bytes)
+        if item.place.kind is Kind.CHANGES:
+            await asyncio.to_thread(_consume, segment.read_records(pieces))
+        elif item.place.seq == 0:
+            Index.decode(b"".join(pieces))
+        else:
+            await asyncio.to_thread(_consume, pieces)
+
+    # --- findings ---
+
+    def _find(self, store: Store, name: str, what: str, concerns: str) -> None:
+        self._note(store.name, name, what, concerns)
+
+    def _note(self, region: str, name: str, what: str, concerns: str) -> None:
+        self._report.findings.append(Finding(region, name, what, concerns))
+
+    def _has_finding(self, region: str, prefix: str) -> bool:
+        return any(f.region == region and f.object.startswith(prefix) for f in self._report.findings)
+
+
+def _objects(log: Sequence[Signed]) -> Iterator[_Object]:
+    for signed in log:
+        entry = signed.entry
+        if isinstance(entry, Changes) and entry.object is not None:
+            place = Place(Kind.CHANGES, entry.ordinal, entry.start_lsn, entry.end_lsn)
+            yield _Object(entry.object, place, f"changes from {entry.start_lsn} to {entry.end_lsn}")
+        elif isinstance(entry, Snapshot):
+            for number, ref in enumerate(entry.parts):
+                yield _Object(ref, part_place(entry.lsn, number), f"part {number} of base snapshot {entry.lsn}")
+
+
+def _consume(items: Iterator[Any]) -> None:
+    for _ in items:
+        pass

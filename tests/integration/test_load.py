@@ -1,0 +1,53 @@
+"""Loading a target, piece by piece."""
+
+from __future__ import annotations
+
+import pytest
+
+from archiver.errors import PostgresError
+from archiver.format.dump import split
+from archiver.postgres import load
+from archiver.postgres.session import connect
+from tests.fix_servers import MakeDatabase
+
+
+async def test_views_on_views_are_filled_in_any_order_and_a_failing_one_is_reported(
+    make_database: MakeDatabase,
+) -> None:
+    conn = await connect(make_database(), purpose="test")
+    async with conn:
+        await conn.execute("CREATE MATERIALIZED VIEW public.z AS SELECT 1 AS one WITH NO DATA")
+        await conn.execute("CREATE MATERIALIZED VIEW public.a AS SELECT one FROM public.z WITH NO DATA")
+        await conn.execute(
+            "CREATE MATERIALIZED VIEW public.broken AS SELECT 1 / (one - one) FROM public.z WITH NO DATA"
+        )
+        views = [("public", "a"), ("public", "broken"), ("public", "z")]
+        [failed] = await load.refresh_views(conn, views)
+        assert (failed.entry, failed.reason) == ("MATERIALIZED VIEW public.broken", "division by zero")
+        cur = await conn.execute("SELECT one FROM public.a")
+        assert await cur.fetchone() == (1,)
+
+
+async def test_extensions_and_a_restores_progress_do_not_make_a_target_full(make_database: MakeDatabase) -> None:
+    conn = await connect(make_database(), purpose="test")
+    async with conn:
+        await conn.execute("CREATE EXTENSION pg_trgm SCHEMA public")
+        assert await load.read_progress(conn) is None
+        await load.create_progress(conn)
+        async with conn.cursor() as cur:
+            await load.write_progress(cur, step="keys", at={"lsn": "0/1"})
+            await load.write_progress(cur, step="late")
+        await load.ensure_empty(conn)
+        assert await load.read_progress(conn) == {"step": "late", "at": {"lsn": "0/1"}}
+        await load.drop_progress(conn)
+        assert await load.read_progress(conn) is None
+
+
+async def test_an_entry_that_fails_is_named(make_database: MakeDatabase) -> None:
+    broken = split(
+        "--\n-- Name: x; Type: TABLE; Schema: public; Owner: me\n--\n\nCREATE TABLE public.x (a nonsense);\n"
+    )
+    conn = await connect(make_database(), purpose="test")
+    async with conn:
+        with pytest.raises(PostgresError, match=r"TABLE public\.x"):
+            await load.run_script(conn, broken[0], broken[1:])
