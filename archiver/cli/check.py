@@ -5,7 +5,7 @@ The exit code is that of the worst failure: the highest among 2 configuration, 3
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
@@ -13,7 +13,7 @@ import typer
 from archiver.archive import open_archive
 from archiver.cli.options import ConfigOption, JsonOption, load, run_async
 from archiver.cli.output import print_json, say
-from archiver.config import Config
+from archiver.config import Config, SourceSection
 from archiver.errors import ArchiverError, ObjectExists, ObjectNotFound
 from archiver.format import layout
 from archiver.keys import Kek
@@ -66,7 +66,7 @@ async def _all(path: Path | None) -> list[Found]:
     try:
         found += [(STORE, each) for each in await _regions(mirror)]
         found += [(SOURCE, each) for each in await _source(config)]
-        found += [each async for each in _archive(config, mirror, keks)]
+        found += await _archive(config, mirror, keks)
     finally:
         await mirror.close()
     return found
@@ -139,20 +139,48 @@ async def _source(config: Config) -> list[Check]:
 # --- archive ---
 
 
-async def _archive(config: Config, mirror: Mirror, keks: Sequence[Kek]) -> AsyncIterator[Found]:
-    """What the regions hold, read with our keys, and compared with the slot."""
+async def _archive(config: Config, mirror: Mirror, keks: Sequence[Kek]) -> list[Found]:
+    """What the regions hold, read with our keys, and compared with the source."""
     if not keks:
-        return
+        return []
     try:
         if await mirror.size(layout.ARCHIVE) is None:
-            yield STORE, Check("archive", "warn", f"there is no archive {config.archive.name}", "archiver init makes it.")
-            return
+            what = f"there is no archive {config.archive.name} yet"
+            return [(STORE, Check("archive", "warn", what, "Make it with: archiver init"))]
         archive = await open_archive(mirror, config.archive.name, keks)
         history = await read_history(archive)
-        yield STORE, Check("archive", "ok", f"{archive.identity.archive}, the log ends at {history.end}")
-        yield await _snapshots(len(history.snapshots))
     except ArchiverError as exc:
-        yield exc.exit_code, failed("archive", exc)
-        return
-    if config.source is not None:
-        yield await _against_source(config, archive, history.end)
+        return [(exc.exit_code, failed("archive", exc))]
+    whole = Check("archive", "ok", f"{archive.identity.archive}, its log ends at {history.end}")
+    found = [(STORE, whole), (STORE, _snapshots(history))]
+    if config.source is None:
+        return found
+    try:
+        return [*found, (SOURCE, await _position(config.source, archive, history))]
+    except ArchiverError as exc:
+        return [*found, (exc.exit_code, failed("position", exc))]
+
+
+def _snapshots(history: History) -> Check:
+    if not history.snapshots:
+        hint = "archiver run takes the first one; without it nothing can be restored."
+        return Check("base snapshots", "warn", "none", hint)
+    newest = history.snapshots[-1]
+    return Check("base snapshots", "ok", f"{len(history.snapshots)}, the newest at {newest.lsn}")
+
+
+async def _position(source: SourceSection, archive: OpenArchive, history: History) -> Check:
+    """Whether the slot goes on where the log ends."""
+    async with await connect(source.dsn, purpose="check", replication=True) as conn:
+        system = await identify_system(conn)
+    require_same_database(archive.identity, system.system_id, system.database)
+    async with await connect(source.dsn, purpose="check") as conn:
+        slot = await slot_info(conn, source.slot)
+    if slot is None or slot.confirmed_flush_lsn is None:
+        return Check("position", "warn", "no slot to compare the archive with", "archiver run makes one, after a gap.")
+    end = history.changes[-1].end_lsn if history.changes else None
+    if end is not None and slot.confirmed_flush_lsn > end:
+        hint = "Only one archiver may read the slot; archiver run records the gap and takes a base snapshot."
+        detail = f"the slot is at {slot.confirmed_flush_lsn}, past the end of the archive at {end}"
+        return Check("position", "warn", detail, hint)
+    return Check("position", "ok", f"slot at {slot.confirmed_flush_lsn}, archive at {end or 'its beginning'}")

@@ -199,5 +199,3 @@ def teller() -> Callable[[Sequence[Blocker]], None]:
                 note(f"waiting for a transaction to end: {blocker}")
 
     return tell
-
-

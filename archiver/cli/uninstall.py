@@ -18,7 +18,9 @@ def uninstall(config: ConfigOption = None, yes: YesOption = False) -> None:
     Example: archiver uninstall -c archiver.toml --yes
     """
     source = load(config).require_source()
-    confirm(f"Drop slot {source.slot} and publication {source.publication} at the source? The archive ends here.", yes=yes)
+    confirm(
+        f"Drop slot {source.slot} and publication {source.publication} at the source? The archive ends here.", yes=yes
+    )
     run_async(_remove(source))
 
 

@@ -120,11 +120,13 @@ def streamed_xid(message: bytes) -> int:
 
 
 def parse_begin(message: bytes) -> Begin:
-    return _whole(message, _begin(message, 1)) if len(message) >= BEGIN.size else _short(message)
+    """The Begin in a message whose tag the caller has looked at. Raises IntegrityError."""
+    return _guarded(message, _begin, 1)
 
 
 def parse_commit(message: bytes) -> Commit:
-    return _whole(message, _commit(message, 1)) if len(message) >= COMMIT.size else _short(message)
+    """The Commit in a message whose tag the caller has looked at. Raises IntegrityError."""
+    return _guarded(message, _commit, 1)
 
 
 def decode(message: bytes, *, streamed: bool = False) -> Message:
@@ -132,12 +134,11 @@ def decode(message: bytes, *, streamed: bool = False) -> Message:
 
     The xid that messages carry there is not part of the result: see `streamed_xid`. Raises IntegrityError.
     """
-    try:
-        tag = message[0]
-        decoder = _ROW_DECODERS.get(tag) or _DECODERS[tag]
-        return _whole(message, decoder(message, 5 if streamed and tag in XID_TAGS else 1))
-    except (IndexError, KeyError, ValueError, struct.error) as exc:
-        raise _malformed(message, repr(exc)) from exc
+    tag = message[0] if message else -1
+    decoder = _ROW_DECODERS.get(tag) or _DECODERS.get(tag)
+    if decoder is None:
+        raise _malformed(message, "unknown kind")
+    return _guarded(message, decoder, 5 if streamed and tag in XID_TAGS else 1)
 
 
 def decode_row(message: bytes, *, streamed: bool = False) -> RowMessage:
@@ -151,10 +152,14 @@ def decode_row(message: bytes, *, streamed: bool = False) -> RowMessage:
     return row
 
 
-def _whole(message: bytes, decoded: tuple[M, int]) -> M:
-    if decoded[1] != len(message):
-        raise _malformed(message, f"{decoded[1]} bytes expected")
-    return decoded[0]
+def _guarded(message: bytes, decoder: Callable[[bytes, int], tuple[M, int]], at: int) -> M:
+    try:
+        decoded, end = decoder(message, at)
+    except (IndexError, ValueError, struct.error) as exc:
+        raise _malformed(message, repr(exc)) from exc
+    if end != len(message):
+        raise _malformed(message, f"{end} bytes expected")
+    return decoded
 
 
 def _peek(message: bytes, at: int) -> int:

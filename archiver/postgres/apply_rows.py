@@ -22,7 +22,7 @@ from archiver.postgres.apply_sql import Statements
 from archiver.postgres.copytext import blocks
 from archiver.postgres.tables import Table
 
-_FEW: Final = 16  # up to here single statements in one round trip beat staging (measured)
+_FEW: Final = 16  # up to here single statements in one round trip save the five that staging takes
 _PIPELINE: Final = 500  # statements between two round trips
 
 Values = tuple[Any, ...]

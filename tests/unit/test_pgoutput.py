@@ -20,6 +20,14 @@ def test_a_transaction_s_frame_is_read() -> None:
     assert p.parse_commit(commit) == (0x152D8F0, 0x152D920, datetime(2000, 1, 1, tzinfo=UTC))
 
 
+@pytest.mark.parametrize(
+    "commit", [b"C", b"C\x01" + bytes(24), b"C" + bytes(26), b"C\0" + bytes(16) + b"\x7f" + b"\xff" * 7]
+)
+def test_a_commit_that_is_peeked_at_is_checked_too(commit: bytes) -> None:
+    with pytest.raises(IntegrityError):
+        p.parse_commit(commit)
+
+
 def test_null_empty_and_unchanged_are_three_things() -> None:
     insert = b"I\0\0\x40\0N\0\x03nt\0\0\0\0u"
     assert p.decode(insert) == p.Insert(16384, (None, b"", p.UNCHANGED), len(insert))

@@ -1,0 +1,189 @@
+"""`archiver info`: what the archive holds, and how far it is behind.
+
+It works as long as one region answers; what does not answer is shown as such.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from archiver.archive import OpenArchive
+from archiver.cli.options import ConfigOption, JsonOption, load, opened, run_async
+from archiver.cli.output import print_json, say, size, table
+from archiver.cli.snapshot import to_json
+from archiver.config import Config, SourceSection
+from archiver.errors import ArchiverError
+from archiver.format import layout
+from archiver.format.manifest import Entry, ObjectRef, format_time
+from archiver.policy.target import History
+from archiver.postgres.replication_slot import slot_info
+from archiver.postgres.session import connect
+from archiver.postgres.source import Source
+from archiver.store.base import Store
+
+_TAIL = 1000
+Facts = dict[str, Any]
+
+
+def info(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Show the recovery window, the lag, the regions, base snapshots, gaps and restore points.
+
+    Example: archiver info -c archiver.toml --json
+    """
+    facts = run_async(_gather(load(config)))
+    if as_json:
+        print_json(facts)
+    else:
+        _show(facts)
+
+
+async def _gather(config: Config) -> Facts:
+    async with opened(config) as archive:
+        log = [signed async for signed in archive.log.scan()]
+        head = log[-1].seq if log else 0
+        entries = [signed.entry for signed in log]
+        regions = await asyncio.gather(*(_region(store, head) for store in archive.store.stores))
+        source = await _source(config.source) if config.source else None
+        return _describe(archive, entries, head) | {
+            "regions": [found | {"url": region.url} for found, region in zip(regions, config.region, strict=True)],
+            "source": source,
+        }
+
+
+def _describe(archive: OpenArchive, entries: Sequence[Entry], head: int) -> Facts:
+    history = History(entries)
+    identity = archive.identity
+    window = history.window
+    objects = _objects(history)
+    return {
+        "archive": {
+            "name": identity.name,
+            "id": str(identity.archive),
+            "database": identity.database,
+            "system_identifier": identity.system_identifier,
+            "created": format_time(identity.created),
+            "head_seq": head,
+        },
+        "window": {
+            "earliest": _time(window.earliest),
+            "latest": _time(window.latest) if history.snapshots else None,
+            "end_lsn": str(window.end),
+        },
+        "snapshots": [to_json(snapshot) for snapshot in history.snapshots],
+        "gaps": [
+            {"after_lsn": str(gap.after_lsn), "before_lsn": str(gap.before_lsn), "reason": gap.reason}
+            for gap in history.gaps
+        ],
+        "restore_points": [
+            {"name": point.name, "lsn": str(point.lsn), "time": format_time(point.time)}
+            for point in history.restore_points
+        ],
+        "holds": [],
+        "last_drill": None,
+        "segments": sum(1 for changes in history.changes if changes.object),
+        "stored_bytes": sum(ref.size for ref in objects),
+        "raw_bytes": sum(ref.raw_bytes for ref in objects),
+    }
+
+
+def _objects(history: History) -> list[ObjectRef]:
+    changes = [each.object for each in history.changes if each.object]
+    return changes + [part for snapshot in history.snapshots for part in snapshot.parts]
+
+
+def _time(time: datetime | None) -> str | None:
+    return format_time(time) if time else None
+
+
+async def _region(store: Store, head: int) -> Facts:
+    """Whether the region answers, and the newest manifest in it."""
+    try:
+        start = layout.manifest(head - _TAIL) if head > _TAIL else ""
+        seqs = [layout.manifest_seq(entry.key) async for entry in store.list(layout.MANIFESTS, start_after=start)]
+    except ArchiverError as exc:
+        return {"name": store.name, "reachable": False, "newest_seq": None, "error": str(exc)}
+    newest = max((seq for seq in seqs if seq is not None), default=0)
+    return {"name": store.name, "reachable": True, "newest_seq": newest, "error": None}
+
+
+async def _source(section: SourceSection) -> Facts | None:
+    """Where the source and the slot stand; None when the source cannot be reached."""
+    source = Source(section.dsn, section.slot)
+    try:
+        sample = await source.sample()
+        async with await connect(section.dsn, purpose="info") as conn:
+            slot = await slot_info(conn, section.slot)
+    except ArchiverError:
+        return None
+    finally:
+        await source.close()
+    confirmed = slot.confirmed_flush_lsn if slot else None
+    return {
+        "lsn": str(sample.lsn),
+        "time": format_time(sample.time),
+        "slot": section.slot if slot else None,
+        "slot_active": bool(slot and slot.active),
+        "confirmed_flush_lsn": str(confirmed) if confirmed is not None else None,
+        "lag_bytes": max(0, sample.lsn - confirmed) if confirmed is not None else None,
+        "retained_bytes": sample.retained,
+    }
+
+
+# --- as text ---
+
+
+def _show(facts: Facts) -> None:
+    archive, window = facts["archive"], facts["window"]
+    say(f"archive          {archive['name']}, database {archive['database']}, id {archive['id']}")
+    say(f"recovery window  {_window(window)}")
+    say(f"log              {archive['head_seq']} manifests, ends at LSN {window['end_lsn']}")
+    stored, raw = facts["stored_bytes"], facts["raw_bytes"]
+    say(f"stored           {facts['segments']} change segments, {size(stored)} in each region, {size(raw)} unpacked")
+    say(f"source           {_lag(facts['source'])}")
+    for region in facts["regions"]:
+        state = f"newest manifest {region['newest_seq']}" if region["reachable"] else f"DOWN: {region['error']}"
+        say(f"region           {region['name']}: {state}")
+    say("holds            none")
+    say("last drill       none")
+    _show_lists(facts)
+
+
+def _window(window: Facts) -> str:
+    if window["earliest"] is None:
+        return "nothing can be restored yet: there is no base snapshot"
+    return f"{window['earliest']} to {window['latest'] or window['earliest']}"
+
+
+def _lag(source: Facts | None) -> str:
+    if source is None:
+        return "not reachable"
+    if source["lag_bytes"] is None:
+        return f"at LSN {source['lsn']}; there is no slot"
+    reading = "being read" if source["slot_active"] else "NOT being read"
+    return f"at LSN {source['lsn']}, lag {size(source['lag_bytes'])}, slot {source['slot']} {reading}"
+
+
+def _show_lists(facts: Facts) -> None:
+    snapshots = [
+        (each["lsn"], each["consistent_at"], each["tables"], each["rows"], size(each["bytes"]), each["id"])
+        for each in facts["snapshots"]
+    ]
+    gaps = [(each["after_lsn"], each["before_lsn"], each["reason"]) for each in facts["gaps"]]
+    points = [(each["name"], each["lsn"], each["time"]) for each in facts["restore_points"]]
+    _section("base snapshots", ("LSN", "time", "tables", "rows", "stored", "id"), snapshots, (2, 3, 4))
+    _section("gaps", ("after LSN", "before LSN", "reason"), gaps)
+    _section("restore points", ("name", "LSN", "time"), points)
+
+
+def _section(
+    title: str, headings: Sequence[str], rows: Sequence[Sequence[object]], numbers: Sequence[int] = ()
+) -> None:
+    if not rows:
+        say(f"{title:<17}none")
+        return
+    say("")
+    say(f"{title}:")
+    table(headings, rows, numbers=numbers)

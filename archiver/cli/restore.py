@@ -1,0 +1,204 @@
+"""`archiver restore`: the plan, a question, and an empty database becomes the source as it was.
+
+The plan is shown before anything is touched; a target that is not empty, or is the source itself, is refused
+before the question. `--json` prints plan and result as one document.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import psycopg
+import typer
+
+from archiver.archive import OpenArchive
+from archiver.cli.options import ConfigOption, JsonOption, RegionOption, YesOption, load, opened, run_async
+from archiver.cli.output import confirm, note, print_json, progress, say, seconds, size
+from archiver.config import Config
+from archiver.errors import UsageError
+from archiver.format.manifest import CommitRef, format_time
+from archiver.lsn import Lsn
+from archiver.policy.target import Plan, Target, ToLatest, ToLsn, ToName, ToTime, parse_time
+from archiver.postgres.session import connect
+from archiver.restore import Summary, check_target, make_plan, run_restore
+
+
+def restore(
+    into: Annotated[
+        str, typer.Option("--into", metavar="DSN", help="The target: an empty database, as a connection string.")
+    ],
+    config: ConfigOption = None,
+    target_time: Annotated[
+        str | None,
+        typer.Option(metavar="T", help="Up to this time: ISO 8601 with offset, such as 2026-11-22T03:00:00Z."),
+    ] = None,
+    target_lsn: Annotated[str | None, typer.Option(metavar="L", help="Up to this LSN, such as 16/B374D848.")] = None,
+    target_name: Annotated[str | None, typer.Option(metavar="N", help="Up to this restore point.")] = None,
+    latest: Annotated[bool, typer.Option("--latest", help="Up to the end of the archive.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    region: RegionOption = None,
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="Connections that load tables at once.")] = 2,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Restore into an empty database, to exactly one of: a time, an LSN, a restore point, the latest state.
+
+    Shows the plan first and asks. A restore that was interrupted goes on when the same command is repeated.
+
+    Example: archiver restore --into postgresql://postgres@127.0.0.1/shop_restored
+    --target-time 2026-11-22T03:00:00Z -c archiver.toml
+    """
+    target = _target(target_time, target_lsn, target_name, latest=latest)
+    order = Order(load(config), target, into, region, jobs, dry_run=dry_run, yes=yes, as_json=as_json)
+    run_async(_restore(order))
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What the command line asks for."""
+
+    config: Config
+    target: Target
+    into: str
+    region: str | None
+    jobs: int
+    dry_run: bool
+    yes: bool
+    as_json: bool
+
+
+def _target(time: str | None, lsn: str | None, name: str | None, *, latest: bool) -> Target:
+    """Exactly one target. Raises UsageError."""
+    targets: list[Target] = []
+    targets += [ToTime(parse_time(time))] if time is not None else []
+    targets += [ToLsn(Lsn.parse(lsn))] if lsn is not None else []
+    targets += [ToName(name)] if name is not None else []
+    targets += [ToLatest()] if latest else []
+    if len(targets) != 1:
+        raise UsageError(
+            "give exactly one recovery target",
+            hint="Give one of --target-time, --target-lsn, --target-name and --latest.",
+        )
+    return targets[0]
+
+
+async def _restore(order: Order) -> None:
+    async with opened(order.config, order.region) as archive:
+        plan = await make_plan(archive, order.target)
+        await _refuse_source(order, archive)
+        resumes = await check_target(order.into, plan, archive)
+        described = describe(plan, archive)
+        if not order.as_json:
+            _show_plan(described, resumes=resumes)
+        summary = None if order.dry_run else await _carry_out(order, archive, plan)
+    result = _result(summary) if summary else None
+    if order.as_json:
+        print_json({"dry_run": order.dry_run, "resumes": resumes, "plan": described, "result": result})
+    elif result:
+        _show_result(result)
+
+
+async def _carry_out(order: Order, archive: OpenArchive, plan: Plan) -> Summary:
+    confirm("Restore now?", yes=order.yes)
+    with progress() as report:
+        return await run_restore(archive, plan, order.into, jobs=order.jobs, progress=report)
+
+
+async def _refuse_source(order: Order, archive: OpenArchive) -> None:
+    """Raise UsageError when the target is the very database that the archive was made of."""
+    async with await connect(order.into, purpose="restore") as conn:
+        if conn.info.dbname != archive.identity.database:
+            return
+        try:
+            row = await (await conn.execute("SELECT system_identifier FROM pg_catalog.pg_control_system()")).fetchone()
+        except psycopg.Error as exc:  # a managed service may not let us ask
+            note(f"cannot compare the target with the source: {exc.diag.message_primary}")
+            return
+    if row and str(row[0]) == archive.identity.system_identifier:
+        raise UsageError(
+            "the target is the source database itself",
+            where=archive.identity.database,
+            hint="Restore into a new database beside it, look at it, and rename it then: ALTER DATABASE … RENAME TO.",
+        )
+
+
+# --- the plan ---
+
+
+def describe(plan: Plan, archive: OpenArchive) -> dict[str, Any]:
+    """A plan as `--json` shows it."""
+    return {
+        "target": str(plan.target),
+        "snapshot": {
+            "id": str(plan.snapshot.snapshot_id),
+            "lsn": str(plan.snapshot.lsn),
+            "consistent_at": format_time(plan.snapshot.consistent_at),
+            "tables": plan.snapshot.tables,
+            "rows": plan.snapshot.rows,
+        },
+        "segments": len(plan.segments),
+        "stored_bytes": plan.stored_bytes,
+        "regions": [store.name for store in archive.store.stores],
+        "commits": plan.commits,
+        "stop_lsn": str(plan.stop),
+        "last_commit": _commit(plan.last_commit),
+        "estimate_seconds": plan.estimate.total_seconds(),
+    }
+
+
+def _commit(commit: CommitRef | None) -> dict[str, Any] | None:
+    if commit is None:
+        return None
+    return {"xid": commit.xid, "lsn": str(commit.lsn), "time": format_time(commit.time)}
+
+
+def _show_plan(plan: dict[str, Any], *, resumes: bool) -> None:
+    snapshot = plan["snapshot"]
+    say("plan:")
+    say(f"  target           {plan['target']}")
+    say(f"  base snapshot    {snapshot['lsn']} of {snapshot['consistent_at']}: {_tables(snapshot)}")
+    say(f"  change segments  {plan['segments']}, at most {plan['commits']} commits")
+    say(f"  to read          {size(plan['stored_bytes'])} from {', '.join(plan['regions'])}")
+    say(f"  last commit      {_last(plan['last_commit'])}")
+    say(f"  stops at LSN     {plan['stop_lsn']}")
+    say(f"  estimate         {plan['estimate_seconds']:.0f} s")
+    if resumes:
+        say("  the target holds this restore, interrupted: it goes on where it stopped")
+
+
+def _tables(snapshot: dict[str, Any]) -> str:
+    return f"{snapshot['tables']} tables, {snapshot['rows']} rows"
+
+
+def _last(commit: dict[str, Any] | None) -> str:
+    return (
+        f"LSN {commit['lsn']} of {commit['time']}, xid {commit['xid']}" if commit else "none: the base snapshot alone"
+    )
+
+
+# --- the result ---
+
+
+def _result(summary: Summary) -> dict[str, Any]:
+    return {
+        "last_commit": _commit(summary.last_commit),
+        "tables": summary.tables,
+        "rows_loaded": summary.rows_loaded,
+        "transactions_replayed": summary.transactions_replayed,
+        "resumed": summary.resumed,
+        "phases": {name: round(time.total_seconds(), 3) for name, time in summary.phases.items()},
+        "seconds": round(sum(time.total_seconds() for time in summary.phases.values()), 3),
+        "warnings": summary.warnings,
+    }
+
+
+def _show_result(result: dict[str, Any]) -> None:
+    say("restored:")
+    say(f"  last commit      {_last(result['last_commit'])}")
+    say(f"  loaded           {result['tables']} tables, {result['rows_loaded']} rows")
+    say(f"  replayed         {result['transactions_replayed']} transactions")
+    phases = ", ".join(f"{name} {time:.1f} s" for name, time in result["phases"].items())
+    say(f"  took             {result['seconds']:.1f} s: {phases}")
+    for warning in result["warnings"]:
+        say(f"  warning          {warning}")
