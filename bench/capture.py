@@ -79,6 +79,7 @@ def write_config(folder: Path, server: PostgresServer, regions: list[S3Server], 
         )
         os.environ[f"BENCH_{name.upper()}_KEY"] = region.access_key
         os.environ[f"BENCH_{name.upper()}_SECRET"] = region.secret_key
+    lines.append('[segment]\nmax_age = "1s"')
     lines.append(f'[encryption]\nkeys = ["file:{folder}/kek"]\n[http]\nlisten = "127.0.0.1:0"')
     path = folder / f"archiver{number}.toml"
     path.write_text("\n".join(lines) + "\n")

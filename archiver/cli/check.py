@@ -10,14 +10,16 @@ from pathlib import Path
 
 import typer
 
-from archiver.archive import open_archive
+from archiver.archive import OpenArchive, open_archive, require_same_database
 from archiver.cli.options import ConfigOption, JsonOption, load, run_async
 from archiver.cli.output import print_json, say
 from archiver.config import Config, SourceSection
 from archiver.errors import ArchiverError, ObjectExists, ObjectNotFound
 from archiver.format import layout
 from archiver.keys import Kek
+from archiver.policy.target import History
 from archiver.postgres.preflight import Check, check_source
+from archiver.postgres.replication_slot import identify_system, slot_info
 from archiver.postgres.session import connect
 from archiver.regions import open_keks, open_regions
 from archiver.restore import read_history

@@ -150,7 +150,7 @@ async def _earlier_choice(conn: Conn, source: SourceSection) -> setup.Keyless | 
 
 
 async def _await_old_transactions(links: _Links, source: SourceSection, wait: timedelta) -> None:
-    """Wait, with a slot that does not last, for what would keep the real one from being made: nothing is changed yet."""
+    """Wait, with a slot that does not last, for what would hold the real one up: so far nothing was changed."""
     if await slot_info(links.ordinary, source.slot) is not None:
         return
     async with _replication(links.dsn) as conn:

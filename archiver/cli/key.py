@@ -47,7 +47,7 @@ def write_key(file: Path) -> None:
     except OSError as exc:
         hint = "Choose a folder that exists and that you may write to."
         raise UsageError(f"cannot write the key: {exc.strerror}", where=str(file), hint=hint) from None
-    with open(descriptor, "w", encoding="ascii") as out:
+    with os.fdopen(descriptor, "w", encoding="ascii") as out:
         out.write(format_kek(new_kek()) + "\n")
         out.flush()
         os.fsync(out.fileno())

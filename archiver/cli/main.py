@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,7 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 app.add_typer(key.app, name="key")
-for name, command in {
+_COMMANDS: dict[str, Callable[..., None]] = {
     "init": init.init,
     "check": check.check,
     "run": run.run,
@@ -53,8 +53,9 @@ for name, command in {
     "verify": verify.verify,
     "uninstall": uninstall.uninstall,
     "demo": demo.demo,
-}.items():
-    app.command(name)(command)
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name)(_command)
 
 
 def _show_version(wanted: bool) -> None:

@@ -27,6 +27,13 @@ def _or_global(ctx: typer.Context, path: Path | None) -> Path | None:
     return path or ctx.find_root().obj
 
 
+def _duration(text: str) -> timedelta:
+    try:
+        return configuration.parse_duration(text)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc)) from None
+
+
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
@@ -40,7 +47,7 @@ WaitOption = Annotated[
     timedelta,
     typer.Option(
         "--wait",
-        parser=configuration.parse_duration,
+        parser=_duration,
         metavar="DURATION",
         help="How long to wait for transactions that keep a replication slot from being made.",
     ),

@@ -14,7 +14,7 @@ import typer
 
 from archiver.archive import OpenArchive
 from archiver.cli.options import ConfigOption, JsonOption, RegionOption, YesOption, load, opened, run_async
-from archiver.cli.output import confirm, note, print_json, progress, say, seconds, size
+from archiver.cli.output import confirm, note, print_json, progress, say, size
 from archiver.config import Config
 from archiver.errors import UsageError
 from archiver.format.manifest import CommitRef, format_time
@@ -28,6 +28,7 @@ def restore(
     into: Annotated[
         str, typer.Option("--into", metavar="DSN", help="The target: an empty database, as a connection string.")
     ],
+    *,
     config: ConfigOption = None,
     target_time: Annotated[
         str | None,
@@ -46,8 +47,11 @@ def restore(
 
     Shows the plan first and asks. A restore that was interrupted goes on when the same command is repeated.
 
-    Example: archiver restore --into postgresql://postgres@127.0.0.1/shop_restored
-    --target-time 2026-11-22T03:00:00Z -c archiver.toml
+    Example:
+
+    \b
+      archiver restore --into postgresql://postgres@127.0.0.1/shop_restored \\
+        --target-time 2026-11-22T03:00:00Z -c archiver.toml
     """
     target = _target(target_time, target_lsn, target_name, latest=latest)
     order = Order(load(config), target, into, region, jobs, dry_run=dry_run, yes=yes, as_json=as_json)

@@ -201,8 +201,8 @@ async def check_slot(conn: Conn, source: SourceSection) -> list[Check]:
         return [Check("slot", "fail", f"{slot.name} is lost: {slot.invalidation}", hint)]
     use = f"read by walsender {slot.active_pid}" if slot.active else "not being read"
     status: Status = "warn" if slot.wal_status == "unreserved" else "ok"
-    hint = "Start archiver run before the server drops the slot's WAL." if status == "warn" else None
-    return [Check("slot", status, f"{slot.name} at {slot.confirmed_flush_lsn}, {use}, WAL {slot.wal_status}", hint)]
+    advice = "Start archiver run before the server drops the slot's WAL." if status == "warn" else None
+    return [Check("slot", status, f"{slot.name} at {slot.confirmed_flush_lsn}, {use}, WAL {slot.wal_status}", advice)]
 
 
 async def check_slot_name(conn: Conn, source: SourceSection) -> list[Check]:

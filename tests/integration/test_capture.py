@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
@@ -21,6 +21,7 @@ from archiver.restore import make_plan, read_history
 from tests.fix_archive import Setup
 
 MakeSetup = Callable[..., Setup]
+OURS = "FROM pg_replication_slots WHERE database = current_database()"
 
 
 def digest(dsn: str, table: str = "item") -> object:
@@ -80,9 +81,7 @@ async def test_capture_goes_on_after_the_walsender_was_killed(item: Setup) -> No
                     "INSERT INTO item SELECT i, 'more' FROM generate_series(%s::int, %s) i",
                     (10**4 + 100 * number, 10**4 + 99 + 100 * number),
                 )
-                conn.execute(
-                    "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = current_database()"
-                )
+                conn.execute(f"SELECT pg_terminate_backend(active_pid) {OURS}")
                 await asyncio.sleep(0.5)
             await item.archived()
         expected = digest(item.dsn)
@@ -95,9 +94,7 @@ async def test_a_dropped_slot_becomes_a_gap_and_a_new_base_snapshot(item: Setup)
         async with item.daemon():
             await item.archived()
         conn.execute("UPDATE item SET name = 'before the gap'")
-        conn.execute(
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()"
-        )
+        conn.execute(f"SELECT pg_drop_replication_slot(slot_name) {OURS}")
         lost = datetime.now(UTC)
         await asyncio.sleep(0.05)
         conn.execute("UPDATE item SET name = 'in the gap'")
@@ -124,9 +121,7 @@ async def test_a_slot_that_someone_else_moved_becomes_a_gap(item: Setup) -> None
         async with item.daemon():
             await item.archived()
         conn.execute("UPDATE item SET name = 'stolen'")
-        conn.execute(
-            "SELECT pg_replication_slot_advance(slot_name, pg_current_wal_lsn()) FROM pg_replication_slots WHERE database = current_database()"
-        )
+        conn.execute(f"SELECT pg_replication_slot_advance(slot_name, pg_current_wal_lsn()) {OURS}")
         async with item.daemon():
             await item.archived()
     async with item.open() as archive:
@@ -152,7 +147,7 @@ async def test_the_slot_advances_while_only_other_databases_write(item: Setup, m
         noise.execute("CREATE TABLE noise (t text)")
         async with item.daemon():
             await item.archived()
-            slot = "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE database = current_database()"
+            slot = f"SELECT confirmed_flush_lsn {OURS}"
             before = conn.execute(slot).fetchone()
             noise.execute("INSERT INTO noise SELECT repeat('x', 1000) FROM generate_series(1, 5000)")
             async with asyncio.timeout(20):
@@ -188,7 +183,7 @@ async def test_a_daemon_that_was_overtaken_stops_and_confirms_nothing(item: Setu
 
 
 async def test_a_second_daemon_is_refused_and_the_first_goes_on(item: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("archiver.daemon.SLOT_PATIENCE", __import__("datetime").timedelta(seconds=1))
+    monkeypatch.setattr("archiver.daemon.SLOT_PATIENCE", timedelta(seconds=1))
     async with item.daemon():
         await item.archived()
         with pytest.raises(Fenced, match="another archiver is reading"):
