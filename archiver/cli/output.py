@@ -141,12 +141,16 @@ def progress() -> Iterator[Report]:
 
 def _lines() -> Report:
     last: dict[str, float] = {}
+    finished: set[str] = set()
 
     def report(phase: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if done >= total or now - last.get(phase, 0.0) >= EVERY_SECONDS:
+        if done >= total and phase not in finished:
+            finished.add(phase)
+            note(f"{phase}: done")
+        elif done < total and now - last.setdefault(phase, now) >= EVERY_SECONDS:
             last[phase] = now
-            note(f"{phase}: {100 * done // total if total else 100} %")
+            note(f"{phase}: {100 * done // total} %")
 
     return report
 
