@@ -73,8 +73,8 @@ class ArchiveSection(_Section):
 
 class SourceSection(_Section):
     dsn: str
-    slot: str = Field(default="", pattern=r"^[a-z0-9_]{0,63}$")
-    publication: str = ""
+    slot: str = Field(default="", pattern=r"^[a-z0-9_]{1,63}$")
+    publication: str = Field(default="", min_length=1)
     exclude: tuple[str, ...] = ()
 
 
@@ -231,7 +231,7 @@ def _override(data: dict[str, Any], environ: Mapping[str, str]) -> None:
             continue
         try:
             _assign(data, path, value)
-        except (ValueError, TypeError, IndexError):
+        except (ValueError, TypeError, IndexError, AttributeError):
             raise ConfigError("cannot apply an environment variable", where=name, hint=_HINT) from None
 
 

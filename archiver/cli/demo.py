@@ -126,9 +126,11 @@ class _Story:
 
     async def _await_snapshot(self, archive: OpenArchive) -> None:
         async with asyncio.timeout(PATIENCE):
-            while not (snapshots := (await read_history(archive)).snapshots):
+            history = await read_history(archive)
+            while not history.snapshots:
                 await asyncio.sleep(0.5)
-        taken = snapshots[-1]
+                history = await read_history(archive)
+        taken = history.snapshots[-1]
         self.tell(f"  base snapshot at {taken.lsn}: {taken.tables} tables, {taken.rows} rows")
         self.tell(f"  every change is archived as it is committed; {LOAD_SECONDS:.0f} s of business follow")
 

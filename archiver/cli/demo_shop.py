@@ -14,7 +14,7 @@ from typing import Any, LiteralString, Self
 
 import psycopg
 
-from archiver.errors import task_group
+from archiver.tasks import task_group
 from archiver.postgres.session import connect, postgres_error
 
 CUSTOMERS = 5_000
