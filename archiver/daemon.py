@@ -12,6 +12,7 @@ import os
 import random
 import socket
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
@@ -38,6 +39,7 @@ STOP_SECONDS = 28.0  # SIGTERM promises 30
 SLOT_PATIENCE = timedelta(seconds=10)  # a killed daemon's walsender is gone by then
 SNAPSHOT_RETRY = 60.0
 BACKOFF_CAP = 30.0
+THREADS = 4
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -64,6 +66,8 @@ class Daemon:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run until `stop` is set and what was read is durable. Raises ArchiverError."""
+        # Few threads, whatever the machine: each costs the allocator an arena, and memory is promised.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "archiver"))
         mirror = open_regions(self._config, patience=None, metrics=self.metrics)
         for region in self._config.region:
             self.metrics.region_unreplicated_segments.labels(region.name).set(0)

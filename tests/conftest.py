@@ -1,3 +1,3 @@
 """Fixtures live in plugins, one for each concern."""
 
-pytest_plugins = ["tests.fix_servers", "tests.fix_archive"]
+pytest_plugins = ["tests.fix_servers", "tests.fix_archive", "tests.fix_cli"]

@@ -103,7 +103,7 @@ class _Story:
                 await _keep(props)
         if not all(verdict.equal for verdict in verdicts):
             raise DrillFailed("the restored database differs from the source", hint="Please report this as a bug.")
-        self.tell("the restored database equals the source at that moment; everything is stopped and removed")
+        self.tell("the restored database equals the source at that moment")
 
     async def _with_traffic(self, props: Stage, archive: OpenArchive) -> _Outcome:
         async with demo_shop.Traffic.running(props.source) as traffic:

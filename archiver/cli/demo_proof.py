@@ -37,6 +37,14 @@ class Verdict:
     source: int
     restored: int
     equal: bool
+    is_sequence: bool = False
+
+    @property
+    def result(self) -> str:
+        """In words; a sequence is not in the stream, and is right when it is not behind."""
+        if self.is_sequence and self.equal and self.source != self.restored:
+            return "ahead"
+        return "yes" if self.equal else "NO"
 
 
 async def take_truth(dsn: str) -> Truth:
@@ -67,5 +75,5 @@ async def compare(truth: Truth, dsn: str) -> list[Verdict]:
 def _compare_sequence(source: SequenceState, restored: SequenceState | None) -> Verdict:
     name = f"sequence {source.schema}.{source.name}"
     if restored is None:
-        return Verdict(name, source.last_value, 0, equal=False)
-    return Verdict(name, source.last_value, restored.last_value, equal=not source.is_past(restored))
+        return Verdict(name, source.last_value, 0, equal=False, is_sequence=True)
+    return Verdict(name, source.last_value, restored.last_value, not source.is_past(restored), is_sequence=True)

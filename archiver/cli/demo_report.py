@@ -55,12 +55,13 @@ class Figures:
 
 
 def show(verdicts: Sequence[Verdict], figures: Figures) -> None:
-    """Both tables."""
+    """The tables, then the figures."""
     say("")
-    rows = [(each.name, each.source, each.restored, "yes" if each.equal else "NO") for each in verdicts]
-    table(("", "source", "restored", "equal"), rows, numbers=(1, 2))
+    rows = [(each.name, each.source, each.restored, each.result) for each in verdicts]
+    table(("table", "source then", "restored", "equal"), rows, numbers=(1, 2))
     say("")
-    table(("", ""), [*_archive(figures), *_restore(figures)])
+    for name, value in [*_archive(figures), *_restore(figures)]:
+        say(f"{name:<23}{value}")
     say("")
 
 
@@ -70,15 +71,15 @@ def _archive(figures: Figures) -> list[tuple[str, str]]:
     ages = figures.lag.seconds or [0.0]
     return [
         ("recovery point age", f"median {median(ages):.1f} s, at most {max(ages):.1f} s"),
-        ("changes", f"{len(changes)} change segments, {_packed(changes)}"),
-        ("base snapshot", _packed(parts)),
+        ("changes", f"{len(changes)} change segments, {_packed(changes)} than the stream"),
+        ("base snapshot", f"{_packed(parts)} than the rows"),
         ("transactions archived", str(sum(each.commits for each in figures.history.changes))),
     ]
 
 
 def _packed(refs: Sequence[object]) -> str:
     raw, stored = (sum(getattr(ref, name) for ref in refs) for name in ("raw_bytes", "size"))
-    return f"{size(stored)} in each region, {raw / max(1, stored):.1f} times smaller than the stream"
+    return f"{size(stored)} in each region, {raw / max(1, stored):.1f} times smaller"
 
 
 def _restore(figures: Figures) -> list[tuple[str, str]]:

@@ -14,8 +14,8 @@ from typing import Any, LiteralString, Self
 
 import psycopg
 
-from archiver.tasks import task_group
 from archiver.postgres.session import connect, postgres_error
+from archiver.tasks import task_group
 
 CUSTOMERS = 5_000
 PRODUCTS = 500

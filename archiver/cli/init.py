@@ -64,6 +64,7 @@ def init(
     Example: archiver init -c archiver.toml --keyless full
     """
     run_async(initialise(load(config), keyless.value if keyless else None, wait))
+    say("next: archiver run")
 
 
 async def initialise(
@@ -91,7 +92,6 @@ async def initialise(
             await _set_up_source(links, source, keyless, wait, tell)
     finally:
         await mirror.close()
-    tell("next: archiver run")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final, Literal, LiteralString
 
 import psycopg
-from psycopg import sql
 from psycopg.rows import dict_row
 
 from archiver.config import SourceSection
@@ -132,11 +131,11 @@ def _keep_size(keep: str) -> Check:
 # --- the role ------------------------------------------------------------------------------------------
 
 _ROLE: Final[LiteralString] = """
-select r.rolname as name, r.rolsuper as superuser, r.rolreplication as replication,
+select r.rolname as name, pg_catalog.quote_ident(r.rolname) as quoted, r.rolsuper as superuser, r.rolreplication as replication,
        exists (select from pg_catalog.pg_roles m where m.rolname = 'rds_replication'
                   and pg_catalog.pg_has_role(r.oid, m.oid, 'MEMBER')) as rds,
        pg_catalog.has_database_privilege(r.oid, current_database(), 'CREATE') as may_create,
-       current_database() as database
+       pg_catalog.quote_ident(current_database()) as database
 from pg_catalog.pg_roles r where r.rolname = current_user
 """
 
@@ -147,13 +146,13 @@ async def check_role(conn: Conn) -> list[Check]:
     if role["superuser"] or role["replication"] or role["rds"]:
         kind = "superuser" if role["superuser"] else "may replicate"
         return [Check("role", "ok", f"{role['name']}, {kind}")]
-    name = sql.Identifier(role["name"]).as_string(conn)
+    name = role["quoted"]
     hint = f"ALTER ROLE {name} REPLICATION; on RDS: GRANT rds_replication TO {name}."
     return [Check("role", "fail", f"{role['name']} lacks REPLICATION", hint)]
 
 
 _NOT_OWNED: Final[LiteralString] = """
-select n.nspname || '.' || c.relname as name, pg_catalog.pg_get_userbyid(c.relowner) as owner
+select n.nspname || '.' || c.relname as name, pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(c.relowner)) as owner
 from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where not pg_catalog.pg_has_role(c.relowner, 'USAGE') and c.relkind = 'r'
   and n.nspname || '.' || c.relname = any (%s)
@@ -166,15 +165,15 @@ async def check_set_up_rights(conn: Conn, source: SourceSection) -> list[Check]:
     [role] = await _fetch(conn, _ROLE)
     if role["superuser"] or await publishes_all(conn, source.publication) is not None:
         return []
-    name = sql.Identifier(role["name"]).as_string(conn)
+    name = role["quoted"]
     checks = []
     if not role["may_create"]:
-        hint = f"GRANT CREATE ON DATABASE {sql.Identifier(role['database']).as_string(conn)} TO {name}"
+        hint = f"GRANT CREATE ON DATABASE {role['database']} TO {name}"
         checks.append(Check("right to publish", "fail", f"{role['name']} may not create a publication", hint))
     tables = [str(table) for table in await publishable_tables(conn, source.exclude)]
     foreign = await _fetch(conn, _NOT_OWNED, (tables,))
     if foreign:
-        owners = ", ".join(sorted({sql.Identifier(row["owner"]).as_string(conn) for row in foreign}))
+        owners = ", ".join(sorted({row["owner"] for row in foreign}))
         detail = f"only its owner can publish a table: {_list(row['name'] for row in foreign)}"
         checks.append(Check("right to publish", "fail", detail, f"GRANT {owners} TO {name}"))
     return checks or [Check("right to publish", "ok", f"{role['name']} owns the tables")]
@@ -261,7 +260,7 @@ async def check_readable(conn: Conn, source: SourceSection) -> list[Check]:
     tables = await _fetch(conn, _UNREADABLE)
     denied = [row["name"] for row in tables if row["denied"]]
     filtered = [row["name"] for row in tables if row["filtered"] and row["name"] not in source.exclude]
-    role = sql.Identifier(conn.info.user).as_string(conn)
+    [role] = [row["quoted"] for row in await _fetch(conn, _ROLE)]
     checks = []
     if denied:
         hint = f"GRANT pg_read_all_data TO {role}"

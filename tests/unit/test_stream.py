@@ -1,0 +1,385 @@
+"""The capture side of the stream, fed frames written by hand: every segment can be read by itself, whatever cuts it.
+
+The frames are CopyData payloads as a walsender sends them; the segments are read back as a restore reads them.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from archiver.errors import PostgresError
+from archiver.format import pgoutput as p
+from archiver.format import segment
+from archiver.format.segment import Context, Record, Relation
+from archiver.lsn import Lsn
+from archiver.policy.stream import ChangeStream, Cut
+from archiver.policy.transactions import TransactionAssembler
+from tests.pgoutput_encoder import encode
+
+START = datetime(2026, 11, 22, 3, tzinfo=UTC)
+TABLE = p.Relation(10, "public", "t", "d", (p.Column("id", 23, -1, True),))
+OTHER = p.Relation(11, "public", "other", "d", TABLE.columns)
+WIDER = p.Relation(10, "public", "t", "d", (*TABLE.columns, p.Column("more", 25, -1, False)))
+MOOD = p.Type(77, "public", "mood")
+
+
+def at(lsn: int) -> datetime:
+    return START + timedelta(seconds=lsn)
+
+
+def wal(message: bytes) -> bytes:
+    """A message in its XLogData."""
+    return b"w" + struct.pack(">QQq", 1, 2, 3) + message
+
+
+def keepalive(end: int, *, reply: bool = False) -> bytes:
+    return b"k" + struct.pack(">Qq?", end, 0, reply)
+
+
+def begin(lsn: int, xid: int = 1) -> bytes:
+    return wal(encode(p.Begin(Lsn(lsn - 2), at(lsn), xid)))
+
+
+def commit(lsn: int, time: int | None = None) -> bytes:
+    return wal(encode(p.Commit(Lsn(lsn - 2), Lsn(lsn), at(lsn if time is None else time))))
+
+
+def described(relation: p.Relation | p.Type, xid: int | None = None) -> bytes:
+    return wal(encode(relation, xid=xid))
+
+
+def insert(value: bytes, relation: int = 10, xid: int | None = None) -> bytes:
+    return wal(encode(p.Insert(relation, (value,), 0), xid=xid))
+
+
+def truncate(*relations: int, xid: int | None = None) -> bytes:
+    return wal(encode(p.Truncate(relations, False, False), xid=xid))
+
+
+def message(prefix: str, content: bytes, lsn: int, *, transactional: bool = True, xid: int | None = None) -> bytes:
+    return wal(encode(p.LogicalMessage(transactional, Lsn(lsn), prefix, content), xid=xid))
+
+
+def block(xid: int, *frames: bytes, first: bool = False) -> list[bytes]:
+    """A streamed block."""
+    return [wal(encode(p.StreamStart(xid, first))), *frames, wal(encode(p.StreamStop()))]
+
+
+def stream_commit(xid: int, lsn: int) -> bytes:
+    return wal(encode(p.StreamCommit(xid, Lsn(lsn - 2), Lsn(lsn), at(lsn))))
+
+
+def stream_abort(xid: int, subxid: int) -> bytes:
+    return wal(encode(p.StreamAbort(xid, subxid, None, None)))
+
+
+def stream(*frames: bytes) -> ChangeStream:
+    stream = ChangeStream(Lsn(100), 1)
+    stream.feed(frames)
+    return stream
+
+
+def records(cut: Cut) -> list[Record]:
+    return list(segment.read_records([bytes(cut.body)]))
+
+
+def payloads(*frames: bytes) -> list[bytes]:
+    return [frame[25:] for frame in frames]
+
+
+def replayed(cuts: Iterable[Cut], after: int = 100) -> list[tuple[int, list[bytes]]]:
+    """What a restore makes of the segments: the xid of each transaction, and the values it inserted."""
+    assembler = TransactionAssembler(after=Lsn(after), spool=io.BytesIO)
+    found = []
+    for cut in cuts:
+        assembler.begin_segment(cut.ordinal)
+        for record in records(cut):
+            match record:
+                case Relation(xid, description):
+                    assembler.preamble(xid, description)
+                case Context(xid):
+                    assembler.context(xid)
+                case bytes():
+                    transaction = assembler.feed(record)
+                    if transaction is not None:
+                        rows = [change.new[0] for _, change in transaction.changes() if isinstance(change, p.Insert)]
+                        found.append((transaction.xid, rows))
+    return found  # type: ignore[return-value]
+
+
+# --- whole and in pieces ---
+
+TRANSACTION = [begin(200), described(TABLE), insert(b"1"), insert(b"2"), commit(200)]
+MIXED = [
+    *TRANSACTION,
+    keepalive(210),
+    *block(7, described(TABLE, 7), insert(b"3", xid=7), first=True),
+    begin(220, 2),
+    insert(b"4"),
+    commit(220),
+    *block(7, insert(b"5", xid=7)),
+    keepalive(225),
+    stream_commit(7, 230),
+    message("x", b"loose", 240, transactional=False),
+]
+
+
+def test_messages_are_kept_verbatim_without_their_transport() -> None:
+    assert records(stream(*TRANSACTION).cut()) == payloads(*TRANSACTION)
+
+
+def test_a_segment_says_what_it_holds() -> None:
+    cut = stream(*MIXED).cut()
+    assert (cut.ordinal, cut.start, cut.end) == (1, 100, 230)
+    assert (cut.messages, cut.commits) == (len(MIXED) - 2, 3)
+    assert (cut.first_commit_time, cut.max_commit_time) == (at(200), at(230))
+    last = cut.last_commit
+    assert last is not None
+    assert (last.xid, last.lsn, last.end_lsn, last.time) == (7, 228, 230, at(230))
+    assert cut.open_from is None
+
+
+@given(st.lists(st.integers(0, len(MIXED)), max_size=6).map(sorted))
+def test_frames_that_arrive_in_pieces_make_the_same_segment(borders: list[int]) -> None:
+    whole, pieces = stream(*MIXED), ChangeStream(Lsn(100), 1)
+    edges = [0, *borders, len(MIXED)]
+    for start, end in zip(edges, edges[1:], strict=False):
+        pieces.feed(MIXED[start:end])
+    assert pieces.take_counts() == whole.take_counts()
+    assert pieces.cut() == whole.cut()
+
+
+@given(st.lists(st.integers(1, len(MIXED) - 1), max_size=6, unique=True).map(sorted))
+def test_wherever_segments_are_cut_a_restore_reads_the_same_transactions(borders: list[int]) -> None:
+    edges = [0, *borders, len(MIXED)]
+    feeding, cuts = ChangeStream(Lsn(100), 1), []
+    for start, end in zip(edges, edges[1:], strict=False):
+        feeding.feed(MIXED[start:end])
+        cuts.append(feeding.cut())
+    assert replayed(cuts) == [(1, [b"1", b"2"]), (2, [b"4"]), (7, [b"3", b"5"])]
+    assert [cut.start for cut in cuts[1:]] == [cut.end for cut in cuts[:-1]]
+    assert [cut.ordinal for cut in cuts] == list(range(1, len(cuts) + 1))
+
+
+def test_counts_are_of_what_came_since_they_were_taken() -> None:
+    feeding = stream(*TRANSACTION)
+    assert feeding.take_counts() == (5, 1, sum(map(len, TRANSACTION)))
+    assert feeding.take_counts() == (0, 0, 0)
+    feeding.feed([keepalive(300)])
+    assert feeding.take_counts() == (0, 0, 18)
+
+
+def test_a_segment_in_which_nothing_came_is_empty() -> None:
+    feeding = stream(keepalive(150))
+    cut = feeding.cut()
+    assert (cut.messages, cut.body, cut.end, cut.last_commit, cut.first_commit_time) == (0, b"", 150, None, None)
+    assert feeding.size == 0
+    assert feeding.start == 150
+
+
+def test_commit_times_that_step_back_leave_the_latest_as_the_latest() -> None:
+    frames = [begin(200), commit(200, time=500), begin(210), commit(210, time=300)]
+    cut = stream(*frames).cut()
+    assert (cut.first_commit_time, cut.max_commit_time) == (at(500), at(500))
+    assert cut.last_commit is not None
+    assert cut.last_commit.time == at(300)
+
+
+# --- relations ---
+
+
+def test_a_relation_is_repeated_once_in_a_later_segment_before_the_row_that_needs_it() -> None:
+    feeding = stream(*TRANSACTION)
+    feeding.cut()
+    rows = [begin(210), insert(b"3"), insert(b"4"), commit(210)]
+    feeding.feed(rows)
+    first, *rest = payloads(*rows)
+    assert records(feeding.cut()) == [first, Relation(0, described(TABLE)[25:]), *rest]
+
+
+def test_only_relations_that_are_needed_are_repeated() -> None:
+    feeding = stream(begin(200), described(TABLE), described(OTHER), insert(b"1"), commit(200))
+    feeding.cut()
+    feeding.feed([begin(210), insert(b"2", relation=11), commit(210)])
+    repeated = [record for record in records(feeding.cut()) if isinstance(record, Relation)]
+    assert repeated == [Relation(0, described(OTHER)[25:])]
+
+
+def test_a_relation_that_the_server_sends_again_is_not_repeated_as_well() -> None:
+    feeding = stream(*TRANSACTION)
+    feeding.cut()
+    feeding.feed([begin(210), described(WIDER), insert(b"2"), commit(210)])
+    assert not any(isinstance(record, Relation) for record in records(feeding.cut()))
+
+
+def test_the_newest_description_is_the_one_that_is_repeated() -> None:
+    feeding = stream(*TRANSACTION, begin(210), described(WIDER), insert(b"3"), commit(210))
+    feeding.cut()
+    feeding.feed([begin(220), insert(b"4"), commit(220)])
+    assert Relation(0, described(WIDER)[25:]) in records(feeding.cut())
+
+
+def test_type_messages_travel_with_the_relation_that_they_came_before() -> None:
+    feeding = stream(begin(200), described(MOOD), described(TABLE), described(OTHER), insert(b"1"), commit(200))
+    feeding.cut()
+    feeding.feed([begin(210), insert(b"2"), insert(b"3", relation=11), commit(210)])
+    repeated = [record for record in records(feeding.cut()) if isinstance(record, Relation)]
+    assert repeated == [Relation(0, described(each)[25:]) for each in (MOOD, TABLE, OTHER)]
+
+
+def test_a_truncate_brings_the_relations_of_all_its_tables() -> None:
+    feeding = stream(begin(200), described(TABLE), described(OTHER), commit(200))
+    feeding.cut()
+    feeding.feed([begin(210), truncate(10, 11), commit(210)])
+    kinds = [record.message[:1] for record in records(feeding.cut()) if isinstance(record, Relation)]
+    assert kinds == [b"R", b"R"]
+
+
+def test_a_row_that_the_server_never_described_is_an_error() -> None:
+    with pytest.raises(PostgresError, match="did not describe"):
+        stream(begin(200), insert(b"1"))
+
+
+def test_a_streamed_transaction_has_descriptions_of_its_own() -> None:
+    """One that only it has seen is repeated as its own, in the form of a streamed message."""
+    feeding = stream(*TRANSACTION, *block(7, described(WIDER, 7), insert(b"3", xid=7), first=True))
+    feeding.cut()
+    feeding.feed([*block(7, insert(b"4", xid=7)), begin(210), insert(b"5"), commit(210)])
+    repeated = [record for record in records(feeding.cut()) if isinstance(record, Relation)]
+    assert repeated == [Relation(7, described(WIDER, 7)[25:]), Relation(0, described(TABLE)[25:])]
+
+
+def test_what_a_streamed_transaction_described_counts_for_all_once_it_commits() -> None:
+    feeding = stream(*TRANSACTION, *block(7, described(MOOD, 7), described(WIDER, 7), insert(b"3", xid=7), first=True))
+    feeding.feed([stream_commit(7, 210)])
+    feeding.cut()
+    feeding.feed([begin(220), insert(b"4"), commit(220)])
+    repeated = [record for record in records(feeding.cut()) if isinstance(record, Relation)]
+    assert repeated == [Relation(0, described(each)[25:]) for each in (MOOD, WIDER)]
+
+
+def test_what_a_streamed_transaction_described_is_forgotten_when_it_aborts() -> None:
+    feeding = stream(*TRANSACTION, *block(7, described(WIDER, 7), insert(b"3", xid=7), first=True))
+    feeding.feed([stream_abort(7, 7)])
+    feeding.cut()
+    feeding.feed([begin(220), insert(b"4"), commit(220)])
+    assert Relation(0, described(TABLE)[25:]) in records(feeding.cut())
+
+
+# --- cuts inside a transaction ---
+
+
+def test_a_segment_that_begins_inside_a_plain_transaction_says_so_first() -> None:
+    feeding = stream(begin(200), described(TABLE), insert(b"1"))
+    first = feeding.cut()
+    feeding.feed([insert(b"2"), commit(200)])
+    second = feeding.cut()
+    assert records(second)[0] == Context(0)
+    assert (first.open_from, first.end, second.open_from) == (1, 100, None)
+    assert replayed([first, second]) == [(1, [b"1", b"2"])]
+
+
+def test_a_segment_that_begins_inside_a_streamed_block_names_its_transaction() -> None:
+    feeding = stream(*block(7, described(TABLE, 7), insert(b"1", xid=7), first=True)[:-1])
+    first = feeding.cut()
+    feeding.feed([insert(b"2", xid=7), wal(encode(p.StreamStop())), stream_commit(7, 300)])
+    second = feeding.cut()
+    assert records(second)[:2] == [Context(7), Relation(7, described(TABLE, 7)[25:])]
+    assert first.open_from == 1
+    assert replayed([first, second]) == [(7, [b"1", b"2"])]
+
+
+def test_a_segment_that_begins_between_streamed_blocks_needs_no_context() -> None:
+    feeding = stream(*block(7, described(TABLE, 7), insert(b"1", xid=7), first=True))
+    first = feeding.cut()
+    feeding.feed(block(7, insert(b"2", xid=7)))
+    assert not any(isinstance(record, Context) for record in records(feeding.cut()))
+    assert first.open_from == 1
+
+
+def test_open_from_is_the_segment_of_the_oldest_transaction_that_is_open() -> None:
+    feeding = stream(*block(7, described(TABLE, 7), first=True))
+    assert feeding.cut().open_from == 1
+    feeding.feed(block(8, described(TABLE, 8), first=True))
+    assert feeding.cut().open_from == 1
+    feeding.feed([stream_commit(7, 300)])
+    assert feeding.cut().open_from == 2
+    feeding.feed([stream_abort(8, 9)])
+    assert feeding.cut().open_from == 2, "only a subtransaction ended"
+    feeding.feed([stream_abort(8, 8)])
+    assert feeding.cut().open_from is None
+
+
+# --- the position ---
+
+
+def test_a_keepalive_moves_the_position_outside_of_a_transaction_only() -> None:
+    feeding = stream(keepalive(150))
+    assert feeding.position == 150
+    feeding.feed([begin(200), keepalive(190)])
+    assert feeding.position == 150, "a commit below 190 may still come"
+    feeding.feed([commit(200), keepalive(210)])
+    assert feeding.position == 210
+
+
+def test_the_position_never_goes_back() -> None:
+    feeding = stream(keepalive(300), keepalive(200))
+    feeding.feed([begin(250), commit(250)])
+    assert feeding.position == 300
+
+
+def test_a_keepalive_that_wants_an_answer_is_remembered() -> None:
+    assert not stream(keepalive(150)).reply_wanted
+    assert stream(keepalive(150, reply=True), keepalive(160)).reply_wanted
+
+
+def test_a_streamed_commit_moves_the_position_and_an_abort_does_not() -> None:
+    feeding = stream(*block(7, first=True), *block(8, first=True), stream_abort(8, 8))
+    assert feeding.position == 100
+    feeding.feed([stream_commit(7, 300)])
+    assert feeding.position == 300
+    cut = feeding.cut()
+    assert (cut.commits, cut.last_commit and cut.last_commit.xid) == (1, 7)
+
+
+# --- restore points and what else may come ---
+
+
+def test_a_restore_point_is_noted_with_its_lsn_and_the_time_of_its_commit() -> None:
+    frames = [begin(200), message("archiver.restore_point", "vor Öffnung".encode(), 190), commit(200)]
+    (point,) = stream(*frames).cut().restore_points
+    assert (point.name, point.lsn, point.time) == ("vor Öffnung", 190, at(200))
+
+
+def test_other_logical_messages_are_kept_and_mean_nothing() -> None:
+    frames = [
+        begin(200),
+        message("archiver.restore_pointy", b"x", 190),
+        message("app", b"archiver.restore_point", 191),
+        commit(200),
+        message("archiver.restore_point", b"loose", 210, transactional=False),
+    ]
+    cut = stream(*frames).cut()
+    assert cut.restore_points == []
+    assert records(cut) == payloads(*frames)
+
+
+def test_an_origin_is_kept() -> None:
+    frames = [begin(200), wal(encode(p.Origin(Lsn(5), "elsewhere"))), commit(200)]
+    assert records(stream(*frames).cut()) == payloads(*frames)
+
+
+@pytest.mark.parametrize(
+    ("frame", "why"),
+    [(wal(b"?"), "unknown type: '\\?'"), (wal(b"b"), "unknown type: 'b'"), (b"z123", "unknown type: 'z'")],
+)
+def test_what_was_not_asked_for_is_an_error(frame: bytes, why: str) -> None:
+    with pytest.raises(PostgresError, match=why):
+        stream(frame)

@@ -1,0 +1,436 @@
+"""Planning a restore from a log written by hand: which snapshot, which change segments, and exactly where it stops.
+
+Time and LSN run together: at second s of the morning the source stands at LSN s, unless a test says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta, timezone
+from uuid import UUID
+
+import pytest
+
+from archiver.errors import IntegrityError, TargetUnreachable, UsageError
+from archiver.format.manifest import Changes, CommitRef, Entry, Gap, ObjectRef, RestorePoint, Snapshot
+from archiver.lsn import Lsn
+from archiver.policy.target import History, Plan, Target, ToLatest, ToLsn, ToName, ToTime, parse_time
+
+MORNING = datetime(2026, 11, 22, 3, tzinfo=UTC)
+NOW = MORNING + timedelta(hours=1)
+
+
+def at(second: float) -> datetime:
+    return MORNING + timedelta(seconds=second)
+
+
+def commit(lsn: int, time: float | None = None) -> CommitRef:
+    """Its record starts two bytes before it ends at `lsn`."""
+    return CommitRef(xid=lsn, lsn=Lsn(lsn - 2), end_lsn=Lsn(lsn), time=at(lsn if time is None else time))
+
+
+def ref(raw_bytes: int = 1000, size: int = 100) -> ObjectRef:
+    return ObjectRef(key="k", writer=UUID(int=1), size=size, sha256="0" * 64, key_id="d", raw_bytes=raw_bytes)
+
+
+def changes(
+    ordinal: int, start: int, end: int, *commits: CommitRef, covered: float | None = -1, **more: object
+) -> Changes:
+    """A change segment; without commits a proof that nothing was committed. Covered until its end unless told."""
+    covered_until = None if covered is None else at(end if covered == -1 else covered)
+    return Changes(
+        ordinal=ordinal,
+        connection=1,
+        start_lsn=Lsn(start),
+        end_lsn=Lsn(end),
+        covered_until=covered_until,
+        messages=3 * len(commits),
+        commits=len(commits),
+        first_commit_time=commits[0].time if commits else None,
+        max_commit_time=max((c.time for c in commits), default=None),
+        last_commit=commits[-1] if commits else None,
+        **{"object": ref() if commits else None} | more,  # type: ignore[arg-type]
+    )
+
+
+def snapshot(lsn: int, time: float | None = None) -> Snapshot:
+    taken = at(lsn if time is None else time)
+    return Snapshot(
+        snapshot_id=UUID(int=lsn),
+        lsn=Lsn(lsn),
+        consistent_at=taken,
+        finished_at=taken + timedelta(seconds=5),
+        server_version=180000,
+        tables=1,
+        rows=2,
+        parts=(ref(), ref()),
+    )
+
+
+def gap(after: int, before: int) -> Gap:
+    return Gap(after_lsn=Lsn(after), before_lsn=Lsn(before), reason="the replication slot was dropped")
+
+
+COMMITS = {1: (commit(110), commit(130)), 2: (commit(210), commit(250), commit(290)), 4: (commit(450),)}
+LOG: tuple[Entry, ...] = (
+    changes(1, 100, 200, *COMMITS[1]),
+    snapshot(150),
+    changes(2, 200, 300, *COMMITS[2]),
+    changes(3, 300, 400),
+    changes(4, 400, 500, *COMMITS[4]),
+)
+"""Ordinal 3 is a proof that nothing was committed."""
+
+
+def plan(target: Target, log: Sequence[Entry] = LOG, commits: dict[int, tuple[CommitRef, ...]] = COMMITS) -> Plan:
+    history = History(log)
+    boundary = history.boundary(target)
+    return history.plan(target, commits.get(boundary.ordinal, ()) if boundary else (), NOW)
+
+
+def ordinals(planned: Plan) -> list[int]:
+    return [segment.ordinal for segment in planned.segments]
+
+
+# --- times ---
+
+
+def test_a_time_between_two_commits_stops_before_the_later_one() -> None:
+    planned = plan(ToTime(at(230)))
+    assert planned.stop == COMMITS[2][1].lsn
+    assert planned.last_commit == COMMITS[2][0]
+    assert planned.snapshot.lsn == 150
+    assert ordinals(planned) == [1, 2]
+
+
+def test_a_time_equal_to_a_commit_s_includes_it() -> None:
+    assert plan(ToTime(at(250))).last_commit == COMMITS[2][1]
+    assert plan(ToTime(at(250) - timedelta(microseconds=1))).last_commit == COMMITS[2][0]
+
+
+def test_a_time_in_an_idle_span_stops_before_the_next_commit_whenever_it_came() -> None:
+    planned = plan(ToTime(at(350)))
+    assert planned.last_commit == COMMITS[2][2]
+    assert planned.stop == COMMITS[4][0].lsn
+
+
+def test_a_time_after_the_last_commit_is_reached_when_it_is_proven_that_none_came() -> None:
+    planned = plan(ToTime(at(490)))
+    assert planned.stop == 500
+    assert planned.last_commit == COMMITS[4][0]
+
+
+def test_the_offset_of_a_time_does_not_matter() -> None:
+    berlin = at(230).astimezone(timezone(timedelta(hours=1)))
+    assert plan(ToTime(berlin)).stop == plan(ToTime(at(230))).stop
+
+
+def test_a_time_before_the_first_base_snapshot_is_refused_with_the_window() -> None:
+    with pytest.raises(TargetUnreachable, match="before the recovery window") as refused:
+        plan(ToTime(at(140)))
+    assert "from 2026-11-22T03:02:30.000000Z to 2026-11-22T03:08:20.000000Z" in str(refused.value.hint)
+    assert refused.value.exit_code == 6
+
+
+def test_the_moment_of_the_first_base_snapshot_can_be_restored_to() -> None:
+    planned = plan(ToTime(at(150)))
+    assert planned.snapshot.lsn == 150
+    assert planned.last_commit == COMMITS[1][1]
+
+
+def test_a_time_in_the_future_is_refused() -> None:
+    with pytest.raises(TargetUnreachable, match="in the future"):
+        plan(ToTime(NOW + timedelta(seconds=1)))
+
+
+def test_a_time_that_the_archive_does_not_cover_yet_is_refused() -> None:
+    with pytest.raises(TargetUnreachable, match="does not reach the target"):
+        plan(ToTime(at(501)))
+
+
+def test_a_time_is_refused_where_coverage_was_never_proven() -> None:
+    with pytest.raises(TargetUnreachable, match="does not reach the target"):
+        plan(ToTime(at(160)), [snapshot(150), changes(1, 150, 200, covered=None)])
+
+
+@pytest.mark.xfail(strict=True, reason="History._stop_time asks the last segment alone for its coverage")
+def test_a_proof_of_coverage_outlives_a_later_segment_without_one() -> None:
+    """A daemon that has just started does not know the source's clock yet."""
+    log = [snapshot(150), changes(1, 150, 200, covered=200), changes(2, 200, 210, covered=None)]
+    planned = plan(ToTime(at(190)), log)
+    assert planned.stop == 210
+    assert History(log).window.latest == at(200)
+
+
+def test_commit_times_that_step_back_stop_at_the_first_that_is_too_late() -> None:
+    stepping = (commit(210, time=210), commit(220, time=260), commit(230, time=215), commit(240, time=270))
+    log = [snapshot(150), changes(1, 150, 300, *stepping)]
+    planned = plan(ToTime(at(230)), log, {1: stepping})
+    assert planned.last_commit == stepping[0]
+    assert planned.stop == stepping[1].lsn
+
+
+def test_a_segment_whose_last_commit_is_early_still_bounds_a_time_by_its_latest() -> None:
+    stepping = (commit(210, time=260), commit(220, time=205))
+    log = [snapshot(150), changes(1, 150, 250, *stepping, covered=250), changes(2, 250, 300)]
+    assert plan(ToTime(at(230)), log, {1: stepping}).stop == stepping[0].lsn
+
+
+def test_a_snapshot_that_was_consistent_after_the_target_is_not_used() -> None:
+    """Its LSN lies before the next commit, but it was not there yet at the target's moment."""
+    log = [snapshot(150), changes(1, 150, 500, commit(160), commit(450)), snapshot(300)]
+    planned = plan(ToTime(at(200)), log, {1: (commit(160), commit(450))})
+    assert planned.snapshot.lsn == 150
+
+
+# --- LSNs ---
+
+
+def test_an_lsn_at_a_commit_s_end_includes_it() -> None:
+    planned = plan(ToLsn(Lsn(250)))
+    assert planned.last_commit == COMMITS[2][1]
+    assert planned.stop == 250
+    assert ordinals(planned) == [1, 2]
+
+
+@pytest.mark.parametrize("lsn", [248, 249])
+def test_an_lsn_inside_a_commit_record_leaves_it_out(lsn: int) -> None:
+    assert plan(ToLsn(Lsn(lsn))).last_commit == COMMITS[2][0]
+
+
+def test_an_lsn_at_a_segment_s_border_needs_no_look_inside() -> None:
+    assert History(LOG).boundary(ToLsn(Lsn(300))) is None
+    planned = plan(ToLsn(Lsn(300)))
+    assert ordinals(planned) == [1, 2]
+    assert planned.last_commit == COMMITS[2][2]
+
+
+def test_an_lsn_inside_an_idle_span_needs_no_look_inside_either() -> None:
+    assert History(LOG).boundary(ToLsn(Lsn(350))) is None
+    assert plan(ToLsn(Lsn(350))).last_commit == COMMITS[2][2]
+
+
+def test_an_lsn_beyond_the_end_is_refused_with_the_end() -> None:
+    with pytest.raises(TargetUnreachable, match="ends before LSN") as refused:
+        plan(ToLsn(Lsn(501)))
+    assert "0/1F4" in str(refused.value)
+
+
+def test_an_lsn_before_the_first_base_snapshot_is_refused() -> None:
+    with pytest.raises(TargetUnreachable, match="before the recovery window"):
+        plan(ToLsn(Lsn(149)))
+
+
+def test_the_lsn_of_a_base_snapshot_needs_no_change_segment() -> None:
+    planned = plan(ToLsn(Lsn(150)))
+    assert planned.segments == ()
+    assert planned.stop == 150
+
+
+def test_the_newest_base_snapshot_at_or_before_the_target_is_used() -> None:
+    log = [*LOG, snapshot(300, time=310)]
+    assert plan(ToLsn(Lsn(299)), log).snapshot.lsn == 150
+    assert plan(ToLsn(Lsn(300)), log).snapshot.lsn == 300
+    assert ordinals(plan(ToLsn(Lsn(480)), log)) == [4]
+
+
+# --- restore points and latest ---
+
+
+def named(*points: tuple[str, int]) -> list[Entry]:
+    """The log, with restore points in its second segment."""
+    found = tuple(RestorePoint(name=name, lsn=Lsn(lsn), time=at(lsn)) for name, lsn in points)
+    second = changes(2, 200, 300, *COMMITS[2], restore_points=found)
+    return [second if isinstance(entry, Changes) and entry.ordinal == 2 else entry for entry in LOG]
+
+
+def test_a_restore_point_stops_at_its_lsn() -> None:
+    planned = plan(ToName("release"), named(("release", 240)))
+    assert planned.stop == 240
+    assert planned.last_commit == COMMITS[2][0]
+
+
+def test_of_restore_points_with_one_name_the_newest_counts() -> None:
+    log = named(("release", 220), ("other", 240), ("release", 260))
+    assert plan(ToName("release"), log).stop == 260
+    point = History(log).find_restore_point("release")
+    assert point is not None
+    assert point.lsn == 260
+
+
+def test_an_unknown_restore_point_is_refused_with_those_that_are_known() -> None:
+    with pytest.raises(TargetUnreachable, match="no restore point 'x'") as refused:
+        plan(ToName("x"), named(("b", 220), ("a", 240)))
+    assert refused.value.hint == "Restore points: a, b."
+    with pytest.raises(TargetUnreachable) as refused:
+        plan(ToName("x"))
+    assert refused.value.hint == "Restore points: none."
+
+
+def test_latest_is_all_there_is() -> None:
+    planned = plan(ToLatest())
+    assert planned.stop == 500
+    assert planned.last_commit == COMMITS[4][0]
+    assert ordinals(planned) == [1, 2, 4]
+
+
+def test_latest_of_a_snapshot_ahead_of_the_log_is_the_snapshot() -> None:
+    log = [*LOG, snapshot(520)]
+    planned = plan(ToLatest(), log)
+    assert planned.stop == planned.snapshot.lsn == 520
+    assert planned.segments == ()
+    assert planned.last_commit == COMMITS[4][0]
+
+
+def test_a_target_that_the_log_reaches_is_not_held_up_by_a_snapshot_ahead_of_it() -> None:
+    assert plan(ToLsn(Lsn(480)), [*LOG, snapshot(520)]).snapshot.lsn == 150
+
+
+def test_between_the_log_s_end_and_a_snapshot_ahead_of_it_nothing_can_be_restored_to() -> None:
+    with pytest.raises(TargetUnreachable, match="does not hold all changes up to"):
+        plan(ToLsn(Lsn(510)), [*LOG, snapshot(520)])
+
+
+@pytest.mark.parametrize("target", [ToLatest(), ToLsn(Lsn(0)), ToTime(at(1))])
+def test_an_empty_archive_says_that_there_is_no_base_snapshot(target: Target) -> None:
+    with pytest.raises(TargetUnreachable) as refused:
+        plan(target, [])
+    assert "no base snapshot yet" in str(refused.value.hint)
+
+
+# --- gaps and holes ---
+
+GAPPED: tuple[Entry, ...] = (
+    snapshot(100),
+    changes(1, 100, 200, commit(110)),
+    gap(200, 300),
+    changes(2, 300, 400, commit(350)),
+    snapshot(360),
+    changes(3, 400, 500, commit(450)),
+)
+GAPPED_COMMITS = {1: (commit(110),), 2: (commit(350),), 3: (commit(450),)}
+
+
+def test_a_target_before_a_gap_is_reached() -> None:
+    assert plan(ToLsn(Lsn(200)), GAPPED).stop == 200
+    assert plan(ToTime(at(105)), GAPPED, GAPPED_COMMITS).stop == commit(110).lsn
+
+
+@pytest.mark.parametrize("lsn", [201, 299, 300, 355])
+def test_a_target_inside_a_gap_or_before_the_snapshot_that_followed_is_refused(lsn: int) -> None:
+    with pytest.raises(TargetUnreachable, match="the replication slot was dropped") as refused:
+        plan(ToLsn(Lsn(lsn)), GAPPED, GAPPED_COMMITS)
+    assert "0/C8 and 0/12C" in str(refused.value)
+
+
+def test_a_time_inside_a_gap_is_refused() -> None:
+    with pytest.raises(TargetUnreachable, match="inside or behind a gap"):
+        plan(ToTime(at(250)), GAPPED, GAPPED_COMMITS)
+
+
+@pytest.mark.xfail(strict=True, reason="History._stop_time goes on to the first commit behind the gap")
+def test_an_idle_time_that_was_covered_before_a_gap_is_reached() -> None:
+    assert plan(ToTime(at(190)), GAPPED, GAPPED_COMMITS).stop == 200
+
+
+def test_a_target_after_the_snapshot_that_followed_a_gap_is_reached() -> None:
+    planned = plan(ToLatest(), GAPPED)
+    assert planned.snapshot.lsn == 360
+    assert ordinals(planned) == [2, 3]
+
+
+def test_a_snapshot_exactly_at_a_gap_s_end_is_behind_it() -> None:
+    log = [snapshot(100), changes(1, 100, 200), gap(200, 300), snapshot(300), changes(2, 300, 400, commit(350))]
+    assert plan(ToLsn(Lsn(400)), log).snapshot.lsn == 300
+
+
+def test_a_hole_that_no_gap_explains_is_an_integrity_error() -> None:
+    holed = [entry for entry in LOG if not (isinstance(entry, Changes) and entry.ordinal == 2)]
+    with pytest.raises(IntegrityError, match="nothing between 0/C8 and 0/12C"):
+        plan(ToLatest(), holed)
+
+
+def test_a_log_that_begins_after_its_snapshot_is_a_hole_too() -> None:
+    with pytest.raises(IntegrityError, match="nothing between 0/96 and 0/C8"):
+        plan(ToLatest(), LOG[1:])
+
+
+# --- transactions that were open at the snapshot ---
+
+
+def test_a_transaction_that_was_open_pulls_in_the_segments_from_its_beginning() -> None:
+    log = [
+        changes(1, 100, 200, commit(110)),
+        changes(2, 200, 300, commit(210), open_from=2),
+        changes(3, 300, 400, commit(310), open_from=2),
+        snapshot(420),
+        changes(4, 400, 500, commit(450)),
+    ]
+    assert ordinals(plan(ToLatest(), log)) == [2, 3, 4]
+
+
+def test_an_open_transaction_reaches_over_a_proof_that_nothing_was_committed() -> None:
+    log = [
+        changes(1, 100, 200, commit(110), open_from=1),
+        changes(2, 200, 300, open_from=1),
+        snapshot(320),
+        changes(3, 300, 400, commit(350)),
+    ]
+    assert ordinals(plan(ToLatest(), log)) == [1, 3]
+
+
+def test_what_was_open_later_pulls_nothing_in() -> None:
+    log = [
+        changes(1, 100, 200, commit(110)),
+        snapshot(220),
+        changes(2, 200, 300, commit(250), open_from=2),
+        changes(3, 300, 400, commit(350)),
+    ]
+    assert ordinals(plan(ToLatest(), log)) == [2, 3]
+
+
+# --- what a plan says of itself ---
+
+
+def test_a_plan_counts_what_is_to_be_read() -> None:
+    planned = plan(ToLsn(Lsn(290)))
+    assert planned.stored_bytes == 400
+    assert planned.commits == 5
+    assert planned.messages == 15
+    assert planned.estimate >= timedelta(seconds=1)
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        (ToTime(at(0)), "time 2026-11-22T03:00:00.000000Z"),
+        (ToLsn(Lsn(255)), "LSN 0/FF"),
+        (ToName("x"), "restore point 'x'"),
+        (ToLatest(), "latest"),
+    ],
+)
+def test_a_target_says_what_it_is(target: Target, text: str) -> None:
+    assert str(target) == text
+
+
+# --- reading a time ---
+
+
+def test_a_time_is_read_with_its_offset() -> None:
+    assert parse_time("2026-11-22T03:00:00Z") == MORNING
+    assert parse_time("2026-11-22 04:00:00+01:00") == MORNING
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("2026-11-22T03:00:00", "no offset"),
+        ("2026-11-22", "no offset"),
+        ("yesterday", "not an ISO"),
+        ("", "not an ISO"),
+    ],
+)
+def test_a_time_that_leaves_room_for_guessing_is_refused_with_an_example(text: str, why: str) -> None:
+    with pytest.raises(UsageError, match=why) as refused:
+        parse_time(text)
+    assert "+01:00" in str(refused.value.hint)
