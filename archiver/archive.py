@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from archiver.errors import ConfigError, Fenced, ObjectExists, ObjectNotFound
+from archiver.errors import ConfigError, Fenced, IntegrityError, ObjectExists, ObjectNotFound
 from archiver.format import layout, manifest
 from archiver.format import wrap as wrapping
 from archiver.format.manifest import Archive, Changes, Entry, Fence, Gap, Manifest, ObjectRef, Signed, Snapshot
@@ -126,7 +126,8 @@ class ManifestLog:
 
     async def _accept_other(self, seq: int) -> None:
         """Another writer took our place in the log: go on behind it, unless it took over the archive."""
-        other = manifest.parse(await self._store.get(layout.manifest(seq)), self._archive.verifier)
+        name = layout.manifest(seq)
+        other = manifest.parse(await self._store.get(name), self._archive.verifier)
         manifest.check_chain(self.state.head, other, self._archive.archive)
         if self._exclusive and isinstance(other.entry, _OWNED_BY_DAEMON):
             raise Fenced(
@@ -134,6 +135,8 @@ class ManifestLog:
                 where=f"manifest {seq}, {_describe(other)}",
                 hint="Run one daemon for an archive; this one has confirmed nothing since.",
             )
+        # It may have died between two regions; ours must not stand behind a hole in any of them.
+        await self._store.put(name, other.data, if_absent=True)
         self._observe(other)
 
     def _observe(self, signed: Signed) -> None:
@@ -156,9 +159,9 @@ class ManifestLog:
         async for entry in self._store.list(layout.CATALOG):
             span = layout.rollup_range(entry.key)
             if span is not None and span[0] == seq + 1:
+                seq = self._rolled_up_to = span[1]  # first: what is yielded now need not be rolled up again
                 for data in catalog.unpack(await self._store.get(entry.key)):
                     yield data
-                seq = self._rolled_up_to = span[1]
         names = [entry.key async for entry in self._store.list(layout.MANIFESTS, start_after=layout.manifest(seq))]
         for start in range(0, len(names), _READ_AHEAD):
             for data in await asyncio.gather(*map(self._store.get, names[start : start + _READ_AHEAD])):
@@ -212,7 +215,10 @@ class OpenArchive:
 
     async def fetch(self, ref: ObjectRef, place: Place) -> bytes:
         """The compressed body of a sealed object, verified as a whole, from whichever region holds it whole."""
-        data = await self.store.get_verified(ref.key, lambda data: is_whole(ref, data))
+        try:
+            data = await self.store.get_verified(ref.key, lambda data: is_whole(ref, data))
+        except ObjectNotFound as exc:
+            raise IntegrityError("an object of the archive is missing in every region", where=ref.key) from exc
         secret = await self.keys.secret(ref.key_id)
         return await asyncio.to_thread(unseal, data, self._identity(place, ref.writer, ref.key_id), secret)
 

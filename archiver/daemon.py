@@ -11,8 +11,9 @@ import contextlib
 import os
 import random
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
@@ -73,13 +74,27 @@ class Daemon:
             self.metrics.region_unreplicated_segments.labels(region.name).set(0)
         self.metrics.degraded.set(0)
         try:
-            async with serve(self._config.http, self.metrics, self.not_ready):
+            async with self._http():
                 keks = open_keks(self._config)
                 archive = await open_archive(mirror, self._config.archive.name, keks)
                 await self._run(archive, stop)
         finally:
             await self._monitor.close()
             await mirror.close()
+
+    @asynccontextmanager
+    async def _http(self) -> AsyncIterator[None]:
+        """The HTTP port. Where it is taken, by a daemon of this very archive, that is what must be said."""
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(serve(self._config.http, self.metrics, self.not_ready))
+            except ConfigError:
+                with contextlib.suppress(PostgresError):
+                    slot = await self._slot()
+                    if slot is not None and slot.active:
+                        raise _second_reader(slot) from None
+                raise
+            yield
 
     async def _run(self, archive: OpenArchive, stop: asyncio.Event) -> None:
         await self._check_identity(archive)
@@ -138,12 +153,7 @@ class Daemon:
         deadline = asyncio.get_running_loop().time() + SLOT_PATIENCE.total_seconds()
         while (slot := await self._patiently(self._slot)) and slot.active:
             if asyncio.get_running_loop().time() > deadline:
-                raise Fenced(
-                    "another archiver is reading the replication slot",
-                    where=f"slot {slot.name}, walsender pid {slot.active_pid}",
-                    hint="Run one daemon for an archive. If it is gone for good, end its walsender: "
-                    f"SELECT pg_terminate_backend({slot.active_pid});",
-                )
+                raise _second_reader(slot)
             await asyncio.sleep(0.25)
 
     async def _align(self, archive: OpenArchive) -> Position:
@@ -251,3 +261,12 @@ class Daemon:
                 pause = min(BACKOFF_CAP, 0.5 * 2**attempt)
                 log.warning("the source is not available", error=str(exc), retry_in=pause)
                 await asyncio.sleep(pause)
+
+
+def _second_reader(slot: SlotInfo) -> Fenced:
+    return Fenced(
+        "another archiver is reading the replication slot",
+        where=f"slot {slot.name}, walsender pid {slot.active_pid}",
+        hint="Run one daemon for an archive. If it is gone for good, end its walsender: "
+        f"SELECT pg_terminate_backend({slot.active_pid});",
+    )

@@ -161,8 +161,9 @@ class Keyring:
             stored = await self._new(key_id, purpose)
         try:
             await self._store.put(name, stored, if_absent=True)
-        except ObjectExists:  # another writer was quicker
+        except ObjectExists:  # another writer was quicker, and may have died before it reached every region
             stored = await self._store.get(name)
+            await self._store.put(name, stored, if_absent=True)
         return await self._open(key_id, stored)
 
     async def _new(self, key_id: str, purpose: wrapping.Purpose) -> bytes:

@@ -22,6 +22,7 @@ from archiver.snapshots import Index, part_place
 from archiver.store.base import Store
 
 AT_ONCE = 4
+CATCH_UP_SECONDS = 0.3  # between the first region and the last one, for a manifest that is just being written
 
 Progress = Callable[[int, int], None]
 """Called with the objects looked at and the objects in all."""
@@ -77,6 +78,7 @@ class _Verification:
 
     async def run(self) -> Report:
         logs = {store.name: await self._read_log(store) for store in self._archive.store.stores}
+        await self._catch_up(logs)
         self._compare(logs)
         best = max(logs.values(), key=len)
         self._report.manifests = len(best)
@@ -106,6 +108,25 @@ class _Verification:
         except ArchiverError as exc:
             self._find(store, layout.MANIFESTS, str(exc), "the log of this region")
         return log
+
+    async def _catch_up(self, logs: dict[str, list[Signed]]) -> None:
+        """A daemon that runs went on writing while we read: what one region had not, it may have by now."""
+        longest = max(logs.values(), key=len)
+        for store in self._archive.store.stores:
+            log = logs[store.name]
+            if self._has_finding(store.name, layout.MANIFESTS) or log != longest[: len(log)]:
+                continue
+            for signed in longest[len(log) :]:
+                if not await self._has_come(store, signed):
+                    break
+                log.append(signed)
+
+    async def _has_come(self, store: Store, signed: Signed) -> bool:
+        for _ in range(3):
+            if await self._copy(store, layout.manifest(signed.seq)) == signed.data:
+                return True
+            await asyncio.sleep(CATCH_UP_SECONDS)
+        return False
 
     async def _manifests(self, store: Store) -> AsyncIterator[tuple[str, bytes]]:
         names = [entry.key async for entry in store.list(layout.MANIFESTS)]

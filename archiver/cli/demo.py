@@ -7,7 +7,6 @@ source is counted and digested, and the restored database must give the same. Ev
 from __future__ import annotations
 
 import asyncio
-import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -51,16 +50,10 @@ def demo(
     Example: archiver demo
     """
     configure_logs()
-    try:
-        run_async(_demo(keep))
-    except asyncio.CancelledError:  # SIGTERM
-        raise typer.Exit(128 + signal.SIGTERM) from None
+    run_async(_demo(keep))
 
 
 async def _demo(keep: bool) -> None:
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     story = _Story()
     story.tell("starting PostgreSQL and two S3 servers, all of them embedded and temporary")
     async with stage() as props:

@@ -18,7 +18,7 @@ from archiver.config import Config, SourceSection
 from archiver.errors import ArchiverError
 from archiver.format import layout
 from archiver.format.manifest import Entry, ObjectRef, format_time
-from archiver.policy.target import History
+from archiver.policy.target import History, Window
 from archiver.postgres.replication_slot import slot_info
 from archiver.postgres.session import connect
 from archiver.postgres.source import Source
@@ -69,7 +69,7 @@ def _describe(archive: OpenArchive, entries: Sequence[Entry], head: int) -> Fact
         },
         "window": {
             "earliest": _time(window.earliest),
-            "latest": _time(window.latest) if history.snapshots else None,
+            "latest": _latest(window),
             "end_lsn": str(window.end),
         },
         "snapshots": [to_json(snapshot) for snapshot in history.snapshots],
@@ -87,6 +87,13 @@ def _describe(archive: OpenArchive, entries: Sequence[Entry], head: int) -> Fact
         "stored_bytes": sum(ref.size for ref in objects),
         "raw_bytes": sum(ref.raw_bytes for ref in objects),
     }
+
+
+def _latest(window: Window) -> str | None:
+    """None as long as only the base snapshot can be restored, right after it was taken."""
+    if window.earliest is None or window.latest is None or window.latest < window.earliest:
+        return None
+    return format_time(window.latest)
 
 
 def _objects(history: History) -> list[ObjectRef]:
@@ -154,7 +161,7 @@ def _show(facts: Facts) -> None:
 def _window(window: Facts) -> str:
     if window["earliest"] is None:
         return "nothing can be restored yet: there is no base snapshot"
-    return f"{window['earliest']} to {window['latest'] or window['earliest']}"
+    return f"{window['earliest']} to {window['latest'] or 'the same base snapshot'}"
 
 
 def _lag(source: Facts | None) -> str:
@@ -168,12 +175,12 @@ def _lag(source: Facts | None) -> str:
 
 def _show_lists(facts: Facts) -> None:
     snapshots = [
-        (each["lsn"], each["consistent_at"], each["tables"], each["rows"], size(each["bytes"]), each["id"])
+        (each["lsn"], each["consistent_at"], each["tables"], each["rows"], size(each["bytes"]))
         for each in facts["snapshots"]
     ]
     gaps = [(each["after_lsn"], each["before_lsn"], each["reason"]) for each in facts["gaps"]]
     points = [(each["name"], each["lsn"], each["time"]) for each in facts["restore_points"]]
-    _section("base snapshots", ("LSN", "time", "tables", "rows", "stored", "id"), snapshots, (2, 3, 4))
+    _section("base snapshots", ("LSN", "time", "tables", "rows", "stored"), snapshots, (2, 3, 4))
     _section("gaps", ("after LSN", "before LSN", "reason"), gaps)
     _section("restore points", ("name", "LSN", "time"), points)
 

@@ -7,7 +7,6 @@ a traceback is shown for nothing that a user can cause, and for the rest only wi
 from __future__ import annotations
 
 import os
-import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -89,8 +88,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _usage_error(error)
     except (KeyboardInterrupt, typer.Abort):
         return 130
-    except BrokenPipeError:
-        return _reader_left()
     except Exception as error:
         return _unexpected(error)
     return ended if isinstance(ended, int) else 0
@@ -116,12 +113,6 @@ def _usage_error(error: typer.TyperException) -> int:
     command = context.command_path if context else "archiver"
     complain(message[:1].lower() + message[1:], f"See: {command} --help")
     return 2
-
-
-def _reader_left() -> int:
-    """Whoever read our output wants no more of it (`archiver info | head`)."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1
 
 
 def _unexpected(error: Exception) -> int:

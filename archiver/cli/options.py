@@ -6,6 +6,7 @@ In: what typer read. Out: a loaded configuration, or ConfigError. `--config` may
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -61,8 +62,18 @@ def load(path: Path | None) -> Config:
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """Run a command's coroutine; Ctrl-C cancels it, so that it cleans up."""
-    return asyncio.run(work)
+    """Run a command's coroutine; Ctrl-C and SIGTERM cancel it, so that it cleans up."""
+    try:
+        return asyncio.run(_cancelled_by_sigterm(work))
+    except asyncio.CancelledError:
+        raise typer.Exit(128 + signal.SIGTERM) from None
+
+
+async def _cancelled_by_sigterm(work: Coroutine[Any, Any, T]) -> T:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await work
 
 
 @asynccontextmanager

@@ -117,7 +117,7 @@ def _rich_table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers:
 
     drawn = Table(box=box.SIMPLE)
     for at, heading in enumerate(headings):
-        drawn.add_column(heading, justify="right" if at in numbers else "left")
+        drawn.add_column(heading, justify="right" if at in numbers else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*map(Text, row))
     Console().print(drawn)

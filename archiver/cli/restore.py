@@ -6,6 +6,7 @@ before the question. `--json` prints plan and result as one document.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -105,8 +106,12 @@ async def _restore(order: Order) -> None:
 
 async def _carry_out(order: Order, archive: OpenArchive, plan: Plan) -> Summary:
     confirm("Restore now?", yes=order.yes)
-    with progress() as report:
-        return await run_restore(archive, plan, order.into, jobs=order.jobs, progress=report)
+    try:
+        with progress() as report:
+            return await run_restore(archive, plan, order.into, jobs=order.jobs, progress=report)
+    except asyncio.CancelledError:
+        note("interrupted; the same command goes on where this one stopped")
+        raise
 
 
 async def _refuse_source(order: Order, archive: OpenArchive) -> None:

@@ -117,7 +117,8 @@ class History:
     @property
     def window(self) -> Window:
         times = [t for e in self.changes[-1:] for t in (e.covered_until,) if t]
-        times += [e.max_commit_time for e in self.changes if e.max_commit_time]
+        # Up to just before a commit everything is known; at its own time another one may follow.
+        times += [e.max_commit_time - timedelta(microseconds=1) for e in self.changes if e.max_commit_time]
         earliest = min((snapshot.consistent_at for snapshot in self.snapshots), default=None)
         return Window(earliest, max(times, default=None), self.end)
 

@@ -42,10 +42,11 @@ class Check:
 
 
 def require(checks: Sequence[Check]) -> None:
-    """Raise PostgresError for those that fail; the first one's hint is the error's."""
+    """Raise PostgresError for those that fail, with what to do about each."""
     failed = [check for check in checks if check.status == "fail"]
+    hints = dict.fromkeys(check.hint for check in failed if check.hint)
     if failed:
-        raise PostgresError("; ".join(f"{check.name}: {check.detail}" for check in failed), hint=failed[0].hint)
+        raise PostgresError("; ".join(f"{each.name}: {each.detail}" for each in failed), hint="; ".join(hints))
 
 
 # --- the server ----------------------------------------------------------------------------------------
@@ -131,7 +132,8 @@ def _keep_size(keep: str) -> Check:
 # --- the role ------------------------------------------------------------------------------------------
 
 _ROLE: Final[LiteralString] = """
-select r.rolname as name, pg_catalog.quote_ident(r.rolname) as quoted, r.rolsuper as superuser, r.rolreplication as replication,
+select r.rolname as name, pg_catalog.quote_ident(r.rolname) as quoted,
+       r.rolsuper as superuser, r.rolreplication as replication,
        exists (select from pg_catalog.pg_roles m where m.rolname = 'rds_replication'
                   and pg_catalog.pg_has_role(r.oid, m.oid, 'MEMBER')) as rds,
        pg_catalog.has_database_privilege(r.oid, current_database(), 'CREATE') as may_create,

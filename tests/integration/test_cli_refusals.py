@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from archiver.cli.key import write_key
-from archiver.embedded import PostgresServer
+from archiver.embedded import PostgresServer, S3Server
 from tests.fix_cli import Result, Site, make_site
 from tests.fix_servers import DEBIAN_15, PG_SETTINGS, MakeBucket, MakeDatabase
 
@@ -54,15 +54,6 @@ def test_an_unusable_configuration(site: Site, spoil: Callable[[Site], object], 
     assert site.traces() == []
 
 
-def test_options_that_do_not_exist_or_do_not_fit(site: Site) -> None:
-    assert_refused(site.run_bare(), 2)
-    assert_refused(site.run_bare("frobnicate"), 2, "frobnicate")
-    assert_refused(site.run("init", "--keyless", "perhaps"), 2, "perhaps")
-    assert_refused(site.run("init", "--wait", "5"), 2, "not a duration")
-    assert_refused(site.run("restore", "--into", site.dsn), 2, "exactly one")
-    assert_refused(site.run("restore", "--into", site.dsn, "--latest", "--target-lsn", "0/1"), 2, "exactly one")
-
-
 def test_a_key_file_is_never_overwritten(site: Site) -> None:
     before = (site.folder / "kek").read_text()
     assert_refused(site.run_bare("key", "generate", str(site.folder / "kek")), 2)
@@ -100,7 +91,7 @@ def test_a_server_without_logical_replication(
     make_database: MakeDatabase,
     make_bucket: MakeBucket,
     tmp_path: Path,
-    s3_servers: tuple,  # type: ignore[type-arg]
+    s3_servers: tuple[S3Server, S3Server],
 ) -> None:
     site = make_site(tmp_path, make_database(replica_pg), make_bucket(), s3_servers)
     assert_refused(site.run("init"), 3, "wal_level", "rds.logical_replication")
@@ -243,3 +234,17 @@ def test_another_key(site: Site) -> None:
         assert result.returncode == 5, (command, result.stderr)
         assert "none of the configured keys opens the archive" in result.stderr + result.stdout
     assert site.traces() == before
+
+
+def test_an_older_server_is_checked_and_set_up(
+    pg15: PostgresServer,
+    make_database: MakeDatabase,
+    make_bucket: MakeBucket,
+    tmp_path: Path,
+    s3_servers: tuple[S3Server, S3Server],
+) -> None:
+    site = make_site(tmp_path, make_database(pg15), make_bucket(), s3_servers)
+    assert site.run("init").returncode == 0
+    checked = site.run("check")
+    assert checked.returncode == 0, checked.stdout
+    assert "PostgreSQL 15" in checked.stdout

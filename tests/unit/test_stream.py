@@ -9,6 +9,7 @@ import io
 import struct
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -98,7 +99,7 @@ def replayed(cuts: Iterable[Cut], after: int = 100) -> list[tuple[int, list[byte
     """What a restore makes of the segments: the xid of each transaction, and the values it inserted."""
     assembler = TransactionAssembler(after=Lsn(after), spool=io.BytesIO)
     found = []
-    for cut in cuts:
+    for cut in (cut for cut in cuts if cut.messages):  # others are not stored
         assembler.begin_segment(cut.ordinal)
         for record in records(cut):
             match record:
@@ -150,7 +151,7 @@ def test_a_segment_says_what_it_holds() -> None:
 def test_frames_that_arrive_in_pieces_make_the_same_segment(borders: list[int]) -> None:
     whole, pieces = stream(*MIXED), ChangeStream(Lsn(100), 1)
     edges = [0, *borders, len(MIXED)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         pieces.feed(MIXED[start:end])
     assert pieces.take_counts() == whole.take_counts()
     assert pieces.cut() == whole.cut()
@@ -160,7 +161,7 @@ def test_frames_that_arrive_in_pieces_make_the_same_segment(borders: list[int]) 
 def test_wherever_segments_are_cut_a_restore_reads_the_same_transactions(borders: list[int]) -> None:
     edges = [0, *borders, len(MIXED)]
     feeding, cuts = ChangeStream(Lsn(100), 1), []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         feeding.feed(MIXED[start:end])
         cuts.append(feeding.cut())
     assert replayed(cuts) == [(1, [b"1", b"2"]), (2, [b"4"]), (7, [b"3", b"5"])]
