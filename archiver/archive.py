@@ -25,7 +25,6 @@ from archiver.format.wrap import Purpose
 from archiver.keys import SIGNING, Kek, Keyring
 from archiver.lsn import Lsn
 from archiver.policy import catalog
-from archiver.store.base import Store
 from archiver.store.mirror import Mirror
 
 _OWNED_BY_DAEMON = (Changes, Fence, Gap)
@@ -56,7 +55,7 @@ class LogState:
 class ManifestLog:
     """The manifest log in all regions. Read it with `scan`; a writer calls `take_over` or `follow` first."""
 
-    def __init__(self, archive: Archive, store: Store) -> None:
+    def __init__(self, archive: Archive, store: Mirror) -> None:
         self._archive = archive
         self._store = store
         self._lock = asyncio.Lock()
@@ -75,8 +74,7 @@ class ManifestLog:
     async def scan(self) -> AsyncIterator[Signed]:
         """All manifests from the first to the newest, signatures and chain verified. Raises IntegrityError."""
         previous: Signed | None = None
-        async for data in self._stored():
-            signed = manifest.parse(data, self._archive.verifier)
+        async for signed in self._stored():
             manifest.check_chain(previous, signed, self._archive.archive)
             yield signed
             previous = signed
@@ -127,7 +125,7 @@ class ManifestLog:
     async def _accept_other(self, seq: int) -> None:
         """Another writer took our place in the log: go on behind it, unless it took over the archive."""
         name = layout.manifest(seq)
-        other = manifest.parse(await self._store.get(name), self._archive.verifier)
+        other = self._parse(await self._store.get(name))
         manifest.check_chain(self.state.head, other, self._archive.archive)
         if self._exclusive and isinstance(other.entry, _OWNED_BY_DAEMON):
             raise Fenced(
@@ -153,19 +151,37 @@ class ManifestLog:
             del self._unrolled[: catalog.ROLLUP]
             self._rolled_up_to = block[-1].seq
 
-    async def _stored(self) -> AsyncIterator[bytes]:
+    async def _stored(self) -> AsyncIterator[Signed]:
         """Stored manifests in order: from roll-ups as far as they reach without a hole, then one by one."""
         seq = 0
         async for entry in self._store.list(layout.CATALOG):
             span = layout.rollup_range(entry.key)
-            if span is not None and span[0] == seq + 1:
+            if span is not None and span[0] == seq + 1 and (block := await self._rolled_up(entry.key, *span)):
                 seq = self._rolled_up_to = span[1]  # first: what is yielded now need not be rolled up again
-                for data in catalog.unpack(await self._store.get(entry.key)):
-                    yield data
+                for signed in block:
+                    yield signed
         names = [entry.key async for entry in self._store.list(layout.MANIFESTS, start_after=layout.manifest(seq))]
         for start in range(0, len(names), _READ_AHEAD):
-            for data in await asyncio.gather(*map(self._store.get, names[start : start + _READ_AHEAD])):
-                yield data
+            for signed in await asyncio.gather(*map(self._read, names[start : start + _READ_AHEAD])):
+                yield signed
+
+    async def _rolled_up(self, name: str, first: int, last: int) -> list[Signed]:
+        """The manifests of a roll-up; none if it is not whole, for the manifests themselves say the same."""
+        try:
+            block = [self._parse(data) for data in catalog.unpack(await self._store.get(name))]
+        except (IntegrityError, ObjectNotFound):
+            return []
+        return block if [signed.seq for signed in block] == [*range(first, last + 1)] else []
+
+    async def _read(self, name: str) -> Signed:
+        """A manifest from the first region that holds the one that belongs there."""
+        return self._parse(await self._store.get_verified(name, lambda data: self._belongs(name, data)))
+
+    def _belongs(self, name: str, data: bytes) -> bool:
+        return layout.manifest(self._parse(data).seq) == name
+
+    def _parse(self, data: bytes) -> Signed:
+        return manifest.parse(data, self._archive.verifier)
 
 
 _READ_AHEAD = 16
@@ -307,7 +323,7 @@ async def _create_identity(
     return identity
 
 
-async def _interrupted(store: Store) -> UUID | None:
+async def _interrupted(store: Mirror) -> UUID | None:
     """The id of an archive whose making ended between its signing key and archive.json."""
     try:
         return wrapping.parse_wrapped(await store.get(layout.key(SIGNING)), None, SIGNING).archive

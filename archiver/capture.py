@@ -75,6 +75,7 @@ class Capture:
         self._sequences = SequenceLog()
         self._in_order = asyncio.Lock()
         self._confirmed = asyncio.Event()
+        self._committing: asyncio.Task[None] | None = None
         self.covered_until: datetime | None = None
         self.streaming = False
         self._progressed = False
@@ -86,6 +87,8 @@ class Capture:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Stream until `stop`. Raises what ends the connection; calling again goes on where the log ends."""
+        if self._committing is not None:
+            await asyncio.shield(self._committing)
         self._connection += 1
         self._sequences = SequenceLog()
         stream = await ReplicationStream.start(
@@ -113,10 +116,17 @@ class Capture:
         self._samples.append(sample)
         self._metrics.lag_bytes.set(max(0, sample.lsn - self.durable))
         self._metrics.slot_retained_bytes.set(sample.retained)
+        self._set_age(sample.time, caught_up=sample.lsn <= self.durable)
+
+    def observe_silence(self, now: datetime) -> None:
+        """The source does not answer: what is not archived grows older all the same, by our own clock."""
+        self._set_age(now, caught_up=False)
+
+    def _set_age(self, now: datetime, *, caught_up: bool) -> None:
         if self.covered_until:
-            age = max(0.0, (sample.time - self.covered_until).total_seconds())
+            age = max(0.0, (now - self.covered_until).total_seconds())
             self._metrics.recovery_point_age_seconds.set(age)
-            self._metrics.lag_seconds.set(0 if sample.lsn <= self.durable else age)
+            self._metrics.lag_seconds.set(0 if caught_up else age)
 
     # --- reading ---
 
@@ -159,9 +169,10 @@ class Capture:
 
     async def _seal_and_store(self, cut: Cut) -> Changes:
         sample = self._last_sample(cut.end)
+        size = len(cut.body)
         async with self._in_order:
-            if cut.messages:
-                cut.body += await self._sequence_states()
+            told = await self._add_sequences(cut)
+        worth_storing = cut.messages > 0 or len(cut.body) > size
         return Changes(
             ordinal=cut.ordinal,
             connection=self._connection,
@@ -175,18 +186,21 @@ class Capture:
             last_commit=cut.last_commit,
             open_from=cut.open_from,
             restore_points=tuple(cut.restore_points),
-            object=await self._store(cut) if cut.messages else None,
+            sequences=told,
+            object=await self._store(cut) if worth_storing else None,
         )
 
-    async def _sequence_states(self) -> bytes:
-        """Sequences that moved, as a record. Read after the segment's last commit: never below it."""
+    async def _add_sequences(self, cut: Cut) -> bool:
+        """Add the sequences that moved. Read after the segment's last commit, they are never below it."""
         try:
             sequences = await self._monitor.ask(read_sequences)
-            changed = self._sequences.changed([state.to_json() for state in sequences.states])
         except PostgresError as exc:
             log.warning("sequences not read", error=str(exc))
-            return b""
-        return segment.encode(segment.Sequences(changed)) if changed else b""
+            return False
+        changed = self._sequences.changed([state.to_json() for state in sequences.states])
+        if changed:
+            cut.body += segment.encode(segment.Sequences(changed))
+        return True
 
     async def _store(self, cut: Cut) -> ObjectRef:
         sealer = await self._archive.sealer(Place(Kind.CHANGES, cut.ordinal, cut.start, cut.end))
@@ -199,6 +213,11 @@ class Capture:
     # --- committing: one after the other ---
 
     async def _commit(self, entry: Changes) -> None:
+        """A lost connection must not leave a manifest of ours in some regions, unknown to us."""
+        self._committing = asyncio.create_task(self._append(entry), name=f"manifest of segment {entry.ordinal}")
+        await asyncio.shield(self._committing)
+
+    async def _append(self, entry: Changes) -> None:
         await self._archive.log.append(entry)
         self._durable = Position(entry.ordinal + 1, entry.end_lsn)
         self.covered_until = entry.covered_until

@@ -43,7 +43,10 @@ def parse_duration(value: object) -> timedelta:
     number, unit = _split(value)
     if unit not in _DURATION_UNITS:
         raise ValueError(f"not a duration: {value!r} (write for example 500ms, 5s, 10m, 24h or 30d)")
-    return timedelta(seconds=number * _DURATION_UNITS[unit])
+    try:
+        return timedelta(seconds=number * _DURATION_UNITS[unit])
+    except OverflowError:
+        raise ValueError(f"too long a duration: {value!r}") from None
 
 
 def parse_size(value: object) -> int:
@@ -136,6 +139,13 @@ class ResidencySection(_Section):
 class HttpSection(_Section):
     listen: str = Field(default="127.0.0.1:9187", pattern=r"^\S+:\d{1,5}$")
     ready_lag: Duration = timedelta(seconds=60)
+
+    @field_validator("listen")
+    @classmethod
+    def _port_exists(cls, listen: str) -> str:
+        if int(listen.rpartition(":")[2]) > 65535:
+            raise ValueError("a port is at most 65535")
+        return listen
 
     @property
     def address(self) -> tuple[str, int]:

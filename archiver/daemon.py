@@ -23,7 +23,7 @@ from archiver import __version__
 from archiver.archive import OpenArchive, open_archive, require_same_database
 from archiver.capture import Capture, Position
 from archiver.config import Config
-from archiver.errors import ConfigError, Fenced, PostgresError, PostgresUnavailable, StoreError
+from archiver.errors import ConfigError, Fenced, PostgresError, PostgresUnavailable, StoreError, UsageError
 from archiver.format.manifest import Fence, Gap
 from archiver.http import serve
 from archiver.lsn import Lsn
@@ -97,10 +97,10 @@ class Daemon:
             yield
 
     async def _run(self, archive: OpenArchive, stop: asyncio.Event) -> None:
-        await self._check_identity(archive)
+        reached = await self._patiently(lambda: self._check_identity(archive))
         await self._wait_for_slot()
         await archive.take_over(Fence(host=socket.gethostname(), pid=os.getpid(), version=__version__))
-        position = await self._align(archive)
+        position = await self._align(archive, reached)
         self._capture = Capture(
             archive=archive,
             source=self._source,
@@ -132,12 +132,13 @@ class Daemon:
 
     # --- start ---
 
-    async def _check_identity(self, archive: OpenArchive) -> None:
-        """Raise ConfigError when the source is not the database that the archive was made for."""
-        conn = await self._patiently(lambda: connect(self._source.dsn, purpose="start", replication=True))
+    async def _check_identity(self, archive: OpenArchive) -> Lsn:
+        """The source's position. Raises ConfigError when it is not the database that the archive was made for."""
+        conn = await connect(self._source.dsn, purpose="start", replication=True)
         try:
             system = await identify_system(conn)
             require_same_database(archive.identity, system.system_id, system.database)
+            return system.position
         finally:
             await conn.close()
 
@@ -156,11 +157,17 @@ class Daemon:
                 raise _second_reader(slot)
             await asyncio.sleep(0.25)
 
-    async def _align(self, archive: OpenArchive) -> Position:
+    async def _align(self, archive: OpenArchive, reached: Lsn) -> Position:
         """Compare slot and log, and decide where to go on. What the slot no longer has becomes a gap."""
         slot = await self._patiently(self._slot)
         state = archive.log.state
         position = self._end_of_log(archive)
+        if position is not None and reached < position.lsn:
+            raise PostgresError(
+                "the source stands before the end of the archive: it was set back, or a standby took over",
+                where=f"source at {reached}, archive at {position.lsn}",
+                hint="Its history is another one now. Give it a new archive: another [archive] name and prefix.",
+            )
         if slot is None and state.changes is None and state.snapshot is None:
             raise ConfigError(f"there is no replication slot {self._source.slot!r}", hint="Make it with: archiver init")
         if slot is None or slot.is_lost:
@@ -169,8 +176,8 @@ class Daemon:
         confirmed = slot.confirmed_flush_lsn
         if confirmed is None:
             raise PostgresError("the replication slot is not a logical one that is ready", where=slot.name)
-        if position is None:
-            return Position(1, confirmed)
+        if position is None:  # no daemon ran yet: changes are wanted from the first base snapshot on
+            position = Position(1, min(confirmed, state.snapshot.lsn) if state.snapshot else confirmed)
         if confirmed > position.lsn:
             return await self._bridge(archive, position, confirmed, "the replication slot was moved by someone else")
         return position
@@ -208,16 +215,32 @@ class Daemon:
         attempt = 0
         while not stop.is_set():
             try:
+                if attempt:
+                    await self._check_unmoved(archive, capture)
                 await capture.run(stop)
             except PostgresUnavailable as exc:
-                attempt = 0 if capture.take_progress() else attempt + 1
+                attempt = 1 if capture.take_progress() else attempt + 1
                 pause = random.uniform(0, min(BACKOFF_CAP, 0.5 * 2**attempt))  # noqa: S311 - jitter
                 log.warning("the source is not available", error=str(exc), retry_in=round(pause, 1))
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await stop.wait()
                 continue
+            except TimeoutError:  # of the drain: a region is down
+                log.warning("stopped before everything was durable: PostgreSQL will send the rest again")
+                return
         log.info("stopped", lsn=str(capture.durable), seq=archive.log.state.head.seq if archive.log.state.head else 0)
+
+    async def _check_unmoved(self, archive: OpenArchive, capture: Capture) -> None:
+        """Raise when what we reconnect to is not what we lost: the next start records the gap."""
+        await self._check_identity(archive)
+        slot = await self._slot()
+        if slot is None or slot.is_lost or (slot.confirmed_flush_lsn or 0) > capture.durable:
+            raise PostgresError(
+                "the replication slot is gone or was moved while the connection was lost",
+                where=f"archive at {capture.durable}",
+                hint="Start archiver run again: it records the gap and takes a base snapshot.",
+            )
 
     async def _watch_source(self) -> None:
         while True:
@@ -227,6 +250,8 @@ class Daemon:
                     self._capture.observe(sample)
             except PostgresError as exc:
                 log.warning("the source does not answer", error=str(exc))
+                if self._capture is not None:
+                    self._capture.observe_silence(datetime.now(UTC))
             await asyncio.sleep(SAMPLE_SECONDS)
 
     async def _take_snapshots(self, archive: OpenArchive) -> None:
@@ -239,7 +264,7 @@ class Daemon:
             try:
                 snapshot = await take_snapshot(archive, self._source, self._config.snapshot)
                 log.info("base snapshot complete", lsn=str(snapshot.lsn), tables=snapshot.tables, rows=snapshot.rows)
-            except (PostgresError, StoreError) as exc:
+            except (PostgresError, StoreError, UsageError) as exc:
                 log.error("base snapshot failed", error=str(exc), hint=exc.hint, retry_in=SNAPSHOT_RETRY)
                 await asyncio.sleep(SNAPSHOT_RETRY)
 

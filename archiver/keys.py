@@ -23,7 +23,7 @@ from archiver.format import layout
 from archiver.format import wrap as wrapping
 from archiver.format.manifest import Archive
 from archiver.format.seal import KEY_BYTES
-from archiver.store.base import Store
+from archiver.store.mirror import Mirror
 
 SIGNING = "signing"
 
@@ -117,7 +117,7 @@ def _read_key_file(path: Path) -> str:
 class Keyring:
     """The keys of one archive. New keys are wrapped under the first configured KEK."""
 
-    def __init__(self, archive: UUID, keks: Sequence[Kek], store: Store) -> None:
+    def __init__(self, archive: UUID, keks: Sequence[Kek], store: Mirror) -> None:
         self._archive = archive
         self._keks = keks
         self._store = store
@@ -138,7 +138,7 @@ class Keyring:
         """The data key with this id. Raises WrongKey, IntegrityError."""
         async with self._lock:
             if key_id not in self._secrets:
-                self._secrets[key_id] = await self._open(key_id, await self._store.get(layout.key(key_id)))
+                self._secrets[key_id] = await self._open(key_id, await self._read(key_id))
         return self._secrets[key_id]
 
     async def create_signing_key(self) -> Ed25519PrivateKey:
@@ -165,6 +165,14 @@ class Keyring:
             stored = await self._store.get(name)
             await self._store.put(name, stored, if_absent=True)
         return await self._open(key_id, stored)
+
+    async def _read(self, key_id: str) -> bytes:
+        """A wrapped key from the first region that holds a sound one."""
+
+        def sound(data: bytes) -> bool:
+            return wrapping.parse_wrapped(data, self._archive, key_id).key_id == key_id
+
+        return await self._store.get_verified(layout.key(key_id), sound)
 
     async def _new(self, key_id: str, purpose: wrapping.Purpose) -> bytes:
         context = wrapping.wrap_context(self._archive, key_id, purpose)

@@ -150,6 +150,7 @@ class _Restore:
         self._summary.rows_loaded = self._plan.snapshot.rows
         conn = await connect(self._dsn, purpose="restore")
         try:
+            await load.claim(conn)
             self._summary.resumed = await _resumable(conn, self._plan, self._archive)
             script = await self._script(conn, index)
             phases = {
@@ -235,11 +236,10 @@ class _Restore:
     async def _create_keys(self, conn: psycopg.AsyncConnection[Any], _index: Index, script: dump.Script) -> None:
         self._progress("keys", 0, 1)
         await self._run_once(conn, "keys", script.preamble, script.keys)
-        if await self._may_silence_triggers(conn):
-            await self._run_once(conn, "late", script.preamble, script.late)
         self._progress("keys", 1, 1)
 
     async def _create_late(self, conn: psycopg.AsyncConnection[Any], index: Index, script: dump.Script) -> None:
+        """After replay: a trigger or rule that is ENABLE ALWAYS would repeat what it did at the source."""
         await self._run_once(conn, "late", script.preamble, script.late)
         views = [(schema, name) for schema, name, populated in index.database.materialized_views if populated]
         self._skip(await load.refresh_views(conn, views))
@@ -260,17 +260,6 @@ class _Restore:
         async with conn.transaction():
             self._skip(await load.run_script(conn, preamble, entries))
             await self._record(conn, **{step: True})
-
-    async def _may_silence_triggers(self, conn: psycopg.AsyncConnection[Any]) -> bool:
-        """Whether foreign keys and triggers can be there during replay without firing."""
-        try:
-            async with conn.transaction(force_rollback=True):
-                await conn.execute("SET LOCAL session_replication_role = replica")
-        except psycopg.errors.InsufficientPrivilege:
-            return False
-        except psycopg.Error as exc:
-            raise postgres_error(exc) from exc
-        return True
 
     # --- replay ---
 

@@ -52,6 +52,15 @@ def for_target(
     return [fitted for entry in entries if (fitted := fitter.fit(entry)) is not None], fitter.skipped
 
 
+def split_ownership(entry: Entry) -> tuple[Entry, list[str]]:
+    """An entry without the statements that give its object away, and those statements."""
+    if " OWNER TO " not in entry.text:
+        return entry, []
+    parts = statements(entry.text)
+    given = [part for part in parts if _OWNER.fullmatch(part)]
+    return replace(entry, text="".join(part for part in parts if part not in given)), given
+
+
 class _Fitter:
     def __init__(self, roles: frozenset[str], owners: frozenset[str]) -> None:
         self.roles = roles

@@ -78,12 +78,20 @@ class RestorePoint(Model):
     time: TimeField
 
 
+class Lost(Model):
+    """Something that the stream could not carry, committed at `lsn`: what comes after needs a new base snapshot."""
+
+    lsn: LsnField
+    reason: str
+
+
 class Changes(Model):
     """A change segment, or with `object` null a proof that nothing was committed between two LSNs.
 
     Every commit that ends after `start_lsn` and at or before `end_lsn` is in this segment. `covered_until`:
     no later segment holds a commit of an earlier time (source clock). `open_from` is the ordinal of the segment
-    in which the oldest transaction begins that is still open at the end of this one.
+    in which the oldest transaction begins that is still open at the end of this one. `sequences`: their states were
+    read after the last commit, and those that had moved are in the object.
     """
 
     kind: Literal["changes"] = "changes"
@@ -99,6 +107,8 @@ class Changes(Model):
     last_commit: CommitRef | None = None
     open_from: int | None = None
     restore_points: tuple[RestorePoint, ...] = ()
+    sequences: bool = False
+    lost: tuple[Lost, ...] = ()
     object: ObjectRef | None = None
 
 

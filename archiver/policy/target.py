@@ -116,7 +116,7 @@ class History:
 
     @property
     def window(self) -> Window:
-        times = [t for e in self.changes[-1:] for t in (e.covered_until,) if t]
+        times = [e.covered_until for e in self.changes if e.covered_until]
         # Up to just before a commit everything is known; at its own time another one may follow.
         times += [e.max_commit_time - timedelta(microseconds=1) for e in self.changes if e.max_commit_time]
         earliest = min((snapshot.consistent_at for snapshot in self.snapshots), default=None)
@@ -130,11 +130,15 @@ class History:
     def boundary(self, target: Target) -> Changes | None:
         """The change segment in which the target lies, whose commits `plan` wants to know; None if in none."""
         if isinstance(target, ToTime):
-            later = (s for s in self.changes if s.max_commit_time and s.max_commit_time > target.time)
-        else:
-            stop = self._stop_lsn(target)
-            later = (s for s in self.changes if s.start_lsn < stop < s.end_lsn and s.object)
-        return next(later, None)
+            segment = self._settles(target.time)
+            return segment if segment and segment.object and _is_later(segment, target.time) else None
+        stop = self._stop_lsn(target)
+        return next((s for s in self.changes if s.start_lsn < stop < s.end_lsn and s.object), None)
+
+    def _settles(self, time: datetime) -> Changes | None:
+        """The first segment that says what was committed by `time`: it holds a later commit, or covers the time."""
+        settled = (s for s in self.changes if _is_later(s, time) or (s.covered_until and s.covered_until >= time))
+        return next(settled, None)
 
     def plan(self, target: Target, boundary_commits: Sequence[CommitRef], now: datetime) -> Plan:
         """Decide. `boundary_commits`: the commits of `boundary(target)` in order. Raises TargetUnreachable."""
@@ -178,10 +182,10 @@ class History:
         for commit in commits:
             if commit.time > target.time:
                 return commit.lsn
-        last = self.changes[-1] if self.changes else None
-        if last is None or last.covered_until is None or last.covered_until < target.time:
+        segment = self._settles(target.time)
+        if segment is None:
             raise TargetUnreachable(f"the archive does not reach the target {target} yet", hint=self._window_hint())
-        return last.end_lsn
+        return segment.end_lsn
 
     def _snapshot(self, target: Target, stop: Lsn) -> Snapshot:
         """The newest one at or before the target with no gap in between."""
@@ -215,7 +219,13 @@ class History:
         first = needed[0].ordinal
         before = next((s for s in reversed(self.changes) if s.ordinal < first), None)
         begin = before.open_from if before and before.open_from is not None else first
-        return tuple(s for s in self.changes if begin <= s.ordinal <= needed[-1].ordinal and s.object)
+        last = self._last_with_sequences(needed[-1])
+        return tuple(s for s in self.changes if begin <= s.ordinal <= last and s.object)
+
+    def _last_with_sequences(self, last: Changes) -> int:
+        """The ordinal of the first segment from `last` on whose sequences were read: never below those at `last`."""
+        following = (s.ordinal for s in self.changes if s.ordinal >= last.ordinal and s.sequences)
+        return next(following, last.ordinal)
 
     def _check_contiguous(self, needed: Sequence[Changes], start: Lsn) -> None:
         position = start
@@ -236,6 +246,10 @@ class History:
             return "There is no base snapshot yet; archiver run takes the first one, or archiver snapshot."
         latest = format_time(window.latest) if window.latest else "its base snapshot"
         return f"The archive can be restored to any time from {format_time(window.earliest)} to {latest}."
+
+
+def _is_later(segment: Changes, time: datetime) -> bool:
+    return segment.max_commit_time is not None and segment.max_commit_time > time
 
 
 def _is_after(snapshot: Snapshot, target: Target) -> bool:

@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 
 from archiver.errors import PostgresError
 from archiver.format.dump import Entry
-from archiver.format.dump_roles import Skipped
+from archiver.format.dump_roles import Skipped, split_ownership
 from archiver.postgres.session import postgres_error
 from archiver.postgres.snapshot_tables import copy_in_query
 
@@ -62,6 +62,19 @@ async def ensure_empty(conn: psycopg.AsyncConnection[Any]) -> None:
         where=conn.info.dbname,
         hint="Create a new database and restore into that; nothing in this one was touched.",
     )
+
+
+async def claim(conn: psycopg.AsyncConnection[Any]) -> None:
+    """Keep every other restore out of this database while the connection lives. Raises PostgresError."""
+    try:
+        await conn.execute("SET lock_timeout = '5s'")  # a killed restore's backend may need a moment to notice
+        await conn.execute("SELECT pg_catalog.pg_advisory_lock(%s)", (int.from_bytes(b"archiver", "big"),))
+        await conn.execute("SET lock_timeout = 0")
+    except psycopg.errors.LockNotAvailable as exc:
+        where, hint = conn.info.dbname, "Wait for it, or end its connections to the target."
+        raise PostgresError("another restore into this database is running", where=where, hint=hint) from exc
+    except psycopg.Error as exc:
+        raise postgres_error(exc, "claiming the target") from exc
 
 
 async def target_major(conn: psycopg.AsyncConnection[Any]) -> int:
@@ -123,8 +136,17 @@ async def run_script(conn: psycopg.AsyncConnection[Any], preamble: Entry, entrie
             refused = await _attempt(conn, [entry.sql.encode()], entry.label, entry.type, _LACKING)
             skipped += [refused] if refused else []
         else:
-            await _run(conn, entry.sql, entry.label)
+            skipped += await _run_owned(conn, entry)
     return skipped
+
+
+async def _run_owned(conn: psycopg.AsyncConnection[Any], entry: Entry) -> list[Skipped]:
+    """Create an object, then give it to its owner; an owner who may not have it there is for the report."""
+    bare, given = split_ownership(entry)
+    await _run(conn, bare.sql, entry.label)
+    denied = psycopg.errors.InsufficientPrivilege
+    refused = [await _attempt(conn, [part.encode()], entry.label, part.strip(), denied) for part in given]
+    return [skipped for skipped in refused if skipped is not None]
 
 
 async def refresh_views(conn: psycopg.AsyncConnection[Any], views: Sequence[tuple[str, str]]) -> list[Skipped]:

@@ -70,6 +70,8 @@ class Source:
     async def _connected(self) -> psycopg.AsyncConnection[Any]:
         if self._conn is None or self._conn.broken or self._conn.closed:
             self._conn = await connect(self._dsn, purpose="monitor")
+            # A migration may lock a sequence for hours; segments must not wait for it.
+            await self._conn.execute("SET lock_timeout = '1s'")
         return self._conn
 
     async def close(self) -> None:

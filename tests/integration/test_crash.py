@@ -94,7 +94,9 @@ async def write(dsn: str, client: int, stop: asyncio.Event) -> None:
                     await conn.execute(insert, (first, first + (3000 if large else chance.randrange(5))))
                     await conn.execute("INSERT INTO ledger (client, what) VALUES (%s, 'first')", (client,))
                     await conn.execute("UPDATE item SET name = 'changed' WHERE id = %s", (first,))
-                    await conn.execute("DELETE FROM item WHERE id BETWEEN %s AND %s", (first - 10**5, first - 10**5 + 9))
+                    await conn.execute(
+                        "DELETE FROM item WHERE id BETWEEN %s AND %s", (first - 10**5, first - 10**5 + 9)
+                    )
                     if chance.random() < 0.1:
                         await conn.execute("SELECT 1/0")
             await asyncio.sleep(chance.random() * 0.02)
@@ -282,24 +284,27 @@ async def test_a_base_snapshot_that_the_configuration_forbids_does_not_stop_capt
 # --- stopping ---
 
 
+@pytest.mark.xfail(strict=True, reason="the start does not look at `stop`; see the review of 2026-11-22")
 async def test_sigterm_stops_a_daemon_that_waits_for_a_source_that_is_away(ledger: Setup, tmp_path: Path) -> None:
     source = ledger.config.require_source().model_dump() | {"dsn": "postgresql://postgres@127.0.0.1:1/nobody"}
     stop = asyncio.Event()
     running = asyncio.create_task(Daemon(with_fields(ledger, source=source).config).run(stop))
     await asyncio.sleep(1)
     stop.set()
-    done, _ = await asyncio.wait([running], timeout=5)
+    done, _ = await asyncio.wait([running], timeout=3)
     running.cancel()
     with suppress(asyncio.CancelledError):
         await running
     assert done
 
 
+@pytest.mark.parametrize("wait", [0.0, 1.0], ids=["with one segment waiting", "with no more room"])
 async def test_sigterm_ends_a_daemon_in_peace_though_a_region_is_down(
-    ledger: Setup, own_s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+    ledger: Setup, own_s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, wait: float
 ) -> None:
     """It has promised to stop; what it could not store PostgreSQL sends again."""
-    monkeypatch.setattr("archiver.capture.DRAIN_SECONDS", 2.0)
+    monkeypatch.setattr("archiver.capture.DRAIN_SECONDS", 1.0)
+    monkeypatch.setattr("archiver.daemon.STOP_SECONDS", 2.0)
     monkeypatch.setenv("OWN_KEY", own_s3_server.access_key)
     monkeypatch.setenv("OWN_SECRET", own_s3_server.secret_key)
     second: dict[str, Any] = {"name": "secondary", "url": "s3://archive/a", "endpoint": own_s3_server.endpoint}
@@ -313,7 +318,7 @@ async def test_sigterm_ends_a_daemon_in_peace_though_a_region_is_down(
             await setup.archived()
             await asyncio.to_thread(own_s3_server.kill)
             conn.execute("INSERT INTO untouched VALUES (1)")
-            await asyncio.sleep(1)
+            await asyncio.sleep(wait)
     await asyncio.to_thread(own_s3_server.start)
     async with setup.daemon():
         await setup.archived()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +25,7 @@ RECORDS: st.SearchStrategy[Record] = st.one_of(
 def test_records_come_back_whatever_the_pieces(records: list[Record], cuts: list[int]) -> None:
     data = b"".join(encode(record) for record in records)
     borders = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
-    pieces = [data[a:b] for a, b in zip(borders, borders[1:], strict=False)]
+    pieces = [data[a:b] for a, b in pairwise(borders)]
     assert list(read_records(pieces)) == records
 
 
@@ -42,10 +45,8 @@ def test_a_truncation_inside_a_record_is_refused(records: list[Record], data: st
 
 @given(st.binary(max_size=300))
 def test_arbitrary_bytes_raise_nothing_but_our_own_error(data: bytes) -> None:
-    try:
+    with suppress(IntegrityError):
         list(read_records([data]))
-    except IntegrityError:
-        pass
 
 
 def test_a_length_of_four_gibibytes_is_refused_at_once() -> None:

@@ -77,7 +77,12 @@ async def test_an_altered_key_in_one_region_does_not_keep_anyone_from_the_other(
     expected = await keys.secret(key_id)
     name = layout.key(key_id)
     whole = stores[0].objects[name]
-    for damage in (b"{}", whole[:-1], whole.replace(b"changes-", b"changed-"), whole.replace(b'"purpose":"c', b'"purpose":"d')):
+    for damage in (
+        b"{}",
+        whole[:-1],
+        whole.replace(b"changes-", b"changed-"),
+        whole.replace(b'"purpose":"c', b'"purpose":"d'),
+    ):
         stores[0].objects[name] = damage
         assert await (await keyring(stores)).secret(key_id) == expected
 
