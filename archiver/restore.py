@@ -117,7 +117,8 @@ async def _resumable(conn: psycopg.AsyncConnection[Any], plan: Plan, archive: Op
         raise PostgresError(
             "the target holds another restore that was interrupted",
             where=conn.info.dbname,
-            hint="Repeat that one's command to finish it, or restore into a new database.",
+            hint=f"Finish that one with --target-lsn {str(progress.get('restore')).rpartition(' ')[2]}, "
+            "or restore into a new database.",
         )
     return True
 

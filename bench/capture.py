@@ -13,7 +13,6 @@ import os
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import ExitStack, closing
@@ -24,21 +23,10 @@ from typing import Any
 import psycopg
 from rich.console import Console
 from rich.table import Table
+from worlds import SETTINGS, archiver, run, write_config
 
 from archiver.embedded import PostgresServer, S3Server
 
-SETTINGS: dict[str, str | int | bool] = {
-    "wal_level": "logical",
-    "max_replication_slots": 20,
-    "max_wal_senders": 20,
-    "max_connections": 50,
-    "fsync": False,
-    "synchronous_commit": "off",
-    "shared_buffers": "512MB",
-    "max_wal_size": "20GB",
-    "checkpoint_timeout": "1h",
-    "autovacuum": False,
-}
 BULK_ROWS = 100_000  # per transaction: some fit in logical_decoding_work_mem, the larger ones are streamed
 
 
@@ -60,30 +48,6 @@ class Turn:
     @property
     def cpu_per_million(self) -> float:
         return self.cpu_seconds / self.messages * 1e6
-
-
-def archiver(config: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "archiver", "--config", str(config), *arguments]
-
-
-def write_config(folder: Path, server: PostgresServer, regions: list[S3Server], number: int) -> Path:
-    """One archive a round, with a slot and prefix of its own; all share the publication."""
-    lines = [
-        f'[archive]\nname = "bench{number}"',
-        f'[source]\ndsn = "{server.dsn("bench")}"\npublication = "archiver_bench"',
-    ]
-    for name, region in zip(("first", "second"), regions, strict=True):
-        lines.append(
-            f'[[region]]\nname = "{name}"\nurl = "s3://bench/{number}"\nendpoint = "{region.endpoint}"\n'
-            f'access_key_env = "BENCH_{name.upper()}_KEY"\nsecret_key_env = "BENCH_{name.upper()}_SECRET"'
-        )
-        os.environ[f"BENCH_{name.upper()}_KEY"] = region.access_key
-        os.environ[f"BENCH_{name.upper()}_SECRET"] = region.secret_key
-    lines.append('[segment]\nmax_age = "1s"')
-    lines.append(f'[encryption]\nkeys = ["file:{folder}/kek"]\n[http]\nlisten = "127.0.0.1:0"')
-    path = folder / f"archiver{number}.toml"
-    path.write_text("\n".join(lines) + "\n")
-    return path
 
 
 def prepare(server: PostgresServer, configs: list[Path], kek: Path) -> None:
@@ -158,12 +122,6 @@ def count_messages(server: PostgresServer, slot: str) -> int:
         "'publication_names', 'archiver_bench', 'streaming', 'on', 'messages', 'true')"
     )
     return int(server.execute(query, dbname="bench")[0][0])
-
-
-def run(*command: Any) -> None:
-    done = subprocess.run([str(word) for word in command], check=False, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{command[0]} failed: {done.stderr[-2000:]}")
 
 
 def show(turns: list[Turn], console: Console) -> dict[str, Any]:

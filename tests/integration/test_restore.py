@@ -25,13 +25,15 @@ from archiver.regions import only, open_keks, open_regions
 from archiver.restore import make_plan, read_history, run_restore
 from tests.fix_archive import Setup
 from tests.integration.test_capture import digest
-from tests.integration.test_crash import file_regions
+from tests.integration.test_crash import file_regions, with_fields
 
 MakeSetup = Callable[..., Setup]
 TABLES = ("customer", "purchase", "reading_a", "reading_b", "note")
 SCHEMA = """
 CREATE TABLE customer (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text NOT NULL, purchases int DEFAULT 0);
-CREATE TABLE purchase (id serial PRIMARY KEY, customer bigint NOT NULL REFERENCES customer ON DELETE CASCADE, amount int);
+CREATE TABLE purchase (
+  id serial PRIMARY KEY, customer bigint NOT NULL REFERENCES customer ON DELETE CASCADE, amount int
+);
 CREATE TABLE reading (day date, sensor int, value numeric, PRIMARY KEY (day, sensor)) PARTITION BY RANGE (day);
 CREATE TABLE reading_a PARTITION OF reading FOR VALUES FROM ('2026-01-01') TO ('2026-02-01');
 CREATE TABLE reading_b PARTITION OF reading FOR VALUES FROM ('2026-02-01') TO ('2027-01-01');
@@ -91,8 +93,10 @@ def assert_equal(restored: str, source: str) -> None:
 
 def foreign_keys_and_triggers(dsn: str) -> list[tuple[Any, ...]]:
     with psycopg.connect(dsn) as conn:
-        query = "SELECT conname FROM pg_constraint WHERE contype = 'f' UNION SELECT tgname FROM pg_trigger WHERE NOT tgisinternal"
-        return conn.execute(f"{query} ORDER BY 1").fetchall()
+        return conn.execute(
+            "SELECT conname FROM pg_constraint WHERE contype = 'f'"
+            " UNION SELECT tgname FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1"
+        ).fetchall()
 
 
 @pytest.fixture
@@ -175,6 +179,28 @@ async def test_a_sequence_that_moved_alone_does_not_stand_below_its_true_value(s
         await asyncio.sleep(1)
     restored, _ = await shop.restore()
     assert sequences(restored)["ticket"] <= sequences(shop.dsn)["ticket"]
+
+
+@pytest.mark.xfail(strict=True, reason="nobody says it at a restore; see the review of 2026-11-22")
+async def test_a_table_that_is_not_published_is_not_restored_stale_in_silence(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    """With `exclude` the publication lists tables: one created later is in base snapshots, its changes nowhere."""
+    for name in ("primary", "secondary"):
+        (tmp_path / name).mkdir()
+    setup = make_setup(region=file_regions(tmp_path))
+    with setup.connect() as conn:
+        conn.execute("CREATE TABLE session (id int PRIMARY KEY)")
+        source = setup.config.require_source().model_dump() | {"exclude": ("public.session",)}
+        setup = with_fields(setup, source=source)
+        await setup.init()
+        conn.execute("CREATE TABLE later (id int PRIMARY KEY)")
+        async with setup.daemon():
+            await setup.archived()
+            conn.execute("INSERT INTO later VALUES (1)")
+            await setup.archived()
+    restored, summary = await setup.restore()
+    assert digest(restored, "later") == digest(setup.dsn, "later") or summary.warnings
 
 
 # --- regions ---
