@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from archiver.errors import ConfigError, Fenced, IntegrityError, ObjectExists, ObjectNotFound
 from archiver.format import layout, manifest
 from archiver.format import wrap as wrapping
-from archiver.format.manifest import Archive, Changes, Entry, Fence, Gap, Manifest, ObjectRef, Signed, Snapshot
+from archiver.format.manifest import Archive, Changes, Drill, Entry, Fence, Gap, Manifest, ObjectRef, Signed, Snapshot
 from archiver.format.seal import Identity, Kind, Sealer, unseal
 from archiver.format.wrap import Purpose
 from archiver.keys import SIGNING, Kek, Keyring
@@ -38,6 +38,7 @@ class LogState:
     changes: Changes | None = None
     gap: Gap | None = None
     snapshot: Snapshot | None = None
+    drill: Drill | None = None
 
     def observe(self, signed: Signed) -> None:
         self.head = signed
@@ -48,6 +49,8 @@ class LogState:
                 self.gap = signed.entry
             case Snapshot():
                 self.snapshot = signed.entry
+            case Drill():
+                self.drill = signed.entry
             case Fence():
                 pass
 
@@ -80,7 +83,7 @@ class ManifestLog:
             previous = signed
 
     async def follow(self, key: Ed25519PrivateKey) -> None:
-        """Become able to append beside a running daemon: for base snapshots, never for changes."""
+        """Become able to append beside a running daemon: for base snapshots and drills, never for changes."""
         self._key = key
         async for signed in self.scan():
             self._observe(signed)
@@ -260,7 +263,12 @@ class Place(NamedTuple):
     end: Lsn
 
 
-_PURPOSES: dict[Kind, Purpose] = {Kind.CHANGES: "changes", Kind.SNAPSHOT: "snapshots"}
+def drill_place(snapshot_lsn: Lsn, target_lsn: Lsn) -> Place:
+    """Where the record of a drill belongs: it speaks of the changes between the two."""
+    return Place(Kind.DRILL, 0, snapshot_lsn, target_lsn)
+
+
+_PURPOSES: dict[Kind, Purpose] = {Kind.CHANGES: "changes", Kind.SNAPSHOT: "snapshots", Kind.DRILL: "snapshots"}
 
 
 def is_whole(ref: ObjectRef, data: bytes) -> bool:
@@ -276,7 +284,7 @@ def _finish(sealer: Sealer) -> tuple[bytes, str]:
 async def open_archive(store: Mirror, name: str, keks: Sequence[Kek]) -> OpenArchive:
     """Open what `create_archive` made. Raises ConfigError when there is none, WrongKey, IntegrityError."""
     try:
-        identity = manifest.parse_archive(await store.get(layout.ARCHIVE))
+        identity = manifest.parse_archive(await store.get_verified(layout.ARCHIVE, _is_archive))
     except ObjectNotFound:
         hint = "Make it with: archiver init"
         raise ConfigError(f"there is no archive {name!r} in the regions", where=store.name, hint=hint) from None
@@ -287,6 +295,14 @@ async def open_archive(store: Mirror, name: str, keks: Sequence[Kek]) -> OpenArc
     archive = OpenArchive(identity, store, keks)
     await archive.keys.signing_key(identity)
     return archive
+
+
+def _is_archive(data: bytes) -> bool:
+    try:
+        manifest.parse_archive(data)
+    except IntegrityError:
+        return False
+    return True
 
 
 async def create_archive(

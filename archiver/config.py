@@ -63,6 +63,9 @@ def _split(value: object) -> tuple[float, str]:
 
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+OptionalDuration = Annotated[
+    timedelta | None, BeforeValidator(lambda value: None if value is None else parse_duration(value))
+]
 Size = Annotated[int, BeforeValidator(parse_size)]
 
 
@@ -136,6 +139,20 @@ class ResidencySection(_Section):
     allowed: tuple[str, ...] = ()
 
 
+class DrillSection(_Section):
+    dsn: str | None = None
+    query: str | None = None
+    expect: str | None = None
+    recovery_time_objective: OptionalDuration = None
+    recovery_point_objective: OptionalDuration = None
+
+    @model_validator(mode="after")
+    def _expects_something(self) -> DrillSection:
+        if self.expect is not None and self.query is None:
+            raise ValueError("expect is what a query must return: give query too")
+        return self
+
+
 class HttpSection(_Section):
     listen: str = Field(default="127.0.0.1:9187", pattern=r"^\S+:\d{1,5}$")
     ready_lag: Duration = timedelta(seconds=60)
@@ -165,6 +182,7 @@ class Config(_Section):
     snapshot: SnapshotSection = SnapshotSection()
     retention: RetentionSection = RetentionSection()
     residency: ResidencySection = ResidencySection()
+    drill: DrillSection = DrillSection()
     http: HttpSection = HttpSection()
 
     @model_validator(mode="before")

@@ -11,11 +11,11 @@ import contextlib
 import os
 import random
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
@@ -33,6 +33,7 @@ from archiver.postgres.session import connect
 from archiver.postgres.source import Source
 from archiver.regions import open_keks, open_regions
 from archiver.snapshots import take_snapshot
+from archiver.store.mirror import Mirror
 from archiver.tasks import task_group
 
 SAMPLE_SECONDS = 1.0
@@ -75,9 +76,9 @@ class Daemon:
         self.metrics.degraded.set(0)
         try:
             async with self._http():
-                keks = open_keks(self._config)
-                archive = await open_archive(mirror, self._config.archive.name, keks)
-                await self._run(archive, stop)
+                archive = await _unless_stopped(self._start(mirror), stop)
+                if archive is not None:
+                    await self._work(archive, stop)
         finally:
             await self._monitor.close()
             await mirror.close()
@@ -96,7 +97,9 @@ class Daemon:
                 raise
             yield
 
-    async def _run(self, archive: OpenArchive, stop: asyncio.Event) -> None:
+    async def _start(self, mirror: Mirror) -> OpenArchive:
+        """Open the archive, wait for the source and its slot, take over, and find where to go on."""
+        archive = await open_archive(mirror, self._config.archive.name, open_keks(self._config))
         reached = await self._patiently(lambda: self._check_identity(archive))
         await self._wait_for_slot()
         await archive.take_over(Fence(host=socket.gethostname(), pid=os.getpid(), version=__version__))
@@ -109,9 +112,13 @@ class Daemon:
             metrics=self.metrics,
             start=position,
         )
+        return archive
+
+    async def _work(self, archive: OpenArchive, stop: asyncio.Event) -> None:
+        assert self._capture is not None
         async with task_group() as tasks:
             helpers = [
-                tasks.create_task(self._watch_source(), name="monitor"),
+                tasks.create_task(self._watch_source(archive), name="monitor"),
                 tasks.create_task(self._take_snapshots(archive), name="snapshots"),
             ]
             capture = tasks.create_task(self._keep_capturing(archive, self._capture, stop), name="capture")
@@ -242,8 +249,16 @@ class Daemon:
                 hint="Start archiver run again: it records the gap and takes a base snapshot.",
             )
 
-    async def _watch_source(self) -> None:
+    def _observe_drill(self, archive: OpenArchive) -> None:
+        """Drills are appended by other processes: the log tells of them as soon as we append behind them."""
+        drill = archive.log.state.drill
+        if drill is not None:
+            self.metrics.last_drill_timestamp_seconds.set(drill.finished_at.timestamp())
+            self.metrics.last_drill_success.set(drill.verdict == "passed")
+
+    async def _watch_source(self, archive: OpenArchive) -> None:
         while True:
+            self._observe_drill(archive)
             try:
                 sample = await self._monitor.sample()
                 if self._capture is not None:
@@ -295,3 +310,16 @@ def _second_reader(slot: SlotInfo) -> Fenced:
         hint="Run one daemon for an archive. If it is gone for good, end its walsender: "
         f"SELECT pg_terminate_backend({slot.active_pid});",
     )
+
+
+async def _unless_stopped(starting: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:
+    """The result, or None when `stop` came first: a start may wait for a source that is away."""
+    task = asyncio.create_task(starting, name="start")
+    stopped = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
+        return await task if task.done() else None
+    finally:
+        for each in (task, stopped):
+            each.cancel()
+        await asyncio.gather(task, stopped, return_exceptions=True)

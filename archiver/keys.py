@@ -10,7 +10,7 @@ import asyncio
 import base64
 import binascii
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -140,6 +140,11 @@ class Keyring:
             if key_id not in self._secrets:
                 self._secrets[key_id] = await self._open(key_id, await self._read(key_id))
         return self._secrets[key_id]
+
+    async def wrapped_by(self, key_ids: Iterable[str]) -> set[str]:
+        """The ids of those KEKs of ours that open these keys."""
+        records = [wrapping.parse_wrapped(await self._read(key_id), self._archive, key_id) for key_id in key_ids]
+        return {wrap.kek for record in records for wrap in record.wraps for kek in self._keks if kek.owns(wrap)}
 
     async def create_signing_key(self) -> Ed25519PrivateKey:
         """The archive's signing key; the one that is there if there is one."""

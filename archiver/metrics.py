@@ -34,6 +34,10 @@ class Metrics:
         self.last_snapshot_timestamp_seconds = self._gauge(
             "last_snapshot_timestamp_seconds", "When the newest base snapshot was complete"
         )
+        self.last_drill_timestamp_seconds = self._gauge(
+            "last_drill_timestamp_seconds", "When the newest drill ended, passed or failed"
+        )
+        self.last_drill_success = self._gauge("last_drill_success", "1 when the newest drill passed")
         self.degraded = self._gauge("degraded", "1 while fewer regions confirm than the durability policy wants")
 
     def render(self) -> bytes:

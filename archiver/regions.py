@@ -6,8 +6,9 @@ In: a checked configuration. Out: a Mirror over all regions, each of which retri
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -36,12 +37,16 @@ def open_regions(
     patience: timedelta | None = COMMAND_PATIENCE,
     prefer: str | None = None,
     metrics: Metrics | None = None,
+    on_read: Callable[[str, int], None] | None = None,
 ) -> Mirror:
-    """All regions as one store. `patience` None retries for ever, as the daemon does. Raises ConfigError."""
+    """All regions as one store. `patience` None retries for ever, as the daemon does. Raises ConfigError.
+
+    `on_read` is called with the region and the bytes of every object that was read from it.
+    """
     names = [region.name for region in config.region]
     if prefer is not None and prefer not in names:
         raise ConfigError(f"there is no region {prefer!r}", hint=f"The configuration has: {', '.join(names)}.")
-    return Mirror([_open(region, patience, metrics) for region in config.region], prefer=prefer)
+    return Mirror([_open(region, patience, metrics, on_read) for region in config.region], prefer=prefer)
 
 
 def only(mirror: Mirror, region: str) -> Mirror:
@@ -49,8 +54,15 @@ def only(mirror: Mirror, region: str) -> Mirror:
     return Mirror([store for store in mirror.stores if store.name == region])
 
 
-def _open(region: RegionSection, patience: timedelta | None, metrics: Metrics | None) -> Store:
-    store: Store = _adapter(region)
+def _open(
+    region: RegionSection,
+    patience: timedelta | None,
+    metrics: Metrics | None,
+    on_read: Callable[[str, int], None] | None,
+) -> Store:
+    store = _adapter(region)
+    if on_read is not None:
+        store = Observed(store, on_get=partial(on_read, region.name))
     if metrics is None:
         return Retry(store, deadline=patience)
     up = metrics.region_up.labels(region.name)
@@ -61,7 +73,7 @@ def _open(region: RegionSection, patience: timedelta | None, metrics: Metrics | 
         stored.inc(size)
         seconds.observe(duration)
 
-    return Retry(Observed(store, on_put), deadline=patience, on_result=lambda ok: up.set(1 if ok else 0))
+    return Retry(Observed(store, on_put=on_put), deadline=patience, on_result=lambda ok: up.set(1 if ok else 0))
 
 
 def _adapter(region: RegionSection, environ: Mapping[str, str] = os.environ) -> Store:

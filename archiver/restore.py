@@ -11,10 +11,11 @@ import asyncio
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any, LiteralString
+from uuid import UUID
 
 import psycopg
 import structlog
@@ -27,7 +28,7 @@ from archiver.format.manifest import Changes, CommitRef, ObjectRef, format_time
 from archiver.format.seal import Kind, inflate
 from archiver.lsn import Lsn
 from archiver.policy.sequence_log import SequenceStates
-from archiver.policy.target import History, Plan, Target
+from archiver.policy.target import History, Plan, Target, ToLsn
 from archiver.policy.transactions import SourceTransaction, TransactionAssembler
 from archiver.postgres import load
 from archiver.postgres.apply import Applier
@@ -63,12 +64,17 @@ async def read_history(archive: OpenArchive) -> History:
     return History([signed.entry async for signed in archive.log.scan()])
 
 
-async def make_plan(archive: OpenArchive, target: Target, history: History | None = None) -> Plan:
-    """Decide how to reach a target. Raises TargetUnreachable, IntegrityError; writes nothing."""
+async def make_plan(
+    archive: OpenArchive, target: Target, history: History | None = None, *, snapshot_id: UUID | None = None
+) -> Plan:
+    """Decide how to reach a target, by default from the newest base snapshot that can.
+
+    Raises TargetUnreachable, IntegrityError; writes nothing.
+    """
     history = history or await read_history(archive)
     boundary = history.boundary(target)
     commits = await _commits_of(archive, boundary) if boundary and boundary.object else []
-    return history.plan(target, commits, datetime.now(UTC))
+    return history.plan(target, commits, datetime.now(UTC), snapshot_id)
 
 
 async def _commits_of(archive: OpenArchive, changes: Changes) -> list[CommitRef]:
@@ -99,32 +105,49 @@ async def _fetch_segment(archive: OpenArchive, changes: Changes) -> tuple[bytes,
     return await archive.fetch(ref, place), ref.raw_bytes
 
 
-async def check_target(dsn: str, plan: Plan, archive: OpenArchive) -> bool:
-    """Whether the target holds this very restore, interrupted. Raises PostgresError if it holds anything else."""
+async def settle_plan(archive: OpenArchive, plan: Plan, dsn: str) -> tuple[Plan, bool]:
+    """The plan that fits the target, and whether it goes on with this very restore, interrupted.
+
+    An interrupted `--latest` goes on to what was the latest then. Raises PostgresError if the target holds
+    anything else.
+    """
     conn = await connect(dsn, purpose="restore")
     try:
-        return await _resumable(conn, plan, archive)
+        return await _settle(archive, plan, conn)
     finally:
         await conn.close()
 
 
-async def _resumable(conn: psycopg.AsyncConnection[Any], plan: Plan, archive: OpenArchive) -> bool:
+async def _settle(archive: OpenArchive, plan: Plan, conn: psycopg.AsyncConnection[Any]) -> tuple[Plan, bool]:
     progress = await load.read_progress(conn)
     if progress is None:
         await load.ensure_empty(conn)
-        return False
-    if progress.get("restore") != _fingerprint(plan, archive):
+        return plan, False
+    begun = progress.get("restore")
+    mine = _identity(plan, archive)
+    if begun is None or any(begun[key] != mine[key] for key in ("archive", "target")):
         raise PostgresError(
             "the target holds another restore that was interrupted",
-            where=conn.info.dbname,
-            hint=f"Finish that one with --target-lsn {str(progress.get('restore')).rpartition(' ')[2]}, "
-            "or restore into a new database.",
+            where=f"{conn.info.dbname}, {begun['target'] if begun else 'unknown'}",
+            hint="Finish that one by repeating its command, or restore into a new database.",
         )
-    return True
+    return (plan if begun == mine else await _plan_again(archive, plan, begun)), True
 
 
-def _fingerprint(plan: Plan, archive: OpenArchive) -> str:
-    return f"{archive.identity.archive} snapshot {plan.snapshot.snapshot_id} until {plan.stop}"
+def _identity(plan: Plan, archive: OpenArchive) -> dict[str, str]:
+    return {
+        "archive": str(archive.identity.archive),
+        "target": str(plan.target),
+        "snapshot": str(plan.snapshot.snapshot_id),
+        "stop": str(plan.stop),
+    }
+
+
+async def _plan_again(archive: OpenArchive, plan: Plan, begun: dict[str, str]) -> Plan:
+    """The plan of a restore that began when the archive was shorter."""
+    stop = ToLsn(Lsn.parse(begun["stop"]))
+    again = await make_plan(archive, stop, snapshot_id=UUID(begun["snapshot"]))
+    return replace(again, target=plan.target)
 
 
 async def run_restore(
@@ -146,13 +169,14 @@ class _Restore:
         self._sequences = SequenceStates()
 
     async def run(self) -> Summary:
-        index = await read_index(self._archive, self._plan.snapshot)
-        self._summary.tables = len(index.tables)
-        self._summary.rows_loaded = self._plan.snapshot.rows
         conn = await connect(self._dsn, purpose="restore")
         try:
             await load.claim(conn)
-            self._summary.resumed = await _resumable(conn, self._plan, self._archive)
+            self._plan, self._summary.resumed = await _settle(self._archive, self._plan, conn)
+            index = await read_index(self._archive, self._plan.snapshot)
+            self._summary.last_commit = self._plan.last_commit
+            self._summary.tables = len(index.tables)
+            self._summary.rows_loaded = self._plan.snapshot.rows
             script = await self._script(conn, index)
             phases = {
                 "schema": self._create_schema,
@@ -167,7 +191,7 @@ class _Restore:
                 await phase(conn, index, script)
                 self._summary.phases[name] = timedelta(seconds=monotonic() - started)
             await load.drop_progress(conn)
-            self._warn(index)
+            self._warn(index, script)
         finally:
             await conn.close()
         return self._summary
@@ -196,7 +220,7 @@ class _Restore:
                 await load.drop_public_schema(conn)
             self._skip(await load.run_script(conn, script.preamble, script.pre))
             await load.create_progress(conn)
-            await self._record(conn, restore=_fingerprint(self._plan, self._archive))
+            await self._record(conn, restore=_identity(self._plan, self._archive))
 
     async def _load_rows(self, conn: psycopg.AsyncConnection[Any], index: Index, _script: dump.Script) -> None:
         done = await self._done(conn)
@@ -348,7 +372,12 @@ class _Restore:
     def _skip(self, skipped: Sequence[Skipped]) -> None:
         self._summary.warnings += [f"{item.entry} left out: {item.reason}" for item in skipped]
 
-    def _warn(self, index: Index) -> None:
+    def _warn(self, index: Index, script: dump.Script) -> None:
+        archived = {table.info.label for table in index.tables}
+        for entry in script.pre:
+            if dump.holds_rows(entry) and f"{entry.schema}.{entry.name}" not in archived:
+                label = f"{entry.schema}.{entry.name}"
+                self._summary.warnings.append(f"table {label} is not archived: it was restored without rows")
         for schema, name in index.database.unlogged_tables:
             self._summary.warnings.append(f"unlogged table {schema}.{name} is empty: its rows are never archived")
         if index.database.large_objects:

@@ -33,6 +33,7 @@ from archiver.postgres.client_programs import dump_schema, find_pg_dump
 from archiver.postgres.replication_slot import Blocker, create_slot
 from archiver.postgres.sequences import read_sequences
 from archiver.postgres.session import connect, postgres_error
+from archiver.postgres.setup import published_tables
 from archiver.postgres.snapshot import (
     DatabaseInfo,
     begin_snapshot,
@@ -175,7 +176,7 @@ class _Snapshot:
             self._lsn = slot.lsn
             consistent_at = await _clock(reader)
             await begin_snapshot(reader, slot.snapshot)
-            tables = [_Table(info) for info in await list_tables(reader, self._source.exclude)]
+            tables = [_Table(info) for info in await self._archived_tables(reader)]
             await lock_tables(reader, [table.info for table in tables])
             database = await describe_database(reader)
             schema = await dump_schema(dsn, program, snapshot=slot.snapshot)
@@ -189,6 +190,12 @@ class _Snapshot:
             sequences,
         )
         return await self._commit(index, consistent_at)
+
+    async def _archived_tables(self, reader: psycopg.AsyncConnection[Any]) -> list[TableInfo]:
+        """The tables whose changes are archived too. Rows that would grow stale in silence are left out."""
+        tables = await list_tables(reader, self._source.exclude)
+        published = await published_tables(reader, self._source.publication)
+        return [table for table in tables if table.unlogged or (table.schema, table.name) in published]
 
     async def _commit(self, index: Index, consistent_at: datetime) -> Snapshot:
         sealer = await self._archive.sealer(part_place(self._lsn, 0))

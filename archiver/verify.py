@@ -12,12 +12,14 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from archiver.archive import OpenArchive, Place, is_whole
+from archiver.archive import OpenArchive, Place, drill_place, is_whole
 from archiver.errors import ArchiverError, IntegrityError, ObjectNotFound
 from archiver.format import layout, manifest, segment
-from archiver.format.manifest import Changes, Gap, ObjectRef, Signed, Snapshot
+from archiver.format.drill import Record
+from archiver.format.manifest import Changes, Drill, Gap, ObjectRef, Signed, Snapshot
 from archiver.format.seal import Kind, inflate
 from archiver.lsn import Lsn
+from archiver.policy import catalog
 from archiver.snapshots import Index, part_place
 from archiver.store.base import Store
 
@@ -85,6 +87,7 @@ class _Verification:
         self._report.head = best[-1].hash if best else None
         self._check_positions(best)
         await self._compare_small_objects()
+        await self._check_rollups({signed.seq: signed.data for signed in best})
         await self._check_objects(list(_objects(best)))
         if self._report.read_data:
             await self._read_everything(best)
@@ -159,6 +162,25 @@ class _Verification:
                 elif len(found) > 1:
                     self._note(region, name, "differs between the regions", "everything that it opens")
 
+    async def _check_rollups(self, log: dict[int, bytes]) -> None:
+        """A roll-up must repeat the manifests of its range, line by line."""
+        for store in self._archive.store.stores:
+            try:
+                names = [entry.key async for entry in store.list(layout.CATALOG)]
+            except ArchiverError:
+                continue  # the region is down, and its log has said so
+            for name in names:
+                first, last = layout.rollup_range(name) or (1, 0)
+                expected = [log.get(seq) for seq in range(first, last + 1)]
+                if not expected or await self._lines(store, name) != expected:
+                    self._find(store, name, "does not repeat the log", f"reading seq {first} to {last}")
+
+    async def _lines(self, store: Store, name: str) -> Sequence[bytes] | None:
+        try:
+            return catalog.unpack(await store.get(name))
+        except ArchiverError:
+            return None
+
     async def _copy(self, store: Store, name: str) -> bytes | None:
         try:
             return await store.get(name)
@@ -223,6 +245,8 @@ class _Verification:
         pieces = inflate(body, item.ref.raw_bytes)
         if item.place.kind is Kind.CHANGES:
             await asyncio.to_thread(_consume, segment.read_records(pieces))
+        elif item.place.kind is Kind.DRILL:
+            Record.decode(b"".join(pieces))
         elif item.place.seq == 0:
             Index.decode(b"".join(pieces))
         else:
@@ -249,6 +273,9 @@ def _objects(log: Sequence[Signed]) -> Iterator[_Object]:
         elif isinstance(entry, Snapshot):
             for number, ref in enumerate(entry.parts):
                 yield _Object(ref, part_place(entry.lsn, number), f"part {number} of base snapshot {entry.lsn}")
+        elif isinstance(entry, Drill):
+            place = drill_place(entry.snapshot_lsn, entry.target_lsn)
+            yield _Object(entry.object, place, f"the record of drill {entry.drill_id}")
 
 
 def _consume(items: Iterator[Any]) -> None:

@@ -17,7 +17,7 @@ from archiver.cli.snapshot import to_json
 from archiver.config import Config, SourceSection
 from archiver.errors import ArchiverError
 from archiver.format import layout
-from archiver.format.manifest import Entry, ObjectRef, format_time
+from archiver.format.manifest import Drill, Entry, ObjectRef, format_time
 from archiver.policy.target import History, Window
 from archiver.postgres.replication_slot import slot_info
 from archiver.postgres.session import connect
@@ -82,11 +82,16 @@ def _describe(archive: OpenArchive, entries: Sequence[Entry], head: int) -> Fact
             for point in history.restore_points
         ],
         "holds": [],
-        "last_drill": None,
+        "last_drill": _last_drill(entries),
         "segments": sum(1 for changes in history.changes if changes.object),
         "stored_bytes": sum(ref.size for ref in objects),
         "raw_bytes": sum(ref.raw_bytes for ref in objects),
     }
+
+
+def _last_drill(entries: Sequence[Entry]) -> Facts | None:
+    drill = next((entry for entry in reversed(entries) if isinstance(entry, Drill)), None)
+    return drill.model_dump(mode="json", exclude={"kind", "object"}) if drill else None
 
 
 def _latest(window: Window) -> str | None:
@@ -154,7 +159,7 @@ def _show(facts: Facts) -> None:
         state = f"newest manifest {region['newest_seq']}" if region["reachable"] else f"DOWN: {region['error']}"
         say(f"region           {region['name']}: {state}")
     say("holds            none")
-    say("last drill       none")
+    say(f"last drill       {_drilled(facts['last_drill'])}")
     _show_lists(facts)
 
 
@@ -162,6 +167,13 @@ def _window(window: Facts) -> str:
     if window["earliest"] is None:
         return "nothing can be restored yet: there is no base snapshot"
     return f"{window['earliest']} to {window['latest'] or 'the same base snapshot'}"
+
+
+def _drilled(drill: Facts | None) -> str:
+    if drill is None:
+        return "none"
+    failed = f", {drill['failed_checks']} of {drill['checks']} checks" if drill["verdict"] == "failed" else ""
+    return f"{drill['verdict']}{failed} at {drill['finished_at']}, to LSN {drill['target_lsn']}"
 
 
 def _lag(source: Facts | None) -> str:

@@ -22,7 +22,7 @@ from archiver.format.manifest import CommitRef, format_time
 from archiver.lsn import Lsn
 from archiver.policy.target import Plan, Target, ToLatest, ToLsn, ToName, ToTime, parse_time
 from archiver.postgres.session import connect
-from archiver.restore import Summary, check_target, make_plan, run_restore
+from archiver.restore import Summary, make_plan, run_restore, settle_plan
 
 
 def restore(
@@ -92,7 +92,7 @@ async def _restore(order: Order) -> None:
     async with opened(order.config, order.region) as archive:
         plan = await make_plan(archive, order.target)
         await _refuse_source(order, archive)
-        resumes = await check_target(order.into, plan, archive)
+        plan, resumes = await settle_plan(archive, plan, order.into)
         described = describe(plan, archive)
         if not order.as_json:
             _show_plan(described, resumes=resumes)

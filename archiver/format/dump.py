@@ -182,6 +182,11 @@ def _altered_publication(entry: Entry) -> str | None:
     return unquote(match[1]) if match else None
 
 
+def holds_rows(entry: Entry) -> bool:
+    """Whether an entry creates a table that has rows of its own: a partitioned one has not."""
+    return entry.type == "TABLE" and re.search(r"^\)\nPARTITION BY ", entry.text, re.MULTILINE) is None
+
+
 def unquote(identifier: str) -> str:
     """The name that an SQL identifier stands for."""
     return identifier[1:-1].replace('""', '"') if identifier.startswith('"') else identifier

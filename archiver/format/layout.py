@@ -4,6 +4,7 @@
     keys/<key id>.json                               wrapped keys
     segments/<ordinal>-<start>-<end>-<writer>.seg    change segments
     snapshots/<lsn>-<snapshot id>/<part>.part        base snapshots; part 0 is the index
+    drills/<drill id>.rec                            records of drills
     manifests/<seq>.json                             the manifest log
     catalog/<first seq>-<last seq>.json.zst          roll-ups of the manifest log
 
@@ -21,6 +22,7 @@ ARCHIVE = "archive.json"
 KEYS = "keys/"
 SEGMENTS = "segments/"
 SNAPSHOTS = "snapshots/"
+DRILLS = "drills/"
 MANIFESTS = "manifests/"
 CATALOG = "catalog/"
 
@@ -39,6 +41,10 @@ def segment(ordinal: int, start: Lsn, end: Lsn, writer: UUID) -> str:
 
 def snapshot_part(lsn: Lsn, snapshot_id: UUID, part: int) -> str:
     return f"{SNAPSHOTS}{int(lsn):016X}-{snapshot_id.hex[:12]}/{part:08d}.part"
+
+
+def drill(drill_id: UUID) -> str:
+    return f"{DRILLS}{drill_id}.rec"
 
 
 def manifest(seq: int) -> str:

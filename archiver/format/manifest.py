@@ -144,7 +144,28 @@ class Fence(Model):
     version: str
 
 
-Entry = Changes | Snapshot | Gap | Fence
+class Drill(Model):
+    """A drill took place: `snapshot_lsn` was restored and replayed to `target_lsn`; the sealed record says all else.
+
+    `compared_lsn` is the base snapshot whose digests the copy had to have, null where there was none to compare with.
+    `recovery_time_seconds` is rounded up.
+    """
+
+    kind: Literal["drill"] = "drill"
+    drill_id: UUID
+    started_at: TimeField
+    finished_at: TimeField
+    verdict: Literal["passed", "failed"]
+    target_lsn: LsnField
+    snapshot_lsn: LsnField
+    compared_lsn: LsnField | None
+    recovery_time_seconds: int
+    checks: int
+    failed_checks: int
+    object: ObjectRef
+
+
+Entry = Changes | Snapshot | Gap | Fence | Drill
 
 
 class Manifest(Model):

@@ -46,13 +46,14 @@ class Kind(enum.IntEnum):
 
     CHANGES = 1
     SNAPSHOT = 2
+    DRILL = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
     """What an object is; every field is bound to its key and to each of its chunks.
 
-    `seq` is the ordinal of a change segment, or the number of a part within its base snapshot.
+    `seq` is the ordinal of a change segment, the number of a part within its base snapshot, or 0 for a drill's record.
     """
 
     archive: UUID

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from uuid import UUID
 
 from archiver.errors import IntegrityError, TargetUnreachable, UsageError
 from archiver.format.manifest import Changes, CommitRef, Entry, Gap, RestorePoint, Snapshot, format_time
@@ -140,10 +141,19 @@ class History:
         settled = (s for s in self.changes if _is_later(s, time) or (s.covered_until and s.covered_until >= time))
         return next(settled, None)
 
-    def plan(self, target: Target, boundary_commits: Sequence[CommitRef], now: datetime) -> Plan:
-        """Decide. `boundary_commits`: the commits of `boundary(target)` in order. Raises TargetUnreachable."""
+    def plan(
+        self,
+        target: Target,
+        boundary_commits: Sequence[CommitRef],
+        now: datetime,
+        snapshot_id: UUID | None = None,
+    ) -> Plan:
+        """Decide. `boundary_commits`: the commits of `boundary(target)` in order. Raises TargetUnreachable.
+
+        `snapshot_id` names the base snapshot to start from, where a restore has started already.
+        """
         stop = self._stop(target, boundary_commits, now)
-        snapshot = self._snapshot(target, stop)
+        snapshot = self._snapshot(target, stop, snapshot_id)
         segments = self._segments(snapshot.lsn, stop)
         return Plan(target, snapshot, segments, stop, self._last_commit(boundary_commits, stop))
 
@@ -187,9 +197,10 @@ class History:
             raise TargetUnreachable(f"the archive does not reach the target {target} yet", hint=self._window_hint())
         return segment.end_lsn
 
-    def _snapshot(self, target: Target, stop: Lsn) -> Snapshot:
+    def _snapshot(self, target: Target, stop: Lsn, snapshot_id: UUID | None) -> Snapshot:
         """The newest one at or before the target with no gap in between."""
-        before = [s for s in self.snapshots if s.lsn <= stop and not _is_after(s, target)]
+        wanted = [s for s in self.snapshots if snapshot_id in {None, s.snapshot_id}]
+        before = [s for s in wanted if s.lsn <= stop and not _is_after(s, target)]
         if not before:
             raise TargetUnreachable(f"the target {target} is before the recovery window", hint=self._window_hint())
         whole = [s for s in before if self._gap_between(s.lsn, stop) is None]

@@ -162,6 +162,13 @@ order by 1, 2, 6, 7, 8
 
 async def raise_to_columns(conn: psycopg.AsyncConnection[Any]) -> list[SequenceState]:
     """Move sequences past the values that their columns hold; returns those that were moved, as they are now."""
+    behind = await behind_columns(conn)
+    await set_sequences(conn, behind)
+    return behind
+
+
+async def behind_columns(conn: psycopg.AsyncConnection[Any]) -> list[SequenceState]:
+    """Where sequences would have to stand whose columns hold values that they have not given yet."""
     try:
         async with conn.cursor(row_factory=dict_row) as cur:
             uses = await (await cur.execute(_USES)).fetchall()
@@ -170,9 +177,7 @@ async def raise_to_columns(conn: psycopg.AsyncConnection[Any]) -> list[SequenceS
         raise postgres_error(exc, "comparing sequences with their columns") from exc
     needed = furthest(reached)
     there = {(state.schema, state.name): state for state in (await read_sequences(conn)).states}
-    behind = [state for state in needed if state.is_past(there[state.schema, state.name])]
-    await set_sequences(conn, behind)
-    return behind
+    return [state for state in needed if state.is_past(there[state.schema, state.name])]
 
 
 async def _reached(conn: psycopg.AsyncConnection[Any], use: dict[str, Any]) -> SequenceState | None:

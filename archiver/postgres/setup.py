@@ -175,15 +175,22 @@ async def _is_superuser(conn: Conn) -> bool:
     return bool(row and row[0])
 
 
-async def unpublished_tables(conn: Conn, name: str, exclude: Sequence[str]) -> list[PublishedTable]:
-    """Tables that nobody excluded and that the publication does not carry: created since `init` listed them."""
-    tables = await publishable_tables(conn, ())
+async def published_tables(conn: Conn, name: str) -> set[tuple[str, str]]:
+    """Schema and name of the tables that the publication carries. Raises PostgresError when there is none."""
+    if await _publishes_all(conn, name) is None:
+        raise PostgresError(f"there is no publication {name!r}", hint="Make it with: archiver init")
     try:
         query = "SELECT schemaname, tablename FROM pg_catalog.pg_publication_tables WHERE pubname = %s"
         rows = await (await conn.execute(query, (name,))).fetchall()
     except psycopg.Error as exc:
         raise postgres_error(exc) from exc
-    published = {(schema, table) for schema, table in rows}
+    return {(schema, table) for schema, table in rows}
+
+
+async def unpublished_tables(conn: Conn, name: str, exclude: Sequence[str]) -> list[PublishedTable]:
+    """Tables that nobody excluded and that the publication does not carry: created since `init` listed them."""
+    tables = await publishable_tables(conn, ())
+    published = await published_tables(conn, name)
     return [t for t in tables if (t.schema, t.name) not in published and str(t) not in exclude]
 
 

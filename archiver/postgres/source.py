@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import psycopg
@@ -19,6 +19,7 @@ from archiver.lsn import Lsn
 from archiver.postgres.session import connect, postgres_error
 
 T = TypeVar("T")
+COMMIT_MARGIN = timedelta(milliseconds=100)
 
 _SAMPLE = """
 SELECT pg_catalog.clock_timestamp(),
@@ -33,7 +34,10 @@ SELECT pg_catalog.clock_timestamp(),
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """At `time` (the source's clock) the source stood at `lsn`; the slot then kept `retained` bytes of WAL."""
+    """What was committed by `time` (the source's clock) lies at or before `lsn`.
+
+    `retained` is how many bytes of WAL the slot then kept.
+    """
 
     lsn: Lsn
     time: datetime
@@ -56,8 +60,8 @@ class Source:
         time, lsn, retained = await self.ask(ask)
         if lsn is None:
             raise PostgresUnavailable("the standby has not replayed any WAL yet")
-        # The clock was read first: what is committed before `time` lies at or before `lsn`.
-        return Sample(Lsn.parse(lsn).before_page_header(), time, max(0, int(retained or 0)))
+        # The clock was read first, but a commit takes its time a moment before its place in the WAL.
+        return Sample(Lsn.parse(lsn).before_page_header(), time - COMMIT_MARGIN, max(0, int(retained or 0)))
 
     async def ask(self, question: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]]) -> T:
         """Run a question on the connection. Raises PostgresError, PostgresUnavailable."""

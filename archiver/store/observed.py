@@ -1,4 +1,4 @@
-"""A store that tells how its writes went, around one that does not. Nothing else changes."""
+"""A store that tells of its writes and reads, around one that does not. Nothing else changes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ from archiver.store.base import Entry, Store
 
 
 class Observed:
-    """Calls `on_put` with the bytes and the seconds of every write that succeeded."""
+    """Calls `on_put` with the bytes and the seconds of every write that succeeded, `on_get` with the bytes of reads."""
 
-    def __init__(self, store: Store, on_put: Callable[[int, float], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        on_put: Callable[[int, float], None] = lambda _size, _seconds: None,
+        on_get: Callable[[int], None] = lambda _size: None,
+    ) -> None:
         self._store = store
         self._on_put = on_put
+        self._on_get = on_get
 
     @property
     def name(self) -> str:
@@ -25,7 +32,9 @@ class Observed:
         self._on_put(len(data), monotonic() - started)
 
     async def get(self, key: str) -> bytes:
-        return await self._store.get(key)
+        data = await self._store.get(key)
+        self._on_get(len(data))
+        return data
 
     async def size(self, key: str) -> int | None:
         return await self._store.size(key)

@@ -284,7 +284,6 @@ async def test_a_base_snapshot_that_the_configuration_forbids_does_not_stop_capt
 # --- stopping ---
 
 
-@pytest.mark.xfail(strict=True, reason="the start does not look at `stop`; see the review of 2026-11-22")
 async def test_sigterm_stops_a_daemon_that_waits_for_a_source_that_is_away(ledger: Setup, tmp_path: Path) -> None:
     source = ledger.config.require_source().model_dump() | {"dsn": "postgresql://postgres@127.0.0.1:1/nobody"}
     stop = asyncio.Event()

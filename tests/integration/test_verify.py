@@ -146,7 +146,6 @@ async def test_an_object_lost_in_every_region_is_found_when_data_is_read(whole: 
     assert [f.region for f in findings if f.object == key_of(bad)] == ["primary", "secondary", "all"]
 
 
-@pytest.mark.xfail(strict=True, reason="verify does not look at roll-ups; see the review of 2026-11-22")
 async def test_a_damaged_roll_up_is_named(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog, "ROLLUP", 4)
     async with whole.setup.daemon():

@@ -1,0 +1,132 @@
+"""The proof of a drill: what the restored copy holds, against what the base snapshots say that it must hold.
+
+In: the copy's connection string and the indexes of one base snapshot or two. Out: checks. It only reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from archiver.config import DrillSection
+from archiver.format import dump
+from archiver.format.digest import RowDigest
+from archiver.format.drill import Check
+from archiver.policy import drill as policy
+from archiver.policy.drill import SequenceFacts, TableState
+from archiver.postgres import proof
+from archiver.postgres.sequences import SequenceState, behind_columns, read_sequences
+from archiver.postgres.session import connect
+from archiver.postgres.snapshot_tables import TableInfo
+from archiver.restore import Progress
+from archiver.snapshots import Index
+
+
+@dataclass
+class Findings:
+    """Checks, and what must be told although nothing failed."""
+
+    checks: list[Check] = field(default_factory=list)
+    deviations: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Proof:
+    """Looks at the copy, and adds a check to `found` for everything that it looked at.
+
+    `base` is the base snapshot that was restored, `later` the one that the copy must equal, if there is one.
+    """
+
+    dsn: str
+    base: Index
+    later: Index | None
+    settings: DrillSection
+    jobs: int
+    progress: Progress
+    found: Findings
+
+    async def check_tables(self) -> None:
+        """Read every table of the copy. Raises PostgresError."""
+        if self.later is not None:
+            await self._compare_tables(self.later)
+        else:
+            await self._count_tables()
+
+    async def check_others(self) -> None:
+        """Sequences, constraints, indexes, and the operator's query. Raises PostgresError."""
+        await self._check_sequences()
+        await self._check_validity()
+        await self._ask()
+
+    async def _compare_tables(self, later: Index) -> None:
+        wanted = _infos(later)
+        expected = {table.info.label: TableState(table.info.columns, table.digest) for table in later.tables}
+        there = await self._read(wanted)
+        strangers = [info for name, info in (await proof.tables_of(self.dsn)).items() if name not in wanted]
+        self.found.checks += policy.check_tables(expected, there)
+        self.found.checks.append(policy.check_nothing_else(await proof.with_rows(self.dsn, strangers)))
+
+    async def _count_tables(self) -> None:
+        there = await self._read(await proof.tables_of(self.dsn))
+        base = {table.info.label: table.digest.count for table in self.base.tables}
+        counts = {name: (state.digest or RowDigest()).count for name, state in there.items()}
+        self.found.checks += policy.check_counts(base, counts)
+        gone = [f"table {name} of the base snapshot is not there at the target" for name in base if name not in there]
+        self.found.deviations += gone
+
+    async def _read(self, wanted: Mapping[str, TableInfo]) -> dict[str, TableState]:
+        def report(done: int, total: int) -> None:
+            self.progress("digests", done, total)
+
+        return await proof.read_tables(self.dsn, wanted, jobs=self.jobs, progress=report)
+
+    async def _check_sequences(self) -> None:
+        async with await connect(self.dsn, purpose="drill") as conn:
+            found = _by_name((await read_sequences(conn)).states)
+            needed = _by_name(await behind_columns(conn))
+        base = _by_name(map(SequenceState.from_json, self.base.sequences))
+        later = _by_name(map(SequenceState.from_json, self.later.sequences)) if self.later else {}
+        for name in later or found:
+            self.found.checks.append(policy.check_sequence(_facts(name, base, later, found, needed)))
+
+    async def _check_validity(self) -> None:
+        allowed = _not_valid_at_the_source(self.later or self.base)
+        async with await connect(self.dsn, purpose="drill") as conn:
+            pending = [name for name in await proof.not_validated(conn) if name not in allowed]
+            invalid = await proof.invalid_indexes(conn)
+        self.found.checks.append(policy.check_none("constraints that are not validated", pending))
+        self.found.checks.append(policy.check_none("invalid indexes", invalid))
+
+    async def _ask(self) -> None:
+        query = self.settings.query
+        if query is None:
+            return
+        async with await connect(self.dsn, purpose="drill") as conn:
+            self.found.checks.append(policy.check_query(await proof.ask(conn, query), self.settings.expect))
+
+
+def _infos(index: Index) -> dict[str, TableInfo]:
+    return {table.info.label: table.info for table in index.tables}
+
+
+States = Mapping[str, SequenceState]
+
+
+def _by_name(states: Iterable[SequenceState]) -> dict[str, SequenceState]:
+    return {f"{state.schema}.{state.name}": state for state in states}
+
+
+def _facts(name: str, base: States, later: States, found: States, needed: States) -> SequenceFacts:
+    def value(states: States) -> int | None:
+        return states[name].last_value if name in states else None
+
+    known = next(states[name] for states in (later, found, base) if name in states)
+    return SequenceFacts(name, known.increment, value(base), value(found), value(later), value(needed))
+
+
+def _not_valid_at_the_source(index: Index) -> set[str]:
+    """Constraints that the dump itself makes NOT VALID, as `schema.table constraint`."""
+    entries = dump.split(index.schema)
+    return {
+        f"{entry.schema}.{entry.name}" for entry in entries if "CONSTRAINT" in entry.type and "NOT VALID" in entry.text
+    }

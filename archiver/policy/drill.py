@@ -1,0 +1,152 @@
+"""What a drill decides: which two base snapshots prove each other, and whether what was found is what must be there.
+
+In: manifest entries, and facts read from the restored copy. Out: pairs of base snapshots, and checks. No I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import pairwise
+
+from archiver.format.digest import RowDigest
+from archiver.format.drill import Check
+from archiver.format.manifest import Entry, Snapshot
+from archiver.policy.target import History, Plan
+
+Pair = tuple[Snapshot, Snapshot]
+
+
+def pairs(history: History) -> Iterator[Pair]:
+    """Neighbouring base snapshots, the newest two first."""
+    for lower, upper in reversed([*pairwise(history.snapshots)]):
+        if lower.lsn < upper.lsn:
+            yield lower, upper
+
+
+def up_to(lower: Snapshot, entries: Sequence[Entry]) -> History:
+    """The history without the base snapshots after `lower`, so that a plan has to replay from there."""
+    return History([entry for entry in entries if not (isinstance(entry, Snapshot) and entry.lsn > lower.lsn)])
+
+
+def replays_nothing(plan: Plan) -> bool:
+    """Whether the base snapshot alone is the target: its own digests are then what must come out."""
+    return plan.last_commit is None or plan.last_commit.end_lsn <= plan.snapshot.lsn
+
+
+# --- Tables --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TableState:
+    """A table of the copy. `digest` is None where its columns are not those that were expected: see `columns`."""
+
+    columns: tuple[str, ...]
+    digest: RowDigest | None
+
+
+def check_tables(expected: Mapping[str, TableState], found: Mapping[str, TableState]) -> list[Check]:
+    """Every table that the later base snapshot holds, by its columns, count and digest."""
+    return [_check_table(name, state, found.get(name)) for name, state in expected.items()]
+
+
+def _check_table(name: str, expected: TableState, found: TableState | None) -> Check:
+    wanted, there = _rows(expected.digest), "no such table"
+    if found is not None:
+        there = _rows(found.digest) if found.digest is not None else f"columns {', '.join(found.columns)}"
+    if found is not None and found.digest is None:
+        wanted = f"columns {', '.join(expected.columns)}"
+    return Check(name=f"table {name}", expected=wanted, found=there, passed=found == expected)
+
+
+def _rows(digest: RowDigest | None) -> str:
+    return f"{digest.count} rows, digest {digest.hex()}" if digest is not None else "no rows"
+
+
+def check_counts(base: Mapping[str, int], found: Mapping[str, int]) -> list[Check]:
+    """Without a base snapshot to compare with: every table can be read to its end, and which are gone is told."""
+    return [
+        Check(name=f"table {name}", expected="can be read", found=_counted(count, base.get(name)), passed=True)
+        for name, count in found.items()
+    ]
+
+
+def _counted(count: int, before: int | None) -> str:
+    return f"{count} rows, {'a new table' if before is None else f'{before} in the base snapshot'}"
+
+
+def check_nothing_else(strangers: Sequence[str]) -> Check:
+    """Tables with rows that the later base snapshot does not have."""
+    found = ", ".join(strangers) or "none"
+    return Check(name="tables beside these", expected="none with rows", found=found, passed=not strangers)
+
+
+# --- Sequences -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceFacts:
+    """A sequence of the copy, `found` None if it is missing.
+
+    `floor` is its state in the base snapshot that was restored. `later` is that of the base snapshot compared with: it
+    was read some time *after* that one's LSN, so that the true value at the target may be less. `needed` is a
+    value that rows use already, and that the sequence has not given yet.
+    """
+
+    name: str
+    increment: int
+    floor: int | None
+    found: int | None
+    later: int | None = None
+    needed: int | None = None
+
+
+def check_sequence(facts: SequenceFacts) -> Check:
+    """Never below what was given before the replay began, and never below what the rows use."""
+    direction = 1 if facts.increment > 0 else -1
+    ahead = facts.found is not None and (facts.floor is None or facts.found * direction >= facts.floor * direction)
+    bound = facts.floor if facts.needed is None else facts.needed
+    at_least = "at least" if direction > 0 else "at most"
+    return Check(
+        name=f"sequence {facts.name}",
+        expected="there" if bound is None else f"{at_least} {bound}",
+        found=_stands(facts, direction),
+        passed=ahead and facts.needed is None,
+    )
+
+
+def _stands(facts: SequenceFacts, direction: int) -> str:
+    if facts.found is None:
+        return "no such sequence"
+    if facts.later is None or facts.found * direction >= facts.later * direction:
+        return str(facts.found)
+    return f"{facts.found}; the later base snapshot says {facts.later}, read some time after its LSN"
+
+
+# --- Others --------------------------------------------------------------------------------------------
+
+
+def check_none(name: str, found: Sequence[str]) -> Check:
+    """A list that must be empty."""
+    return Check(name=name, expected="none", found=", ".join(found) or "none", passed=not found)
+
+
+def check_query(rows: Sequence[Sequence[object]], expect: str | None) -> Check:
+    """The operator's query: its first value must be what is expected, or where nothing is, there must be a row."""
+    found = "no row" if not rows else _text(rows[0][0] if rows[0] else None)
+    passed = bool(rows) if expect is None else bool(rows) and found == expect
+    return Check(name="query", expected="a row" if expect is None else expect, found=found, passed=passed)
+
+
+def _text(value: object) -> str:
+    return "null" if value is None else str(value)
+
+
+def check_objective(name: str, measured: timedelta | None, objective: timedelta | None) -> list[Check]:
+    """A duration against its objective; no check where none is set."""
+    if objective is None:
+        return []
+    found = "unknown" if measured is None else f"{measured.total_seconds():.1f} s"
+    passed = measured is not None and measured <= objective
+    return [Check(name=name, expected=f"at most {objective.total_seconds():.1f} s", found=found, passed=passed)]

@@ -1,0 +1,119 @@
+"""Reading a restored copy for proof: digests of its tables, what is not valid in it, the answer to a query.
+
+In: a connection string of the copy. Out: plain facts; policy/drill.py judges them. It never writes to the copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, LiteralString
+
+import psycopg
+from psycopg import sql
+
+from archiver.format.digest import RowDigest
+from archiver.policy.drill import TableState
+from archiver.postgres.session import connect, postgres_error
+from archiver.postgres.snapshot import digest_table
+from archiver.postgres.snapshot_tables import TableInfo, list_tables
+from archiver.tasks import task_group
+
+Progress = Callable[[int, int], None]
+"""Called with the tables done and the tables in all."""
+
+
+async def tables_of(dsn: str) -> dict[str, TableInfo]:
+    """The copy's tables by `schema.name`."""
+    async with await connect(dsn, purpose="drill") as conn:
+        return {table.label: table for table in await list_tables(conn)}
+
+
+async def read_tables(
+    dsn: str, wanted: Mapping[str, TableInfo], *, jobs: int, progress: Progress
+) -> dict[str, TableState]:
+    """The state of each wanted table that is there, read as `wanted` describes it: largest first, `jobs` at once."""
+    there = await tables_of(dsn)
+    states = {name: TableState(there[name].columns, None) for name in wanted if name in there}
+    queue = [name for name in states if set(wanted[name].columns) == set(there[name].columns)]
+    queue.sort(key=lambda name: there[name].bytes)
+    total, done = len(queue), 0
+
+    async def work() -> None:
+        nonlocal done
+        async with await connect(dsn, purpose="drill") as conn:
+            while queue:
+                name = queue.pop()
+                states[name] = TableState(wanted[name].columns, await _digest(conn, wanted[name]))
+                done += 1
+                progress(done, total)
+
+    async with task_group() as group:
+        for number in range(min(jobs, total)):
+            group.create_task(work(), name=f"digest job {number}")
+    return states
+
+
+async def _digest(conn: psycopg.AsyncConnection[Any], table: TableInfo) -> RowDigest:
+    return await digest_table(conn, table) if table.has_rows else RowDigest()
+
+
+async def with_rows(dsn: str, tables: Sequence[TableInfo]) -> list[str]:
+    """Which of these tables hold any row, by name."""
+    async with await connect(dsn, purpose="drill") as conn:
+        return [table.label for table in tables if await _has_row(conn, table)]
+
+
+async def _has_row(conn: psycopg.AsyncConnection[Any], table: TableInfo) -> bool:
+    query = sql.SQL("SELECT EXISTS (SELECT FROM ONLY {})").format(sql.Identifier(table.schema, table.name))
+    [(found,)] = await _fetch(conn, query, f"table {table.label}")
+    return bool(found)
+
+
+_NOT_VALIDATED: Final[LiteralString] = """
+select n.nspname || '.' || coalesce(r.relname, t.typname) || ' ' || c.conname
+from pg_catalog.pg_constraint c
+join pg_catalog.pg_namespace n on n.oid = c.connamespace
+left join pg_catalog.pg_class r on r.oid = c.conrelid
+left join pg_catalog.pg_type t on t.oid = c.contypid
+where not c.convalidated and coalesce((pg_catalog.to_jsonb(c) ->> 'conenforced')::bool, true)
+order by 1
+"""
+"""A constraint NOT ENFORCED (18) is never validated. to_jsonb reads a column that only some versions have."""
+
+_INVALID_INDEXES: Final[LiteralString] = """
+select n.nspname || '.' || c.relname
+from pg_catalog.pg_index i join pg_catalog.pg_class c on c.oid = i.indexrelid
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where not i.indisvalid and c.relkind = 'i' and n.nspname !~ '^pg_toast'
+order by 1
+"""
+"""That of a partitioned table is invalid as long as a partition lacks it, which may be as at the source."""
+
+
+async def not_validated(conn: psycopg.AsyncConnection[Any]) -> list[str]:
+    """Constraints that are NOT VALID, as `schema.table constraint`."""
+    return [name for (name,) in await _fetch(conn, _NOT_VALIDATED, "looking at the constraints")]
+
+
+async def invalid_indexes(conn: psycopg.AsyncConnection[Any]) -> list[str]:
+    """Indexes whose making failed or did not end."""
+    return [name for (name,) in await _fetch(conn, _INVALID_INDEXES, "looking at the indexes")]
+
+
+async def ask(conn: psycopg.AsyncConnection[Any], query: str) -> list[tuple[Any, ...]]:
+    """The first row of the operator's query, in a transaction that may not write. Raises PostgresError."""
+    try:
+        async with conn.transaction():
+            await conn.execute("SET TRANSACTION READ ONLY")
+            return await (await conn.execute(query.encode())).fetchmany(1)
+    except psycopg.Error as exc:
+        raise postgres_error(exc, "drill.query") from exc
+
+
+async def _fetch(
+    conn: psycopg.AsyncConnection[Any], query: LiteralString | sql.Composed, where: str
+) -> list[tuple[Any, ...]]:
+    try:
+        return await (await conn.execute(query)).fetchall()
+    except psycopg.Error as exc:
+        raise postgres_error(exc, where) from exc
