@@ -19,7 +19,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from archiver.errors import ConfigError, Fenced, IntegrityError, ObjectExists, ObjectNotFound
 from archiver.format import layout, manifest
 from archiver.format import wrap as wrapping
-from archiver.format.manifest import Archive, Changes, Drill, Entry, Fence, Gap, Manifest, ObjectRef, Signed, Snapshot
+from archiver.format.manifest import (
+    Archive,
+    Changes,
+    Drill,
+    Entry,
+    Fence,
+    Gap,
+    Lost,
+    Manifest,
+    ObjectRef,
+    Signed,
+    Snapshot,
+)
 from archiver.format.seal import Identity, Kind, Sealer, unseal
 from archiver.format.wrap import Purpose
 from archiver.keys import SIGNING, Kek, Keyring
@@ -39,12 +51,14 @@ class LogState:
     gap: Gap | None = None
     snapshot: Snapshot | None = None
     drill: Drill | None = None
+    lost: Lost | None = None
 
     def observe(self, signed: Signed) -> None:
         self.head = signed
         match signed.entry:
             case Changes():
                 self.changes = signed.entry
+                self.lost = signed.entry.lost[-1] if signed.entry.lost else self.lost
             case Gap():
                 self.gap = signed.entry
             case Snapshot():

@@ -186,6 +186,7 @@ class Capture:
             last_commit=cut.last_commit,
             open_from=cut.open_from,
             restore_points=tuple(cut.restore_points),
+            lost=tuple(cut.lost),
             sequences=told,
             object=await self._store(cut) if worth_storing else None,
         )
@@ -219,6 +220,10 @@ class Capture:
 
     async def _append(self, entry: Changes) -> None:
         await self._archive.log.append(entry)
+        for lost in entry.lost:
+            log.error(
+                "a schema change was not captured: a base snapshot follows", lsn=str(lost.lsn), reason=lost.reason
+            )
         self._durable = Position(entry.ordinal + 1, entry.end_lsn)
         self.covered_until = entry.covered_until
         self._progressed = True

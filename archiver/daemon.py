@@ -275,7 +275,10 @@ class Daemon:
         while True:
             if state.snapshot is not None:
                 self.metrics.last_snapshot_timestamp_seconds.set(state.snapshot.finished_at.timestamp())
-            await asyncio.sleep(self._seconds_to_snapshot(archive))
+            seconds = self._seconds_to_snapshot(archive)
+            if seconds > 0:  # it may be wanted sooner, if something is lost meanwhile
+                await asyncio.sleep(min(seconds, SAMPLE_SECONDS))
+                continue
             try:
                 snapshot = await take_snapshot(archive, self._source, self._config.snapshot)
                 log.info("base snapshot complete", lsn=str(snapshot.lsn), tables=snapshot.tables, rows=snapshot.rows)
@@ -286,6 +289,8 @@ class Daemon:
     def _seconds_to_snapshot(self, archive: OpenArchive) -> float:
         state = archive.log.state
         if state.snapshot is None or (state.gap is not None and state.snapshot.lsn < state.gap.before_lsn):
+            return 0.0
+        if state.lost is not None and state.snapshot.lsn < state.lost.lsn:
             return 0.0
         due = state.snapshot.finished_at + self._config.snapshot.every
         return max(0.0, (due - datetime.now(UTC)).total_seconds())

@@ -63,9 +63,10 @@ async def plan_drill(archive: OpenArchive, target: Target | None = None) -> Dril
     if not history.snapshots:
         raise TargetUnreachable("there is no base snapshot to restore", hint="archiver run takes the first one.")
     plan, compared, deviations = await _choose(archive, log, history, target)
-    latest = history.window.latest
+    latest = history.window.latest  # by the source's clock, which may be ahead of ours
+    age = max(timedelta(), started - latest) if latest else None
     phase = Phase(name="plan", purpose="recovery", started_at=started, finished_at=datetime.now(UTC))
-    return DrillPlan(plan, compared, log[-1], started - latest if latest else None, tuple(deviations), phase)
+    return DrillPlan(plan, compared, log[-1], age, tuple(deviations), phase)
 
 
 async def _choose(

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from archiver.config import DrillSection
-from archiver.format import dump
+from archiver.format import dump, dump_roles
 from archiver.format.digest import RowDigest
 from archiver.format.drill import Check
 from archiver.policy import drill as policy
 from archiver.policy.drill import SequenceFacts, TableState
-from archiver.postgres import proof
+from archiver.postgres import load, proof
+from archiver.postgres.client_programs import dump_schema, find_pg_dump
 from archiver.postgres.sequences import SequenceState, behind_columns, read_sequences
 from archiver.postgres.session import connect
 from archiver.postgres.snapshot_tables import TableInfo
@@ -53,7 +54,9 @@ class Proof:
             await self._count_tables()
 
     async def check_others(self) -> None:
-        """Sequences, constraints, indexes, and the operator's query. Raises PostgresError."""
+        """Schema, sequences, constraints, indexes, and the operator's query. Raises PostgresError."""
+        if self.later is not None:
+            await self._compare_schema(self.later)
         await self._check_sequences()
         await self._check_validity()
         await self._ask()
@@ -80,6 +83,23 @@ class Proof:
 
         return await proof.read_tables(self.dsn, wanted, jobs=self.jobs, progress=report)
 
+    async def _compare_schema(self, later: Index) -> None:
+        async with await connect(self.dsn, purpose="drill") as conn:
+            major = await load.target_major(conn)
+            roles, owners = await load.existing_roles(conn), await load.possible_owners(conn)
+        schema = await dump_schema(self.dsn, await find_pg_dump(major), snapshot=None)
+        if policy.dumped_by(schema) != policy.dumped_by(later.schema):
+            self.found.deviations.append(
+                "the schema was not compared: the copy's PostgreSQL or pg_dump is another version"
+            )
+            return
+
+        def fitted(text: str) -> list[dump.Entry]:
+            script = dump.for_restore(dump.split(text), publication=later.publication, target_major=major)
+            return dump_roles.for_target([*script.pre, *script.keys, *script.late], roles, owners=owners)[0]
+
+        self.found.checks.append(policy.check_schema(fitted(later.schema), fitted(schema), self.found.deviations))
+
     async def _check_sequences(self) -> None:
         async with await connect(self.dsn, purpose="drill") as conn:
             found = _by_name((await read_sequences(conn)).states)
@@ -94,15 +114,17 @@ class Proof:
         async with await connect(self.dsn, purpose="drill") as conn:
             pending = [name for name in await proof.not_validated(conn) if name not in allowed]
             invalid = await proof.invalid_indexes(conn)
+            dangling = await proof.dangling(conn, _infos(self.later or self.base))
         self.found.checks.append(policy.check_none("constraints that are not validated", pending))
         self.found.checks.append(policy.check_none("invalid indexes", invalid))
+        self.found.checks.append(policy.check_none("foreign keys that rows violate", dangling))
 
     async def _ask(self) -> None:
         query = self.settings.query
         if query is None:
             return
         async with await connect(self.dsn, purpose="drill") as conn:
-            self.found.checks.append(policy.check_query(await proof.ask(conn, query), self.settings.expect))
+            self.found.checks.append(policy.check_query(query, await proof.ask(conn, query), self.settings.expect))
 
 
 def _infos(index: Index) -> dict[str, TableInfo]:

@@ -30,8 +30,9 @@ from archiver.lsn import Lsn
 from archiver.policy.sequence_log import SequenceStates
 from archiver.policy.target import History, Plan, Target, ToLsn
 from archiver.policy.transactions import SourceTransaction, TransactionAssembler
-from archiver.postgres import load
+from archiver.postgres import always_triggers, load
 from archiver.postgres.apply import Applier
+from archiver.postgres.ddl_replay import DdlReplay
 from archiver.postgres.sequences import SequenceState, raise_to_columns, set_sequences
 from archiver.postgres.session import connect, postgres_error
 from archiver.snapshots import Index, IndexedTable, part_place, read_index
@@ -182,9 +183,10 @@ class _Restore:
                 "schema": self._create_schema,
                 "rows": self._load_rows,
                 "keys": self._create_keys,
+                "constraints": self._create_late,
                 "replay": self._replay,
                 "sequences": self._set_sequences,
-                "constraints": self._create_late,
+                "finish": self._finish,
             }
             for name, phase in phases.items():
                 started = monotonic()
@@ -264,10 +266,17 @@ class _Restore:
         self._progress("keys", 1, 1)
 
     async def _create_late(self, conn: psycopg.AsyncConnection[Any], index: Index, script: dump.Script) -> None:
-        """After replay: a trigger or rule that is ENABLE ALWAYS would repeat what it did at the source."""
+        """Before replay, whose DDL may concern them; where foreign keys cannot be silenced, after it (`_finish`)."""
+        if await always_triggers.may_silence(conn):
+            await self._run_once(conn, "late", script.preamble, script.late)
+        if "views" not in await self._done(conn):  # a REFRESH in the stream has its own moment
+            views = [(schema, name) for schema, name, populated in index.database.materialized_views if populated]
+            self._skip(await load.refresh_views(conn, views))
+            await self._record(conn, views=True)
+
+    async def _finish(self, conn: psycopg.AsyncConnection[Any], index: Index, script: dump.Script) -> None:
         await self._run_once(conn, "late", script.preamble, script.late)
-        views = [(schema, name) for schema, name, populated in index.database.materialized_views if populated]
-        self._skip(await load.refresh_views(conn, views))
+        await always_triggers.lift_all(conn)
         self._skip(await load.apply_settings(conn, index.database.settings, await load.existing_roles(conn)))
         await self._execute(conn, "ANALYZE")
 
@@ -299,7 +308,9 @@ class _Restore:
         segments = [changes for changes in self._plan.segments if changes.ordinal >= first]
         worker = await connect(self._dsn, purpose="replay")
         try:
-            applier = await Applier.open(worker)
+            ddl = await DdlReplay.open(worker, index.publication)
+            applier = await Applier.open(worker, on_message=ddl.handlers)
+            ddl.attach(applier)
             session = None
             async with aclosing(self._read_ahead(segments)) as bodies:
                 number = 0
@@ -308,14 +319,17 @@ class _Restore:
                         assembler.start_session()
                     session = _session(changes)
                     assembler.begin_segment(changes.ordinal)
-                    await self._replay_segment(assembler, applier, inflate(body, raw_bytes))
+                    await self._replay_segment(assembler, applier, ddl, inflate(body, raw_bytes))
                     number += 1
                     self._progress("replay", number, len(segments))
             await applier.commit(self._note_progress)
+            self._skip(ddl.left_out)
         finally:
             await worker.close()
 
-    async def _replay_segment(self, assembler: TransactionAssembler, applier: Applier, pieces: Iterator[bytes]) -> None:
+    async def _replay_segment(
+        self, assembler: TransactionAssembler, applier: Applier, ddl: DdlReplay, pieces: Iterator[bytes]
+    ) -> None:
         for record in segment.read_records(pieces):
             match record:
                 case segment.Relation(xid, message):
@@ -329,8 +343,9 @@ class _Restore:
                     if transaction is not None:
                         await applier.apply(transaction)
                         self._summary.transactions_replayed += 1
-                        if applier.uncommitted_rows >= COMMIT_ROWS:
+                        if applier.uncommitted_rows >= COMMIT_ROWS or ddl.commit_wanted:
                             await applier.commit(self._note_progress)
+                            ddl.committed()
 
     async def _note_progress(self, cursor: psycopg.AsyncCursor[Any], last: SourceTransaction) -> None:
         await load.write_progress(

@@ -30,7 +30,7 @@ class Site:
     folder: Path
     dsn: str
     bucket: str
-    servers: tuple[S3Server, S3Server]
+    servers: tuple[S3Server, ...]
     variables: dict[str, str]
     settings: str = ""
     extra: dict[str, str] = field(default_factory=dict)

@@ -18,6 +18,7 @@ from archiver import __version__
 from archiver.cli import (
     check,
     demo,
+    drill,
     info,
     init,
     key,
@@ -50,6 +51,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "restore-point": restore_point.restore_point,
     "restore": restore.restore,
     "verify": verify.verify,
+    "drill": drill.drill,
     "uninstall": uninstall.uninstall,
     "demo": demo.demo,
 }

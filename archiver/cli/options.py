@@ -19,6 +19,9 @@ from archiver import config as configuration
 from archiver.archive import OpenArchive, open_archive
 from archiver.cli.output import configure_logs
 from archiver.config import Config
+from archiver.errors import UsageError
+from archiver.lsn import Lsn
+from archiver.policy.target import Target, ToLatest, ToLsn, ToName, ToTime, parse_time
 from archiver.regions import only, open_keks, open_regions
 
 T = TypeVar("T")
@@ -44,6 +47,18 @@ ConfigOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 RegionOption = Annotated[str | None, typer.Option("--region", metavar="NAME", help="Use this region alone.")]
+JobsOption = Annotated[int, typer.Option("--jobs", min=1, max=64, help="Connections that load tables at once.")]
+TargetTimeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--target-time", metavar="T", help="Up to this time: ISO 8601 with offset, such as 2026-11-22T03:00:00Z."
+    ),
+]
+TargetLsnOption = Annotated[
+    str | None, typer.Option("--target-lsn", metavar="L", help="Up to this LSN, such as 16/B374D848.")
+]
+TargetNameOption = Annotated[str | None, typer.Option("--target-name", metavar="N", help="Up to this restore point.")]
+LatestOption = Annotated[bool, typer.Option("--latest", help="Up to the end of the archive.")]
 WaitOption = Annotated[
     timedelta,
     typer.Option(
@@ -53,6 +68,26 @@ WaitOption = Annotated[
         help="How long to wait for transactions that keep a replication slot from being made.",
     ),
 ]
+
+
+def given_targets(time: str | None, lsn: str | None, name: str | None, *, latest: bool) -> list[Target]:
+    """The recovery targets that were given. Raises UsageError for one that cannot be read."""
+    targets: list[Target] = []
+    targets += [ToTime(parse_time(time))] if time is not None else []
+    targets += [ToLsn(Lsn.parse(lsn))] if lsn is not None else []
+    targets += [ToName(name)] if name is not None else []
+    targets += [ToLatest()] if latest else []
+    return targets
+
+
+def one_target(targets: list[Target]) -> Target:
+    """The one that was given. Raises UsageError."""
+    if len(targets) != 1:
+        raise UsageError(
+            "give exactly one recovery target",
+            hint="Give one of --target-time, --target-lsn, --target-name and --latest.",
+        )
+    return targets[0]
 
 
 def load(path: Path | None) -> Config:

@@ -14,13 +14,27 @@ import psycopg
 import typer
 
 from archiver.archive import OpenArchive
-from archiver.cli.options import ConfigOption, JsonOption, RegionOption, YesOption, load, opened, run_async
+from archiver.cli.options import (
+    ConfigOption,
+    JobsOption,
+    JsonOption,
+    LatestOption,
+    RegionOption,
+    TargetLsnOption,
+    TargetNameOption,
+    TargetTimeOption,
+    YesOption,
+    given_targets,
+    load,
+    one_target,
+    opened,
+    run_async,
+)
 from archiver.cli.output import confirm, note, print_json, progress, say, size
 from archiver.config import Config
 from archiver.errors import UsageError
 from archiver.format.manifest import CommitRef, format_time
-from archiver.lsn import Lsn
-from archiver.policy.target import Plan, Target, ToLatest, ToLsn, ToName, ToTime, parse_time
+from archiver.policy.target import Plan, Target
 from archiver.postgres.session import connect
 from archiver.restore import Summary, make_plan, run_restore, settle_plan
 
@@ -31,16 +45,13 @@ def restore(
     ],
     *,
     config: ConfigOption = None,
-    target_time: Annotated[
-        str | None,
-        typer.Option(metavar="T", help="Up to this time: ISO 8601 with offset, such as 2026-11-22T03:00:00Z."),
-    ] = None,
-    target_lsn: Annotated[str | None, typer.Option(metavar="L", help="Up to this LSN, such as 16/B374D848.")] = None,
-    target_name: Annotated[str | None, typer.Option(metavar="N", help="Up to this restore point.")] = None,
-    latest: Annotated[bool, typer.Option("--latest", help="Up to the end of the archive.")] = False,
+    target_time: TargetTimeOption = None,
+    target_lsn: TargetLsnOption = None,
+    target_name: TargetNameOption = None,
+    latest: LatestOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     region: RegionOption = None,
-    jobs: Annotated[int, typer.Option(min=1, max=64, help="Connections that load tables at once.")] = 2,
+    jobs: JobsOption = 2,
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -54,7 +65,7 @@ def restore(
       archiver restore --into postgresql://postgres@127.0.0.1/shop_restored \\
         --target-time 2026-11-22T03:00:00Z -c archiver.toml
     """
-    target = _target(target_time, target_lsn, target_name, latest=latest)
+    target = one_target(given_targets(target_time, target_lsn, target_name, latest=latest))
     order = Order(load(config), target, into, region, jobs, dry_run=dry_run, yes=yes, as_json=as_json)
     run_async(_restore(order))
 
@@ -71,21 +82,6 @@ class Order:
     dry_run: bool
     yes: bool
     as_json: bool
-
-
-def _target(time: str | None, lsn: str | None, name: str | None, *, latest: bool) -> Target:
-    """Exactly one target. Raises UsageError."""
-    targets: list[Target] = []
-    targets += [ToTime(parse_time(time))] if time is not None else []
-    targets += [ToLsn(Lsn.parse(lsn))] if lsn is not None else []
-    targets += [ToName(name)] if name is not None else []
-    targets += [ToLatest()] if latest else []
-    if len(targets) != 1:
-        raise UsageError(
-            "give exactly one recovery target",
-            hint="Give one of --target-time, --target-lsn, --target-name and --latest.",
-        )
-    return targets[0]
 
 
 async def _restore(order: Order) -> None:

@@ -5,11 +5,15 @@ In: manifest entries, and facts read from the restored copy. Out: pairs of base 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
+from typing import Final
 
+from archiver.format import dump
 from archiver.format.digest import RowDigest
 from archiver.format.drill import Check
 from archiver.format.manifest import Entry, Snapshot
@@ -82,6 +86,33 @@ def check_nothing_else(strangers: Sequence[str]) -> Check:
     return Check(name="tables beside these", expected="none with rows", found=found, passed=not strangers)
 
 
+# --- Schema ---------------------------------------------------------------------------------------------
+
+_SHOWN: Final = 10
+_DUMPED: Final = re.compile(r"^-- Dumped (from database|by pg_dump) version (\d+)", re.MULTILINE)
+_HEADER: Final = re.compile(r"\A(?:--.*\n|\n)*")
+
+
+def dumped_by(schema: str) -> dict[str, str]:
+    """Major versions of the server and the pg_dump that wrote a dump: others spell the same schema differently."""
+    return dict(_DUMPED.findall(schema))
+
+
+def check_schema(expected: Iterable[dump.Entry], found: Iterable[dump.Entry], left_out: Sequence[str]) -> Check:
+    """Every object's definition, as pg_dump writes it. `left_out` tells what the copy's server could not have."""
+    wanted, there = Counter(map(_definition, expected)), Counter(map(_definition, found))
+    labels = sorted({label for label, _ in (wanted - there) + (there - wanted)})
+    differing = [label for label in labels if not any(each.startswith(f"{label} left out") for each in left_out)]
+    more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+    shown = f"{len(differing)} differ: {', '.join(differing[:_SHOWN])}{more}"
+    equal = f"{wanted.total()} definitions"
+    return Check(name="schema", expected=equal, found=shown if differing else equal, passed=not differing)
+
+
+def _definition(entry: dump.Entry) -> tuple[str, str]:
+    return entry.label, _HEADER.sub("", entry.text).rstrip()
+
+
 # --- Sequences -----------------------------------------------------------------------------------------
 
 
@@ -132,15 +163,12 @@ def check_none(name: str, found: Sequence[str]) -> Check:
     return Check(name=name, expected="none", found=", ".join(found) or "none", passed=not found)
 
 
-def check_query(rows: Sequence[Sequence[object]], expect: str | None) -> Check:
+def check_query(query: str, row: Sequence[str | None] | None, expect: str | None) -> Check:
     """The operator's query: its first value must be what is expected, or where nothing is, there must be a row."""
-    found = "no row" if not rows else _text(rows[0][0] if rows[0] else None)
-    passed = bool(rows) if expect is None else bool(rows) and found == expect
-    return Check(name="query", expected="a row" if expect is None else expect, found=found, passed=passed)
-
-
-def _text(value: object) -> str:
-    return "null" if value is None else str(value)
+    value = row[0] if row else None
+    found = "no row" if row is None else "null" if value is None else value
+    passed = row is not None if expect is None else value == expect
+    return Check(name=f"query: {query}", expected="a row" if expect is None else expect, found=found, passed=passed)
 
 
 def check_objective(name: str, measured: timedelta | None, objective: timedelta | None) -> list[Check]:

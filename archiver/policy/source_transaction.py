@@ -19,6 +19,7 @@ from archiver.format.pgoutput import (
     Relation,
     RowMessage,
     StreamCommit,
+    Tag,
     Truncate,
     Update,
     decode,
@@ -98,6 +99,14 @@ class SourceTransaction:
                 yield relation, row
             else:
                 yield from self._other(message, seen)
+
+    def logical_messages(self) -> Iterator[LogicalMessage]:
+        """Its logical messages alone, for one who must look ahead."""
+        for message in self._messages:
+            if message[0] == Tag.MESSAGE and not (self._aborted and message[XID_FIELD] in self._aborted):
+                decoded = decode(message, streamed=self._streamed)
+                assert isinstance(decoded, LogicalMessage)
+                yield decoded
 
     def close(self) -> None:
         """Free the memory or the file. Needed only to free it early."""

@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from archiver.errors import PostgresError
-from archiver.format.manifest import CommitRef, RestorePoint
+from archiver.format.manifest import CommitRef, Lost, RestorePoint
 from archiver.format.pgoutput import from_pg_time
 from archiver.format.segment import LENGTH, Context, Relation, encode
 from archiver.lsn import Lsn
 
 RESTORE_POINT_PREFIX = b"archiver.restore_point"
+DDL_LOST_PREFIX = b"archiver.ddl_lost"
 
 _XLOG_DATA = ord("w")
 _KEEPALIVE = ord("k")
@@ -50,6 +51,7 @@ class Cut:
     last: tuple[int, int, int, int] | None = None  # xid, commit LSN, end LSN, commit time
     open_from: int | None = None
     restore_points: list[RestorePoint] = field(default_factory=list)
+    lost: list[Lost] = field(default_factory=list)
 
     def note(self, xid: int, lsn: int, end: int, time: int) -> None:
         """Count a commit. Plain numbers: a million of these come in a few seconds."""
@@ -93,6 +95,7 @@ class ChangeStream:
         self._known: dict[int, set[bytes]] = {_PLAIN: set()}
         self._context = _PLAIN  # the xid of the streamed block that we are in
         self._begin: tuple[int, int, int] | None = None  # xid, commit time, ordinal of its first segment
+        self._lost: dict[int, list[tuple[bytes, str]]] = {}  # by context: subtransaction and reason
         self._open: dict[int, int] = {}  # streamed transactions, and the segment in which each began
         self._control: dict[int, Callable[[bytes], None]] = {
             ord("B"): self._on_begin,
@@ -194,10 +197,12 @@ class ChangeStream:
     def _on_begin(self, message: bytes) -> None:
         _, time, xid = _BEGIN.unpack_from(message, 1)
         self._begin = (xid, time, self._ordinal)
+        self._lost.pop(_PLAIN, None)
 
     def _on_commit(self, message: bytes) -> None:
         _, lsn, end, time = _COMMIT.unpack_from(message, 1)
         self._commit(self._begin[0] if self._begin else 0, lsn, end, time)
+        self._note_lost(_PLAIN, end)
         self._begin = None
 
     def _commit(self, xid: int, lsn: int, end: int, time: int) -> None:
@@ -227,11 +232,20 @@ class ChangeStream:
     def _on_message(self, message: bytes) -> None:
         at = 5 if self._context else 1
         end = message.index(0, at + 9)
-        if message[at + 9 : end] != RESTORE_POINT_PREFIX or self._begin is None:
+        prefix, content = message[at + 9 : end], message[end + 5 :]
+        if prefix == DDL_LOST_PREFIX:
+            reason = content.decode("utf-8", "replace")
+            self._lost.setdefault(self._context, []).append((message[1:at], reason))
+        if prefix != RESTORE_POINT_PREFIX or self._begin is None:
             return
         lsn = Lsn(int.from_bytes(message[at + 1 : at + 9], "big"))
-        name = message[end + 5 :].decode("utf-8", "replace")
+        name = content.decode("utf-8", "replace")
         self._cut.restore_points.append(RestorePoint(name=name, lsn=lsn, time=from_pg_time(self._begin[1])))
+
+    def _note_lost(self, context: int, end: int) -> None:
+        """What a committed transaction could not carry counts from its commit on."""
+        if self._lost:
+            self._cut.lost += [Lost(lsn=Lsn(end), reason=reason) for _, reason in self._lost.pop(context, ())]
 
     def _on_stream_start(self, message: bytes) -> None:
         (xid,) = _U32.unpack_from(message, 1)
@@ -246,6 +260,7 @@ class ChangeStream:
     def _on_stream_commit(self, message: bytes) -> None:
         xid, _, lsn, end, time = _STREAM_COMMIT.unpack_from(message, 1)
         self._commit(xid, lsn, end, time)
+        self._note_lost(xid, end)
         described = self._relations.get(xid, {})
         # Rows that follow are shaped as this transaction left their tables; what this segment has not said
         # of them must be said again, should they come.
@@ -258,9 +273,12 @@ class ChangeStream:
         xid, subxid = _TWO_XIDS.unpack_from(message, 1)
         if xid == subxid:
             self._forget(xid)
+        elif xid in self._lost:
+            gone = subxid.to_bytes(4, "big")
+            self._lost[xid] = [(within, reason) for within, reason in self._lost[xid] if within != gone]
 
     def _forget(self, xid: int) -> None:
-        for by_xid in (self._open, self._relations, self._known):
+        for by_xid in (self._open, self._relations, self._known, self._lost):
             by_xid.pop(xid, None)
 
 

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from archiver.errors import IntegrityError, TargetUnreachable, UsageError
-from archiver.format.manifest import Changes, CommitRef, Entry, Gap, RestorePoint, Snapshot, format_time
+from archiver.format.manifest import Changes, CommitRef, Entry, Gap, Lost, RestorePoint, Snapshot, format_time
 from archiver.lsn import Lsn
 
 LOAD_BYTES_PER_SECOND = 20e6  # bench/restore.py; coarse on purpose: hardware differs more than archives do
@@ -204,14 +204,23 @@ class History:
         if not before:
             raise TargetUnreachable(f"the target {target} is before the recovery window", hint=self._window_hint())
         whole = [s for s in before if self._gap_between(s.lsn, stop) is None]
-        if whole:
-            return whole[-1]
+        if carried := [s for s in whole if self._lost_between(s.lsn, stop) is None]:
+            return carried[-1]
+        if whole and (lost := self._lost_between(whole[-1].lsn, stop)) is not None:
+            raise TargetUnreachable(
+                f"the target {target} is behind a schema change that was not captured: {lost.reason}",
+                where=f"it was committed at {lost.lsn}",
+                hint="Choose a target before it, or after the base snapshot that followed it (archiver info).",
+            )
         gap = self._gap_between(before[-1].lsn, stop) or self.gaps[-1]
         raise TargetUnreachable(
             f"the target {target} is inside or behind a gap: {gap.reason}",
             where=f"nothing is archived between {gap.after_lsn} and {gap.before_lsn}",
             hint="Choose a target before the gap, or after the base snapshot that followed it (archiver info).",
         )
+
+    def _lost_between(self, start: Lsn, stop: Lsn) -> Lost | None:
+        return next((lost for s in self.changes for lost in s.lost if start < lost.lsn <= stop), None)
 
     def _gap_between(self, start: Lsn, stop: Lsn) -> Gap | None:
         return next((g for g in self.gaps if g.before_lsn > start and g.after_lsn < stop), None)

@@ -51,6 +51,8 @@ class Applier:
     them after the replay. `on_message` handles logical messages by their prefix, after everything before
     them is written; it may change the schema, so what is known of tables is forgotten then.
 
+    `skip_rows` is for handlers: while it is true, rows and truncations of this transaction are passed over.
+
     `uncommitted_*` counts since the last commit, changes that are not yet flushed included in all but rows;
     `sequential_batches` counts table batches that had to be applied one by one.
     """
@@ -74,6 +76,8 @@ class Applier:
         self._where = _TARGET
         self._since = self._until = Lsn(0)
         self._deferred = False
+        self._current: SourceTransaction | None = None
+        self.skip_rows = False
         self.last: SourceTransaction | None = None
         self.uncommitted_transactions = 0
         self.uncommitted_rows = 0
@@ -100,11 +104,16 @@ class Applier:
     async def apply(self, transaction: SourceTransaction) -> None:
         """Take over all changes of one source transaction, flushing when the batch is full."""
         self._until = transaction.end_lsn
+        self._current = transaction
+        self.skip_rows = skipping = False
         batch = self._batch
         with self._errors():
             for relation, change in transaction.changes():
                 if isinstance(change, Truncated | LogicalMessage):
                     await self._special(change)
+                    skipping = self.skip_rows
+                    continue
+                if skipping:
                     continue
                 writer = self._writers.get(relation.id)
                 if writer is None or writer.relation is not relation:
@@ -116,6 +125,11 @@ class Applier:
         self.uncommitted_bytes += transaction.size
         self.last = transaction
         transaction.close()
+
+    def messages_after(self, lsn: Lsn, prefix: str) -> Iterator[LogicalMessage]:
+        """The logical messages that are still to come in the transaction that is being applied."""
+        found = self._current.logical_messages() if self._current else iter(())
+        return (message for message in found if message.lsn > lsn and message.prefix == prefix)
 
     async def flush(self) -> None:
         """Write all pending changes. Raises IntegrityError, PostgresError."""
@@ -151,6 +165,8 @@ class Applier:
 
     async def _special(self, change: Truncated | LogicalMessage) -> None:
         if isinstance(change, Truncated):
+            if self.skip_rows:
+                return
             await self._flush()
             tables = [await look_up(self._cursor, relation) for relation in change.relations]
             options = {"cascade": change.cascade, "restart_identity": change.restart_identity}

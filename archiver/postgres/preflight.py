@@ -20,7 +20,7 @@ from archiver.postgres.client_programs import find_pg_dump
 from archiver.postgres.replication_slot import PLUGIN, SlotInfo, slot_info
 from archiver.postgres.sequences import read_sequences
 from archiver.postgres.session import is_local, postgres_error
-from archiver.postgres.setup import publishable_tables, unpublished_tables
+from archiver.postgres.setup import has_triggers, publishable_tables, unpublished_tables
 
 Conn = psycopg.AsyncConnection[Any]
 Status = Literal["ok", "warn", "fail"]
@@ -233,6 +233,18 @@ async def check_publication(conn: Conn, source: SourceSection) -> list[Check]:
     return [Check("publication", "ok", f"{name}, {'all tables' if everything else 'listed tables'}")]
 
 
+async def check_ddl(conn: Conn, source: SourceSection) -> list[Check]:
+    """Whether schema changes are captured."""
+    if await publishes_all(conn, source.publication) is None:
+        return []
+    if await has_triggers(conn):
+        return [Check("schema changes", "ok", "captured by event triggers")]
+    hint = (
+        "Run archiver init as a role that may create event triggers; until then, archiver snapshot after each change."
+    )
+    return [Check("schema changes", "warn", "not captured: replay stops at the first one that it cannot follow", hint)]
+
+
 async def check_keys(conn: Conn, source: SourceSection) -> list[Check]:
     """Tables whose UPDATEs would fail if they were published."""
     tables = await publishable_tables(conn, source.exclude)
@@ -321,6 +333,7 @@ _ALL: tuple[Look, ...] = (
     lambda conn, _: check_role(conn),
     check_set_up_rights,
     check_publication,
+    check_ddl,
     check_slot,
     check_keys,
     check_readable,

@@ -5,11 +5,12 @@ In: a connection string of the copy. Out: plain facts; policy/drill.py judges th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, LiteralString
 
 import psycopg
 from psycopg import sql
+from psycopg.rows import dict_row
 
 from archiver.format.digest import RowDigest
 from archiver.policy.drill import TableState
@@ -100,14 +101,76 @@ async def invalid_indexes(conn: psycopg.AsyncConnection[Any]) -> list[str]:
     return [name for (name,) in await _fetch(conn, _INVALID_INDEXES, "looking at the indexes")]
 
 
-async def ask(conn: psycopg.AsyncConnection[Any], query: str) -> list[tuple[Any, ...]]:
-    """The first row of the operator's query, in a transaction that may not write. Raises PostgresError."""
+_FOREIGN_KEYS: Final[LiteralString] = """
+select n.nspname as schema, r.relname as name, r.relkind = 'r' as plain, c.conname as key,
+       fn.nspname as parent_schema, f.relname as parent, f.relkind = 'r' as parent_plain,
+       array(select a.attname::text from unnest(c.conkey) with ordinality k(num, at)
+               join pg_catalog.pg_attribute a on a.attrelid = c.conrelid and a.attnum = k.num order by k.at) as columns,
+       array(select a.attname::text from unnest(c.confkey) with ordinality k(num, at)
+               join pg_catalog.pg_attribute a on a.attrelid = c.confrelid and a.attnum = k.num order by k.at)
+         as parents,
+       array(select pg_catalog.format('OPERATOR(%%I.%%s)', s.nspname, o.oprname)
+               from unnest(c.conpfeqop) with ordinality k(oid, at) join pg_catalog.pg_operator o on o.oid = k.oid
+               join pg_catalog.pg_namespace s on s.oid = o.oprnamespace order by k.at) as operators
+from pg_catalog.pg_constraint c
+join pg_catalog.pg_class r on r.oid = c.conrelid join pg_catalog.pg_namespace n on n.oid = r.relnamespace
+join pg_catalog.pg_class f on f.oid = c.confrelid join pg_catalog.pg_namespace fn on fn.oid = f.relnamespace
+where c.contype = 'f' and c.conparentid = 0 and c.convalidated
+  and not coalesce((pg_catalog.to_jsonb(c) ->> 'conperiod')::bool, false)
+  and (n.nspname || '.' || r.relname = any (%(tables)s) or r.relkind = 'p')
+  and (fn.nspname || '.' || f.relname = any (%(tables)s) or f.relkind = 'p')
+order by 1, 2, 4
+"""
+"""Those of `tables`, and of partitioned tables, as PostgreSQL looks at them (ri_triggers.c): by the operators that the
+constraint names. One over a PERIOD (18) compares otherwise."""
+
+
+async def dangling(conn: psycopg.AsyncConnection[Any], tables: Collection[str]) -> list[str]:
+    """Foreign keys between these tables that rows violate, as `schema.table constraint`.
+
+    While changes are replayed PostgreSQL checks none: session_replication_role is `replica`.
+    """
+    try:
+        async with conn.cursor(row_factory=dict_row) as cur:
+            keys = await (await cur.execute(_FOREIGN_KEYS, {"tables": list(tables)})).fetchall()
+    except psycopg.Error as exc:
+        raise postgres_error(exc, "listing the foreign keys") from exc
+    return [f"{key['schema']}.{key['name']} {key['key']}" for key in keys if await _dangles(conn, key)]
+
+
+async def _dangles(conn: psycopg.AsyncConnection[Any], key: dict[str, Any]) -> bool:
+    equal = [
+        sql.SQL("p.{} {} c.{}").format(sql.Identifier(parent), sql.SQL(operator), sql.Identifier(column))
+        for parent, operator, column in zip(key["parents"], key["operators"], key["columns"], strict=True)
+    ]
+    known = [sql.SQL("c.{} IS NOT NULL").format(sql.Identifier(column)) for column in key["columns"]]
+    query = sql.SQL("SELECT EXISTS (SELECT FROM {} c WHERE {} AND NOT EXISTS (SELECT FROM {} p WHERE {}))").format(
+        _only(key["plain"], key["schema"], key["name"]),
+        sql.SQL(" AND ").join(known),
+        _only(key["parent_plain"], key["parent_schema"], key["parent"]),
+        sql.SQL(" AND ").join(equal),
+    )
+    [(found,)] = await _fetch(conn, query, f"foreign key {key['key']}")
+    return bool(found)
+
+
+def _only(plain: bool, schema: str, name: str) -> sql.Composed:
+    table = sql.Identifier(schema, name)
+    return sql.SQL("ONLY {}").format(table) if plain else sql.SQL("{}").format(table)
+
+
+async def ask(conn: psycopg.AsyncConnection[Any], query: str) -> list[str | None] | None:
+    """The first row of the operator's query as text, None if there is none. It may not write. Raises PostgresError."""
     try:
         async with conn.transaction():
             await conn.execute("SET TRANSACTION READ ONLY")
-            return await (await conn.execute(query.encode())).fetchmany(1)
+            result = (await conn.execute(query.encode())).pgresult
     except psycopg.Error as exc:
         raise postgres_error(exc, "drill.query") from exc
+    if result is None or result.ntuples == 0:
+        return None
+    values = [result.get_value(0, column) for column in range(result.nfields)]
+    return [None if value is None else value.decode() for value in values]
 
 
 async def _fetch(

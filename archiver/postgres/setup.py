@@ -1,4 +1,4 @@
-"""What archiver puts into the source database, and takes out again: publication, guard, restore points.
+"""What archiver puts into the source database, and takes out again: publication, triggers, restore points.
 
 In: a connection to the source. Everything is idempotent. Beside the publication and the slot there is only the
 schema `archiver` and event triggers named `archiver_*`. Nothing here can make a statement of the application fail:
@@ -8,6 +8,7 @@ a table without a key gets REPLICA IDENTITY FULL before anyone can update it, or
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +18,9 @@ from psycopg import sql
 from archiver.errors import PostgresError, UsageError
 from archiver.lsn import Lsn
 from archiver.policy.stream import RESTORE_POINT_PREFIX
+from archiver.postgres.ddl_triggers import drop_statements, install_statements
 from archiver.postgres.session import postgres_error
+from archiver.postgres.table_triggers import ListedPublication
 
 Keyless = Literal["full", "exclude"]
 Conn = psycopg.AsyncConnection[Any]
@@ -49,41 +52,6 @@ SELECT n.nspname, c.relname,
  ORDER BY 1, 2
 """
 
-# Runs as whoever creates the table, who owns it. It never fails their statement: without this a table
-# without a key would be published and every UPDATE of it refused.
-_GUARD = """
-CREATE SCHEMA IF NOT EXISTS archiver;
-GRANT USAGE ON SCHEMA archiver TO PUBLIC;
-CREATE OR REPLACE FUNCTION archiver.guard_keyless() RETURNS event_trigger LANGUAGE plpgsql AS $guard$
-DECLARE
-    found record;
-BEGIN
-    FOR found IN
-        SELECT DISTINCT c.oid::pg_catalog.regclass AS name
-          FROM pg_catalog.pg_event_trigger_ddl_commands() d
-          JOIN pg_catalog.pg_class c ON c.oid = d.objid OR c.oid = (
-               SELECT k.conrelid FROM pg_catalog.pg_constraint k WHERE k.oid = d.objid)
-         WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND c.relreplident IN ('d', 'n')
-           AND NOT (c.relreplident = 'd' AND EXISTS (
-               SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary))
-    LOOP
-        BEGIN
-            EXECUTE pg_catalog.format('ALTER TABLE %s REPLICA IDENTITY FULL', found.name);
-        EXCEPTION WHEN OTHERS THEN
-            RAISE WARNING 'archiver: cannot set the replica identity of %: %', found.name, SQLERRM;
-        END;
-    END LOOP;
-EXCEPTION WHEN OTHERS THEN
-    RAISE WARNING 'archiver: guard failed: %', SQLERRM;
-END
-$guard$;
-DROP EVENT TRIGGER IF EXISTS archiver_guard_keyless;
-CREATE EVENT TRIGGER archiver_guard_keyless ON ddl_command_end
-    WHEN TAG IN ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'ALTER TABLE')
-    EXECUTE FUNCTION archiver.guard_keyless();
-ALTER EVENT TRIGGER archiver_guard_keyless ENABLE ALWAYS;
-"""
-
 
 async def publishable_tables(conn: Conn, exclude: Sequence[str]) -> list[PublishedTable]:
     """All permanent tables but the excluded ones (`schema.table`). Raises UsageError for one that is not there."""
@@ -107,7 +75,7 @@ async def set_up_publication(conn: Conn, name: str, exclude: Sequence[str], keyl
     without = require_choice(tables, keyless)
     try:
         async with conn.transaction():
-            return await _set_up(conn, name, tables, without, keyless if without else None, partial=bool(exclude))
+            return await _set_up(conn, name, tables, without, keyless, exclude=exclude)
     except psycopg.Error as exc:
         raise postgres_error(exc, f"publication {name}") from exc
 
@@ -132,7 +100,7 @@ async def _set_up(
     without: Sequence[PublishedTable],
     keyless: Keyless | None,
     *,
-    partial: bool,
+    exclude: Sequence[str],
 ) -> str:
     if keyless == "full":
         for table in without:
@@ -142,25 +110,54 @@ async def _set_up(
     if keyless == "exclude":
         tables = [table for table in tables if table.keyed]
     exists = await _publishes_all(conn, name)
-    if not partial and keyless != "exclude" and await _is_superuser(conn) and exists in {None, True}:
-        await conn.execute(_GUARD)
+    listed = bool(exclude) or (bool(without) and keyless == "exclude")
+    if not listed and await _is_superuser(conn) and exists in {None, True}:
+        await conn.execute(install_statements(None, superuser=True).encode())
         if exists is None:
             await conn.execute(sql.SQL("CREATE PUBLICATION {} FOR ALL TABLES").format(sql.Identifier(name)))
+        await _publish_generated(conn, name)
         return f"publication {name} for all tables"
     if exists:
         raise PostgresError(
             f"publication {name} is for all tables already", hint=f"DROP PUBLICATION {name}, then run init again."
         )
     await _publish_listed(conn, name, tables, new=exists is None)
+    await _install(conn, ListedPublication(name, exclude, guard=keyless != "exclude"))
     return f"publication {name} for {len(tables)} tables"
+
+
+async def _install(conn: Conn, listed: ListedPublication) -> None:
+    """The triggers, if the role may create any: `check` says when there are none."""
+    statements = install_statements(listed, superuser=await _is_superuser(conn))
+    with suppress(psycopg.errors.InsufficientPrivilege):
+        async with conn.transaction():
+            await conn.execute(statements.encode())
+
+
+async def has_triggers(conn: Conn) -> bool:
+    """Whether DDL is captured."""
+    query = "SELECT EXISTS (SELECT FROM pg_catalog.pg_event_trigger WHERE evtname = 'archiver_capture_end')"
+    try:
+        row = await (await conn.execute(query)).fetchone()
+    except psycopg.Error as exc:
+        raise postgres_error(exc) from exc
+    return bool(row and row[0])
 
 
 async def _publish_listed(conn: Conn, name: str, tables: Sequence[PublishedTable], *, new: bool) -> None:
     listed = sql.SQL(", ").join(sql.SQL("ONLY {}").format(sql.Identifier(t.schema, t.name)) for t in tables)
     if new:
         await conn.execute(sql.SQL("CREATE PUBLICATION {}").format(sql.Identifier(name)))
+    await _publish_generated(conn, name)
     if tables:
         await conn.execute(sql.SQL("ALTER PUBLICATION {} SET TABLE {}").format(sql.Identifier(name), listed))
+
+
+async def _publish_generated(conn: Conn, name: str) -> None:
+    """From 18 on a table with REPLICA IDENTITY FULL refuses UPDATEs while its generated columns are not published."""
+    if conn.info.server_version >= 180000:
+        query = sql.SQL("ALTER PUBLICATION {} SET (publish_generated_columns = stored)")
+        await conn.execute(query.format(sql.Identifier(name)))
 
 
 async def _publishes_all(conn: Conn, name: str) -> bool | None:
@@ -212,7 +209,7 @@ async def remove_all(conn: Conn, publication: str) -> None:
     """Take out everything but the slot (replication_slot.drop_slot does that)."""
     try:
         async with conn.transaction():
-            await conn.execute("DROP EVENT TRIGGER IF EXISTS archiver_guard_keyless")
+            await conn.execute(drop_statements().encode())
             await conn.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(sql.Identifier(publication)))
             await conn.execute("DROP SCHEMA IF EXISTS archiver CASCADE")
     except psycopg.Error as exc:

@@ -372,6 +372,25 @@ def test_other_logical_messages_are_kept_and_mean_nothing() -> None:
     assert records(cut) == payloads(*frames)
 
 
+def lost(content: bytes, xid: int | None = None) -> bytes:
+    return message("archiver.ddl_lost", content, 190, xid=xid)
+
+
+def test_what_was_not_captured_is_noted_with_its_commit() -> None:
+    frames = [begin(200), lost(b"CREATE TABLE: broken"), lost(b"again"), commit(200), begin(300), commit(300)]
+    found = stream(*frames).cut().lost
+    assert [(each.lsn, each.reason) for each in found] == [(200, "CREATE TABLE: broken"), (200, "again")]
+
+
+def test_what_a_streamed_transaction_lost_counts_from_its_commit_unless_it_was_rolled_back() -> None:
+    frames = [*block(7, lost(b"kept", 7), lost(b"undone", 70), lost(b"sub", 71), first=True)]
+    frames += [*block(8, lost(b"never", 8), first=True), stream_abort(7, 70), stream_abort(8, 8)]
+    feeding = stream(*frames)
+    assert feeding.cut().lost == []
+    feeding.feed([stream_commit(7, 300)])
+    assert [(each.lsn, each.reason) for each in feeding.cut().lost] == [(300, "kept"), (300, "sub")]
+
+
 def test_an_origin_is_kept() -> None:
     frames = [begin(200), wal(encode(p.Origin(Lsn(5), "elsewhere"))), commit(200)]
     assert records(stream(*frames).cut()) == payloads(*frames)

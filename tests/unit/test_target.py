@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 
 from archiver.errors import IntegrityError, TargetUnreachable, UsageError
-from archiver.format.manifest import Changes, CommitRef, Entry, Gap, ObjectRef, RestorePoint, Snapshot
+from archiver.format.manifest import Changes, CommitRef, Entry, Gap, Lost, ObjectRef, RestorePoint, Snapshot
 from archiver.lsn import Lsn
 from archiver.policy.target import History, Plan, Target, ToLatest, ToLsn, ToName, ToTime, parse_time
 
@@ -355,6 +355,27 @@ def test_a_target_after_the_snapshot_that_followed_a_gap_is_reached() -> None:
 def test_a_snapshot_exactly_at_a_gap_s_end_is_behind_it() -> None:
     log = [snapshot(100), changes(1, 100, 200), gap(200, 300), snapshot(300), changes(2, 300, 400, commit(350))]
     assert plan(ToLsn(Lsn(400)), log).snapshot.lsn == 300
+
+
+LOST = Lost(lsn=Lsn(250), reason="CREATE TABLE: broken")
+UNCAPTURED: tuple[Entry, ...] = (
+    changes(1, 100, 200, *COMMITS[1]),
+    snapshot(150),
+    changes(2, 200, 300, *COMMITS[2], lost=(LOST,)),
+    snapshot(270),
+    changes(3, 300, 400),
+)
+
+
+@pytest.mark.parametrize(("lsn", "start"), [(249, 150), (270, 270), (400, 270)])
+def test_a_target_on_either_side_of_a_schema_change_that_was_not_captured_is_reached(lsn: int, start: int) -> None:
+    assert History(UNCAPTURED).plan(ToLsn(Lsn(lsn)), (), NOW).snapshot.lsn == start
+
+
+@pytest.mark.parametrize("lsn", [250, 269])
+def test_a_target_behind_it_and_before_the_next_base_snapshot_is_refused(lsn: int) -> None:
+    with pytest.raises(TargetUnreachable, match="was not captured: CREATE TABLE: broken"):
+        History(UNCAPTURED).plan(ToLsn(Lsn(lsn)), (), NOW)
 
 
 def test_a_hole_that_no_gap_explains_is_an_integrity_error() -> None:

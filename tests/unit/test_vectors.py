@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from archiver.archive import OpenArchive, Place, open_archive
+from archiver.archive import OpenArchive, Place, drill_place, open_archive
+from archiver.drill import read_record
 from archiver.errors import IntegrityError
 from archiver.format import manifest, segment
-from archiver.format.manifest import Changes, CommitRef, Fence, Gap, ObjectRef, Snapshot
+from archiver.format.manifest import Changes, CommitRef, Drill, Fence, Gap, ObjectRef, Snapshot
 from archiver.format.seal import CHUNK_BYTES, Identity, Kind, Sealer, inflate
 from archiver.format.wrap import parse_kek
 from archiver.keys import LocalKek
@@ -63,7 +64,7 @@ def test_the_frozen_archive_is_what_it_was() -> None:
 async def test_the_package_reads_the_log(archive: OpenArchive) -> None:
     log = [signed async for signed in archive.log.scan()]
     assert [[signed.seq, signed.entry.kind, signed.hash] for signed in log] == EXPECTED["log"]
-    assert {type(signed.entry) for signed in log} == {Changes, Fence, Gap, Snapshot}
+    assert {type(signed.entry) for signed in log} == {Changes, Drill, Fence, Gap, Snapshot}
 
 
 async def test_the_package_unwraps_every_key(archive: OpenArchive) -> None:
@@ -80,6 +81,9 @@ async def test_the_package_opens_every_object(archive: OpenArchive) -> None:
         elif isinstance(entry, Snapshot):
             for number, ref in enumerate(entry.parts):
                 found[ref.key] = await opened(archive, ref, part_place(entry.lsn, number))
+        elif isinstance(entry, Drill):
+            place = drill_place(entry.snapshot_lsn, entry.target_lsn)
+            found[entry.object.key] = await opened(archive, entry.object, place)
     assert {key: data.hex() for key, data in found.items()} == EXPECTED["plaintexts"]
 
 
@@ -103,10 +107,18 @@ async def test_the_package_plans_a_restore_that_ends_before_the_gap(archive: Ope
     )
 
 
+async def test_the_package_reads_the_record_of_the_drill(archive: OpenArchive) -> None:
+    (entry,) = [signed.entry async for signed in archive.log.scan() if isinstance(signed.entry, Drill)]
+    record = await read_record(archive, entry)
+    assert record.encode().hex() == EXPECTED["plaintexts"][entry.object.key]
+    found = {"verdict": record.verdict, "failed": [each.name for each in record.failed]}
+    assert found | {"recovery_time": record.recovery_time} == EXPECTED["drill"]
+
+
 async def test_the_package_finds_nothing_wrong_with_it(archive: OpenArchive) -> None:
     report = await verify(archive, read_data=True)
     assert report.findings == []
-    assert (report.manifests, report.objects) == (6, 4)
+    assert (report.manifests, report.objects) == (7, 5)
 
 
 def test_the_package_still_writes_what_it_wrote() -> None:
@@ -169,6 +181,14 @@ def test_the_other_reader_computes_the_same_digest(independent: reader.Reader) -
     assert index["tables"][0]["digest"] == reader.row_digest(rows)
 
 
+def test_the_other_reader_reads_the_record_of_the_drill(independent: reader.Reader) -> None:
+    entry = next(fields["entry"] for fields, _ in independent.log() if fields["entry"]["kind"] == "drill")
+    record = independent.drill(entry)
+    failed = [check["name"] for check in record["checks"] if not check["passed"]]
+    found = {"verdict": entry["verdict"], "failed": failed, "recovery_time": record["recovery_time"]}
+    assert found == EXPECTED["drill"]
+
+
 def test_the_other_reader_opens_an_object_of_several_chunks() -> None:
     noise = b"".join(hashlib.sha512(b"%d" % i).digest() for i in range(5 * CHUNK_BYTES // 128))
     identity = Identity(
@@ -186,8 +206,12 @@ def test_the_other_reader_opens_an_object_of_several_chunks() -> None:
 
 
 def test_the_generator_refuses_to_overwrite_what_is_frozen() -> None:
+    altered = make.Objects()
+    altered["archive.json"] = b"altered"
     with pytest.raises(SystemExit, match="frozen"):
         make.write(make.Objects())
+    with pytest.raises(SystemExit, match="would change"):
+        make.extend(altered)
 
 
 async def test_an_altered_byte_of_any_frozen_object_is_found() -> None:

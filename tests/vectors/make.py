@@ -1,6 +1,7 @@
 """Makes the frozen archive beside this file, once, with keys and salts that are fixed: python -m tests.vectors.make
 
-It refuses to overwrite: what is frozen changes only with the format's version, and then beside the old one.
+It refuses to overwrite: what is frozen changes only with the format's version, and then beside the old one. A new kind
+of entry is appended, and `python -m tests.vectors.make --extend` writes the files that are not there yet.
 """
 
 from __future__ import annotations
@@ -16,12 +17,25 @@ from uuid import UUID
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from archiver.archive import Place
+from archiver.archive import Place, drill_place
 from archiver.format import layout, manifest, segment
 from archiver.format import pgoutput as p
 from archiver.format import wrap as w
 from archiver.format.digest import RowDigest
-from archiver.format.manifest import Archive, Changes, Entry, Fence, Gap, Manifest, ObjectRef, Signed, Snapshot
+from archiver.format.drill import Check, Copy, Phase, Record
+from archiver.format.manifest import (
+    Archive,
+    Changes,
+    CommitRef,
+    Drill,
+    Entry,
+    Fence,
+    Gap,
+    Manifest,
+    ObjectRef,
+    Signed,
+    Snapshot,
+)
 from archiver.format.seal import Identity, Kind, Sealer, derive
 from archiver.lsn import Lsn
 from archiver.policy import catalog
@@ -36,6 +50,7 @@ HERE = Path(__file__).parent
 ARCHIVE = UUID("5f9d4e5e-52a1-4d0b-9c57-3a8b7d1f0c11")
 WRITER = UUID("0a1b2c3d-4e5f-4a6b-8c7d-9e0f1a2b3c4d")
 SNAPSHOT = UUID("c0ffee00-1234-4abc-8def-0123456789ab")
+DRILL = UUID("d2177000-5678-4abc-8def-0123456789ab")
 SYSTEM = 7559847612340000001
 KEK = bytes(range(32))
 SECRETS = {
@@ -86,7 +101,7 @@ class Objects(dict[str, bytes]):
         self[layout.manifest(self.log[-1].seq)] = self.log[-1].data
 
     def seal(self, key: str, place: Place, plaintext: bytes) -> ObjectRef:
-        key_id = {Kind.CHANGES: "changes-2026-11-22", Kind.SNAPSHOT: "snapshots-2026-11-22"}[place.kind]
+        key_id = "changes-2026-11-22" if place.kind is Kind.CHANGES else "snapshots-2026-11-22"
         identity = Identity(ARCHIVE, SYSTEM, place.kind, place.seq, WRITER, place.start, place.end, key_id)
         sealer = Sealer(identity, SECRETS[key_id], salt=salt(key))
         sealer.write(plaintext)
@@ -240,6 +255,74 @@ def append_snapshot(objects: Objects) -> None:
     )
 
 
+# --- a drill ---
+
+
+def record(objects: Objects) -> Record:
+    """A drill without a second base snapshot, that found one thing wrong."""
+    return Record(
+        drill_id=DRILL,
+        started_at=at(30),
+        finished_at=at(34.5),
+        by="ops@restore-1 pid 4712",
+        tool_version="0.1.0",
+        archive=ARCHIVE,
+        archive_name="shop",
+        database="shöp",
+        system_identifier=str(SYSTEM),
+        source_version=180000,
+        head_seq=objects.log[-1].seq,
+        head_hash=objects.log[-1].hash,
+        regions={"primary": 2048},
+        data_keys=("changes-2026-11-22", "snapshots-2026-11-22"),
+        keks=(w.kek_id(KEK),),
+        target="latest",
+        target_lsn=Lsn(0x1600),
+        last_commit=CommitRef(xid=803, lsn=Lsn(0x1400), end_lsn=Lsn(0x1410), time=at(14)),
+        snapshot_id=SNAPSHOT,
+        snapshot_lsn=Lsn(0x1080),
+        compared_lsn=None,
+        stored_bytes=1024,
+        rows_loaded=3,
+        transactions_replayed=4,
+        recovery_time=2.25,
+        recovery_time_objective=3600.0,
+        recovery_point=10.0,
+        recovery_point_objective=None,
+        phases=(
+            Phase(name="rows", purpose="recovery", started_at=at(31), finished_at=at(33.25)),
+            Phase(name="digests", purpose="proof", started_at=at(33.25), finished_at=at(34)),
+        ),
+        checks=(
+            Check(name="table shop.item", expected="can be read", found="8 rows, 3 in the base snapshot", passed=True),
+            Check(name="query", expected="9", found="8", passed=False),
+        ),
+        deviations=("unlogged table shop.scratch is empty: its rows are never archived",),
+        restored=Copy(where="disposable server", server_version=180001, destroyed=True, evidence="it is gone"),
+        error=None,
+    )
+
+
+def append_drill(objects: Objects) -> None:
+    made = record(objects)
+    place = drill_place(made.snapshot_lsn, made.target_lsn)
+    objects.append(
+        Drill(
+            drill_id=DRILL,
+            started_at=made.started_at,
+            finished_at=made.finished_at,
+            verdict=made.verdict,
+            target_lsn=made.target_lsn,
+            snapshot_lsn=made.snapshot_lsn,
+            compared_lsn=None,
+            recovery_time_seconds=3,
+            checks=2,
+            failed_checks=1,
+            object=objects.seal(layout.drill(DRILL), place, made.encode()),
+        )
+    )
+
+
 def make() -> Objects:
     objects = Objects()
     wrap_keys(objects)
@@ -251,6 +334,7 @@ def make() -> Objects:
     append_changes(objects, second, 15)
     append_changes(objects, idle, 20)
     objects.append(Gap(after_lsn=Lsn(0x1600), before_lsn=Lsn(0x2000), reason="the replication slot was dropped"))
+    append_drill(objects)
     objects[layout.rollup(1, 4)] = catalog.pack([signed.data for signed in objects.log[:4]])
     return objects
 
@@ -267,6 +351,7 @@ def expected(objects: Objects) -> dict[str, Any]:
         "rows": ["-1\t\\N", "0\tcalm \\\\ \\t", "0\tcalm \\\\ \\t"],
         "sequences": {"shop.item_id_seq": 6},
         "restore_points": [["before öffnung", "0/1180"]],
+        "drill": {"verdict": "failed", "failed": ["query"], "recovery_time": 2.25},
         "transactions": [
             transaction(799, "0/1100", 10, ["1", "calm"], ["2", None]),
             transaction(801, "0/11A0", 11),
@@ -284,8 +369,15 @@ def write(objects: Objects) -> None:
     target = HERE / "archive"
     if target.exists():
         sys.exit(f"{target} is there already: it is frozen")
+    extend(objects)
+
+
+def extend(objects: Objects) -> None:
+    """Write what is not there yet; what is there must be what would be written."""
     for key, data in objects.items():
-        path = target / key
+        path = HERE / "archive" / key
+        if path.exists() and path.read_bytes() != data:
+            sys.exit(f"{path} would change: it is frozen")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     text = json.dumps(expected(objects), indent=1, ensure_ascii=False)
@@ -293,4 +385,4 @@ def write(objects: Objects) -> None:
 
 
 if __name__ == "__main__":
-    write(make())
+    (extend if "--extend" in sys.argv else write)(make())

@@ -118,7 +118,7 @@ class Reader:
         """The plaintext of the object that a manifest names."""
         data = self.get(ref["key"])
         require(len(data) == ref["size"] and hashlib.sha256(data).hexdigest() == ref["sha256"], "altered")
-        purpose = {1: "changes", 2: "snapshots"}[kind]
+        purpose = {1: "changes", 2: "snapshots", 3: "snapshots"}[kind]
         body = open_object(data, self.expected_header(ref, kind, seq, start, end), self.key(ref["key_id"], purpose))
         plaintext = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(io.BytesIO(body)).read()
         require(len(plaintext) == ref["raw_bytes"], "another length than the manifest says")
@@ -143,6 +143,12 @@ class Reader:
     def part(self, snapshot: Json, seq: int) -> bytes:
         lsn = number(snapshot["lsn"])
         return self.unseal(snapshot["parts"][seq], 2, seq, lsn, lsn)
+
+    def drill(self, entry: Json) -> Json:
+        """The record that a drill's manifest names."""
+        start, end = number(entry["snapshot_lsn"]), number(entry["target_lsn"])
+        record: Json = json.loads(self.unseal(entry["object"], 3, 0, start, end))
+        return record
 
 
 def open_object(data: bytes, header: bytes, data_key: bytes) -> bytes:

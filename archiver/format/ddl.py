@@ -1,0 +1,355 @@
+"""DDL events of the stream: a message's JSON in, the statements that do the same at a target out.
+
+In: the content of an `archiver.ddl` message, as archiver.postgres.ddl_triggers writes it. Out: an `Event`, the one
+statement that fired it, and the SQL to run in its place. It parses with PostgreSQL's own grammar (pglast) and
+never guesses: what it cannot place raises IntegrityError.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pglast import ast, parse_sql
+from pglast.enums import ObjectType
+from pglast.parser import ParseError
+
+from archiver.errors import IntegrityError
+
+CREATES_FILLED: Final = frozenset({"CREATE TABLE AS", "SELECT INTO"})
+"""Their rows come before their end event: the table is made at the start event, from its description at the end."""
+RUNS_SCRIPTS: Final = frozenset({"CREATE EXTENSION", "ALTER EXTENSION"})
+"""What happens between their two events is done by the extension's own script, at the target too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of the source. `kind` is that of PostgreSQL: ddl_command_start, ddl_command_end or sql_drop."""
+
+    kind: str
+    tag: str
+    role: str
+    settings: Mapping[str, str | None]
+    schemas: Sequence[str]
+    source: str = ""
+    place: int = 1
+    bodies: Sequence[str] = ()
+    objects: Sequence[Mapping[str, Any]] = ()
+    temporary: frozenset[str] = frozenset()
+    created: Sequence[Mapping[str, Any]] = ()
+    missing: Mapping[str, Mapping[str, Any]] | None = None
+
+
+def parse_event(content: bytes) -> Event:
+    """Raises IntegrityError for what no trigger of archiver wrote."""
+    try:
+        raw = json.loads(content)
+        return Event(
+            kind=raw["event"],
+            tag=raw["tag"],
+            role=raw["role"],
+            settings=raw["settings"],
+            schemas=[schema for schema in raw["schemas"] or () if not schema.startswith("pg_temp")],
+            source=raw.get("source") or "",
+            place=raw.get("place", 1),
+            bodies=raw.get("bodies") or (),
+            objects=raw.get("objects") or (),
+            temporary=frozenset(raw.get("temporary") or ()),
+            created=raw.get("created") or (),
+            missing=raw.get("missing"),
+        )
+    except (ValueError, KeyError, TypeError) as exc:
+        raise IntegrityError("a DDL message of the stream cannot be read", hint=_NEWER) from exc
+
+
+_NEWER: Final = "It may come from a later version of archiver: restore with that one."
+
+# --- Which statement -----------------------------------------------------------------------------------
+
+_FUNCTION: Final = re.compile(r'SQL function "[^\n]*" statement (\d+)')
+_STATEMENT: Final = 'SQL statement "'
+
+
+def statement_of(event: Event) -> str:
+    """The text of the statement that fired an end event. Raises IntegrityError if it cannot be told."""
+    if match := _FUNCTION.match(event.source):
+        found = [each for body in event.bodies if (each := _nth(_split(event, body), int(match[1])))]
+        return _choose(event, found, 1)
+    text = _quoted(event) if event.source.startswith(_STATEMENT) else event.source
+    return _choose(event, [each for each in _split(event, text) if fires(each.stmt)], event.place)
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    text: str
+    stmt: Any
+
+
+def parse(text: str) -> list[Parsed]:
+    """The statements of a text. Raises pglast.parser.ParseError."""
+    # locations count characters; a length of 0 means up to the end
+    parsed: list[Parsed] = []
+    for raw in parse_sql(text):
+        start = raw.stmt_location or 0
+        parsed.append(Parsed(text[start : start + raw.stmt_len if raw.stmt_len else None], raw.stmt))
+    return parsed
+
+
+def _split(event: Event, text: str) -> list[Parsed]:
+    if event.settings.get("standard_conforming_strings") == "off":
+        text = with_standard_strings(text)
+    try:
+        return parse(text)
+    except ParseError as exc:
+        raise _unreadable(event, text) from exc
+
+
+def _quoted(event: Event) -> str:
+    """The statement in a line of context. It may hold quotes and line breaks itself: its end is where it parses."""
+    text = event.source[len(_STATEMENT) :]
+    for match in re.finditer(r'"(?=\n|\Z)', text):
+        candidate = text[: match.start()]
+        if event.settings.get("standard_conforming_strings") == "off":
+            candidate = with_standard_strings(candidate)
+        if _parses(candidate):
+            return candidate
+    raise _unreadable(event, text)
+
+
+def _parses(text: str) -> bool:
+    try:
+        return bool(parse_sql(text))
+    except ParseError:
+        return False
+
+
+def _nth(statements: Sequence[Parsed], number: int) -> Parsed | None:
+    return statements[number - 1] if number <= len(statements) else None
+
+
+def _choose(event: Event, candidates: Sequence[Parsed], place: int) -> str:
+    """The one at its place, if it is what the event speaks of; a rolled back part may have shifted the count."""
+    if candidates and _fits(event, chosen := candidates[(place - 1) % len(candidates)]):
+        return chosen.text
+    fitting = {each.text.strip() for each in candidates if _fits(event, each)}
+    if len(fitting) != 1:
+        raise _unreadable(event, event.source)
+    return fitting.pop()
+
+
+def _fits(event: Event, candidate: Parsed) -> bool:
+    if tag_of(candidate.stmt) not in {event.tag, None}:
+        return False
+    created = _created_name(candidate.stmt)
+    return created is None or any(created in _names(each.get("identity") or "") for each in event.objects)
+
+
+def _created_name(stmt: Any) -> str | None:
+    """The name in statements whose event always lists it: it tells one CREATE from the next."""
+    listed = isinstance(stmt, ast.CreateStmt | ast.AlterTableStmt | ast.CreateSeqStmt)
+    relation = getattr(stmt, "relation", None) or getattr(stmt, "sequence", None)
+    return str(relation.relname) if listed and relation is not None else None
+
+
+def _names(identity: str) -> set[str]:
+    parts = re.findall(r'"(?:[^"]|"")*"|[^".]+', identity)
+    return {part[1:-1].replace('""', '"') if part.startswith('"') else part for part in parts}
+
+
+def _unreadable(event: Event, text: str) -> IntegrityError:
+    return IntegrityError(
+        f"the statement of a {event.tag} cannot be told from the stream: {first_line(text)}",
+        hint="Restore to a target before it, or from a base snapshot after it.",
+    )
+
+
+def first_line(text: str) -> str:
+    """How messages quote a statement."""
+    line = text.strip().partition("\n")[0]
+    return line if len(line) <= 100 else f"{line[:100]}…"
+
+
+_LITERAL: Final = re.compile(
+    r"""(?P<escaped>(?<![\w$])[eE]'(?:[^'\\]|\\.|'')*')
+      | (?P<other>(?:(?<![\w$])(?:[bBxXnN]|[uU]&)'[^']*') | "(?:[^"]|"")*"
+          | (?<![\w$])\$(?P<tag>(?:[^\W\d]\w*)?)\$.*?\$(?P=tag)\$ | --[^\n]* | /\*.*?\*/)
+      | (?P<plain>'(?:[^'\\]|\\.|'')*')""",
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def with_standard_strings(text: str) -> str:
+    """A text written for standard_conforming_strings = off, for on."""
+    return _LITERAL.sub(lambda m: f" E{m[0]}" if m["plain"] and "\\" in m[0] else m[0], text)
+
+
+# --- What fires ----------------------------------------------------------------------------------------
+
+_SHARED: Final = frozenset(
+    {
+        ObjectType.OBJECT_DATABASE,
+        ObjectType.OBJECT_ROLE,
+        ObjectType.OBJECT_TABLESPACE,
+        ObjectType.OBJECT_EVENT_TRIGGER,
+        ObjectType.OBJECT_PARAMETER_ACL,
+    }
+)
+# fmt: off
+_SILENT: Final = frozenset(
+    {
+        "Insert", "Update", "Delete", "Merge", "Copy", "VariableSet", "VariableShow", "Transaction", "Explain",
+        "Vacuum", "Cluster", "Reindex", "CheckPoint", "CreateRole", "AlterRole", "AlterRoleSet", "DropRole",
+        "GrantRole", "ReassignOwned", "Createdb", "AlterDatabase", "AlterDatabaseSet",
+        "AlterDatabaseRefreshColl", "Dropdb", "CreateTableSpace", "DropTableSpace", "AlterTableSpaceOptions",
+        "AlterTableMoveAll", "AlterSystem", "Prepare", "Execute", "Deallocate", "DeclareCursor", "Fetch",
+        "ClosePortal", "Listen", "Notify", "Unlisten", "Load", "Lock", "Discard", "Do", "Call",
+        "ConstraintsSet", "Truncate", "CreateEventTrig", "AlterEventTrig",
+    }
+)
+# fmt: on
+
+
+def fires(stmt: Any) -> bool:
+    """Whether a statement fires event triggers. REINDEX counts as silent: it does from 17 on only."""
+    name = type(stmt).__name__.removesuffix("Stmt")
+    if isinstance(stmt, ast.SelectStmt):
+        return stmt.intoClause is not None
+    if name in _SILENT:
+        return False
+    kind = next(
+        (getattr(stmt, at) for at in ("removeType", "objtype", "objectType", "renameType") if hasattr(stmt, at)), None
+    )
+    return kind not in _SHARED
+
+
+_TAGS: Final[dict[type[Any], str]] = {
+    ast.CreateStmt: "CREATE TABLE",
+    ast.SelectStmt: "SELECT INTO",
+    ast.IndexStmt: "CREATE INDEX",
+    ast.CreateSchemaStmt: "CREATE SCHEMA",
+    ast.CreateSeqStmt: "CREATE SEQUENCE",
+    ast.AlterSeqStmt: "ALTER SEQUENCE",
+    ast.ViewStmt: "CREATE VIEW",
+    ast.RefreshMatViewStmt: "REFRESH MATERIALIZED VIEW",
+    ast.CreateTrigStmt: "CREATE TRIGGER",
+    ast.RuleStmt: "CREATE RULE",
+    ast.CreatePolicyStmt: "CREATE POLICY",
+    ast.AlterPolicyStmt: "ALTER POLICY",
+    ast.CommentStmt: "COMMENT",
+    ast.SecLabelStmt: "SECURITY LABEL",
+    ast.AlterDefaultPrivilegesStmt: "ALTER DEFAULT PRIVILEGES",
+    ast.CreateExtensionStmt: "CREATE EXTENSION",
+    ast.AlterExtensionStmt: "ALTER EXTENSION",
+    ast.AlterExtensionContentsStmt: "ALTER EXTENSION",
+    ast.CreateEnumStmt: "CREATE TYPE",
+    ast.CompositeTypeStmt: "CREATE TYPE",
+    ast.CreateRangeStmt: "CREATE TYPE",
+    ast.AlterEnumStmt: "ALTER TYPE",
+    ast.CreateDomainStmt: "CREATE DOMAIN",
+    ast.AlterDomainStmt: "ALTER DOMAIN",
+    ast.DropOwnedStmt: "DROP OWNED",
+    ast.ImportForeignSchemaStmt: "IMPORT FOREIGN SCHEMA",
+    ast.CreateForeignTableStmt: "CREATE FOREIGN TABLE",
+    ast.CreatePublicationStmt: "CREATE PUBLICATION",
+    ast.AlterPublicationStmt: "ALTER PUBLICATION",
+    ast.CreateStatsStmt: "CREATE STATISTICS",
+}
+
+
+def tag_of(stmt: Any) -> str | None:
+    """The command tag of a statement, None where its kind has several and the grammar alone does not tell."""
+    if isinstance(stmt, ast.CreateTableAsStmt):
+        matview = stmt.objtype == ObjectType.OBJECT_MATVIEW
+        return "CREATE MATERIALIZED VIEW" if matview else "CREATE TABLE AS"
+    if isinstance(stmt, ast.GrantStmt):
+        return "GRANT" if stmt.is_grant else "REVOKE"
+    if isinstance(stmt, ast.DropStmt):
+        return None if stmt.removeType is None else _DROP_TAGS.get(stmt.removeType)
+    if isinstance(stmt, ast.CreateFunctionStmt):
+        return "CREATE PROCEDURE" if stmt.is_procedure else "CREATE FUNCTION"
+    return _TAGS.get(type(stmt))
+
+
+_DROP_TAGS: Final[dict[Any, str]] = {
+    ObjectType.OBJECT_TABLE: "DROP TABLE",
+    ObjectType.OBJECT_VIEW: "DROP VIEW",
+    ObjectType.OBJECT_INDEX: "DROP INDEX",
+    ObjectType.OBJECT_SEQUENCE: "DROP SEQUENCE",
+    ObjectType.OBJECT_SCHEMA: "DROP SCHEMA",
+}
+
+# --- Drops ---------------------------------------------------------------------------------------------
+
+_DROPPED_AS: Final[dict[str, str]] = {
+    "function": "ROUTINE",
+    "procedure": "ROUTINE",
+    "aggregate": "ROUTINE",
+    "statistics object": "STATISTICS",
+    "foreign-data wrapper": "FOREIGN DATA WRAPPER",
+    "composite type": "TYPE",
+}
+_NOT_BY_NAME: Final = frozenset({"default acl", "role", "subscription", "large object"})
+_PARTS: Final[dict[str, re.Pattern[str]]] = {
+    "user mapping": re.compile(r"(?P<a>.*) on server (?P<b>.*)", re.DOTALL),
+    "transform": re.compile(r"for (?P<a>.*) on language (?P<b>.*)", re.DOTALL),
+}
+_JOINED: Final = {"user mapping": "FOR {a} SERVER {b}", "transform": "FOR {a} LANGUAGE {b}"}
+
+
+def drop_statements(event: Event) -> Iterator[str]:
+    """DROP … CASCADE for each object that was named in a drop; what depended on it goes with it, as it did."""
+    for dropped in event.objects:
+        kind, identity = dropped["type"], dropped["identity"]
+        if kind in _NOT_BY_NAME:
+            continue
+        if kind in _PARTS and (match := _PARTS[kind].fullmatch(identity)):
+            identity = _JOINED[kind].format(**match.groupdict())
+        cascade = "" if kind == "user mapping" else " CASCADE"
+        yield f"DROP {_DROPPED_AS.get(kind, kind.upper())} IF EXISTS {identity}{cascade}"
+
+
+# --- Tables by description -----------------------------------------------------------------------------
+
+
+def quote(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """A string literal, read alike whatever standard_conforming_strings says."""
+    escaped = text.replace("\\", "\\\\").replace("'", "''")
+    return f" E'{escaped}'" if "\\" in text else f"'{escaped}'"
+
+
+def create_table(table: Mapping[str, Any]) -> str:
+    """CREATE TABLE or CREATE FOREIGN TABLE for a table as the trigger described it."""
+    foreign = table["server"] is not None
+    kind = "FOREIGN TABLE" if foreign else "UNLOGGED TABLE" if table["persistence"] == "u" else "TABLE"
+    name = f"{quote(table['schema'])}.{quote(table['name'])}"
+    text = f"CREATE {kind} {name} ({', '.join(map(_column, table['columns'] or ()))})"
+    if foreign:
+        return f"{text} SERVER {quote(table['server'])}{_options(table['server_options'])}"
+    using = f" USING {quote(table['method'])}" if table["method"] else ""
+    storage = f" WITH ({', '.join(map(_storage, table['options']))})" if table["options"] else ""
+    return f"{text}{using}{storage}"
+
+
+def _column(column: Mapping[str, Any]) -> str:
+    collation = f" COLLATE {column['collation']}" if column["collation"] else ""
+    default = f" DEFAULT {column['default']}" if column["default"] else ""
+    not_null = " NOT NULL" if column["not_null"] else ""
+    return f"{quote(column['name'])} {column['type']}{_options(column['options'])}{collation}{default}{not_null}"
+
+
+def _options(options: Sequence[Sequence[str]] | None) -> str:
+    if not options:
+        return ""
+    return f" OPTIONS ({', '.join(f'{quote(name)} {literal(value)}' for name, value in options)})"
+
+
+def _storage(option: str) -> str:
+    name, _, value = option.partition("=")
+    return f"{name} = {literal(value)}"

@@ -1,0 +1,103 @@
+"""Triggers, rules and event triggers that would fire during a replay, in spite of session_replication_role = replica.
+
+What they did at the source is in the stream: while rows are replayed they are disabled, and what was disabled is kept
+in the target, in the same transaction, so that an interrupted restore gives everything back.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, LiteralString
+
+import psycopg
+
+from archiver.postgres.session import postgres_error
+
+Conn = psycopg.AsyncConnection[Any]
+
+_CREATE: Final[LiteralString] = """
+CREATE SCHEMA IF NOT EXISTS archiver;
+CREATE TABLE IF NOT EXISTS archiver.silenced (kind text, rel oid, name text, state "char");
+"""
+_IMPOSE: Final[LiteralString] = """
+WITH firing AS (
+    SELECT 'TRIGGER' AS kind, tgrelid AS rel, tgname::text AS name, tgenabled AS state
+      FROM pg_catalog.pg_trigger WHERE tgenabled = ANY (%(firing)s) AND tgparentid = 0 AND NOT tgisinternal
+    UNION ALL SELECT 'RULE', ev_class, rulename::text, ev_enabled FROM pg_catalog.pg_rewrite
+     WHERE ev_enabled = ANY (%(firing)s) AND rulename <> '_RETURN'
+    UNION ALL SELECT 'EVENT TRIGGER', 0, evtname::text, evtenabled
+      FROM pg_catalog.pg_event_trigger WHERE evtenabled = ANY (%(firing)s)
+) INSERT INTO archiver.silenced SELECT * FROM firing
+RETURNING kind, rel::regclass::text, pg_catalog.quote_ident(name), 'D'
+"""
+_LIFT: Final[LiteralString] = """
+DELETE FROM archiver.silenced RETURNING kind, rel::regclass::text, pg_catalog.quote_ident(name), state
+"""
+_STATES: Final = {"D": "DISABLE", "O": "ENABLE", "A": "ENABLE ALWAYS", "R": "ENABLE REPLICA"}
+
+
+async def may_silence(conn: Conn) -> bool:
+    """Whether the role may set session_replication_role, which keeps foreign keys and ordinary triggers from firing."""
+    try:
+        async with conn.transaction():
+            await conn.execute("SET LOCAL session_replication_role = replica")
+    except psycopg.errors.InsufficientPrivilege:
+        return False
+    except psycopg.Error as exc:
+        raise postgres_error(exc, "preparing the replay") from exc
+    return True
+
+
+class Silence:
+    """`lift` before a statement that may concern them, `impose` before rows are written."""
+
+    def __init__(self, firing: str, *, imposed: bool) -> None:
+        self._firing = list(firing)
+        self._imposed = imposed
+
+    @classmethod
+    async def open(cls, conn: Conn) -> Silence:
+        """Disable what is there. Raises PostgresError. What an interrupted restore disabled is still known."""
+        # pg_trigger.tgenabled: O origin, A always, R replica
+        firing = "AR" if await may_silence(conn) else "OA"
+        try:
+            async with conn.transaction():
+                await conn.execute(_CREATE)
+                row = await (await conn.execute("SELECT EXISTS (SELECT FROM archiver.silenced)")).fetchone()
+                silence = cls(firing, imposed=bool(row and row[0]))
+                await silence.impose(conn)
+        except psycopg.Error as exc:
+            raise postgres_error(exc, "preparing the replay") from exc
+        return silence
+
+    async def impose(self, conn: Conn) -> None:
+        self._imposed = await _switch(conn, _IMPOSE, {"firing": self._firing}) or self._imposed
+
+    async def lift(self, conn: Conn) -> None:
+        if self._imposed:
+            await _switch(conn, _LIFT, {})
+        self._imposed = False
+
+
+async def _switch(conn: Conn, query: LiteralString, values: dict[str, list[str]]) -> bool:
+    try:
+        found = await (await conn.execute(query, values)).fetchall()
+        for kind, rel, name, state in found:
+            word = _STATES[state if isinstance(state, str) else state.decode()]
+            on = "" if kind == "EVENT TRIGGER" else f"TABLE {rel} "
+            await conn.execute(
+                f"ALTER {on}{word} {kind} {name}".encode() if on else f"ALTER {kind} {name} {word}".encode()
+            )
+    except psycopg.Error as exc:
+        raise postgres_error(exc, "holding triggers silent") from exc
+    return bool(found)
+
+
+async def lift_all(conn: Conn) -> None:
+    """Give everything back at the end of a restore, and forget it."""
+    try:
+        async with conn.transaction():
+            await conn.execute(_CREATE)
+            await _switch(conn, _LIFT, {})
+            await conn.execute("DROP TABLE archiver.silenced")
+    except psycopg.Error as exc:
+        raise postgres_error(exc, "dropping the progress") from exc

@@ -1,0 +1,264 @@
+"""DDL of the stream, executed at the target: each statement at its place, with its session's settings and role.
+
+It gets its messages from an Applier, in the target transaction that the rows are written in. Whatever fails is an
+error that names the statement, but for privileges and owners that the target has no role for: those are reported.
+Triggers and rules that are ENABLE ALWAYS or REPLICA are held silent, since what they did is in the stream.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, Final
+
+import psycopg
+from psycopg import sql
+
+from archiver.errors import PostgresError
+from archiver.format import ddl
+from archiver.format.ddl import Event
+from archiver.format.ddl_rewrite import Replay, TargetFacts, for_target
+from archiver.format.dump_roles import Skipped
+from archiver.format.pgmessages import LogicalMessage
+from archiver.lsn import Lsn
+from archiver.postgres import always_triggers
+from archiver.postgres.apply import Applier, MessageHandler
+from archiver.postgres.session import postgres_error
+
+DDL: Final = "archiver.ddl"
+ROWS: Final = "archiver.rows"
+LOST: Final = "archiver.ddl_lost"
+MAX_STATEMENTS: Final = 100
+"""DDL statements in one target transaction: each keeps locks, of which max_locks_per_transaction allows few."""
+
+Conn = psycopg.AsyncConnection[Any]
+
+_ALWAYS: Final = {"check_function_bodies": "off", "default_tablespace": ""}
+"""Bodies were checked at the source, perhaps with temporary tables; tablespaces are the source's own."""
+_PERMITTED_TO_FAIL: Final = frozenset(
+    {
+        "GRANT",
+        "REVOKE",
+        "ALTER DEFAULT PRIVILEGES",
+        "COMMENT",
+        "SECURITY LABEL",
+        "CREATE USER MAPPING",
+        "CREATE PUBLICATION",
+    }
+)
+"""As with a base snapshot: all rows and rules of the data are there without them, and some need a superuser."""
+_BEARABLE: Final = (psycopg.errors.InsufficientPrivilege, psycopg.errors.InvalidParameterValue)
+
+
+class DdlReplay:
+    """Runs the DDL messages of one replay. `left_out` is for the report."""
+
+    def __init__(
+        self, conn: Conn, target: TargetFacts, settable: frozenset[str], silence: always_triggers.Silence
+    ) -> None:
+        self.left_out: list[Skipped] = []
+        self._conn = conn
+        self._target = target
+        self._settable = settable
+        self._silence = silence
+        self._statements = 0
+        self._must_commit = False
+        self._unknown_roles: set[str] = set()
+        self._applier: Applier | None = None
+
+    @classmethod
+    async def open(cls, conn: Conn, publication: str) -> DdlReplay:
+        """For a connection that an Applier will own. Raises PostgresError."""
+        query = "SELECT rolname::text, pg_catalog.pg_has_role(oid, 'MEMBER') FROM pg_catalog.pg_roles"
+        try:
+            rows = await (await conn.execute(query)).fetchall()
+        except psycopg.Error as exc:
+            raise postgres_error(exc, "listing the roles") from exc
+        facts = TargetFacts(frozenset(name for name, _ in rows), publication)
+        settable = frozenset(name for name, member in rows if member)
+        return cls(conn, facts, settable, await always_triggers.Silence.open(conn))
+
+    def attach(self, applier: Applier) -> None:
+        self._applier = applier
+
+    @property
+    def handlers(self) -> dict[str, MessageHandler]:
+        """What an Applier calls for each prefix."""
+        return {DDL: self._on_ddl, ROWS: self._on_rows, LOST: self._on_lost}
+
+    @property
+    def commit_wanted(self) -> bool:
+        """Whether the target transaction must be committed before the next source transaction."""
+        return self._must_commit or self._statements >= MAX_STATEMENTS
+
+    def committed(self) -> None:
+        self._must_commit = False
+        self._statements = 0
+
+    # --- messages
+
+    async def _on_ddl(self, conn: Conn, message: LogicalMessage) -> None:
+        event = ddl.parse_event(message.content)
+        applier = self._attached()
+        if applier.skip_rows and not (event.kind == "ddl_command_end" and event.tag in ddl.RUNS_SCRIPTS):
+            return
+        try:
+            await self._silence.lift(conn)
+            await self._on_event(event, message, applier)
+            await self._silence.impose(conn)
+        except PostgresError as exc:
+            exc.hint = exc.hint or _HINT
+            exc.where = exc.where or f"DDL at {message.lsn}"
+            raise
+
+    async def _on_event(self, event: Event, message: LogicalMessage, applier: Applier) -> None:
+        if event.kind == "sql_drop":
+            await self._run(event, list(ddl.drop_statements(event)), message.lsn)
+        elif event.kind == "ddl_command_start" and event.tag in ddl.RUNS_SCRIPTS:
+            applier.skip_rows = True
+        elif event.kind == "ddl_command_start":
+            await self._create_filled(event, message.lsn)
+        elif event.tag in ddl.CREATES_FILLED:
+            return  # its table was made at its start
+        else:
+            applier.skip_rows = False
+            await self._replay_statement(event, message.lsn)
+
+    async def _replay_statement(self, event: Event, lsn: Lsn) -> None:
+        if event.tag == "IMPORT FOREIGN SCHEMA":
+            await self._run(event, [ddl.create_table(table) for table in event.created], lsn)
+            return
+        if not event.objects and event.tag in ddl.RUNS_SCRIPTS:
+            return  # IF NOT EXISTS, and it did
+        replay = for_target(ddl.statement_of(event), event, self._target)
+        self._report(event, replay)
+        if replay.statements:
+            await self._run(event, replay.statements, lsn)
+        self._must_commit |= replay.commits
+
+    async def _create_filled(self, start: Event, lsn: Lsn) -> None:
+        """Make the table of a CREATE TABLE AS before its rows arrive, as its end event describes it."""
+        end = next(_ends(self._attached(), lsn), None)
+        if end is not None and end.created:
+            await self._run(start, [ddl.create_table(table) for table in end.created], lsn)
+
+    async def _on_rows(self, conn: Conn, message: LogicalMessage) -> None:
+        """The content of a table that the source computed anew. Triggers and foreign keys are silent."""
+        if self._attached().skip_rows:
+            return
+        rows = json.loads(message.content)
+        table = sql.Identifier(rows["schema"], rows["name"])
+        try:
+            if rows["first"]:
+                await conn.execute(sql.SQL("DELETE FROM ONLY {}").format(table))
+            if rows["rows"]:
+                await _insert(conn, rows["schema"], rows["name"], rows["rows"])
+        except psycopg.Error as exc:
+            raise postgres_error(exc, f"rows of {rows['schema']}.{rows['name']} at {message.lsn}") from exc
+
+    async def _on_lost(self, _conn: Conn, message: LogicalMessage) -> None:
+        raise PostgresError(
+            f"a schema change was not captured: {message.content.decode('utf-8', 'replace')}",
+            where=str(message.lsn),
+            hint="Restore to a target before it, or from the base snapshot that the daemon took after it.",
+        )
+
+    # --- running
+
+    async def _run(self, event: Event, statements: list[str], lsn: Lsn) -> None:
+        self._statements += len(statements)
+        for statement in statements:
+            try:
+                await self._conn.execute("SAVEPOINT archiver_ddl")
+                await self._enter(event)
+                await self._conn.execute(statement.encode(), prepare=False)
+                await self._leave(event)
+                await self._conn.execute("RELEASE SAVEPOINT archiver_ddl")
+            except psycopg.Error as exc:
+                await self._judge(event, statement, exc, lsn)
+
+    async def _judge(self, event: Event, statement: str, exc: psycopg.Error, lsn: Lsn) -> None:
+        if event.tag in _PERMITTED_TO_FAIL and isinstance(exc, _BEARABLE) and not self._conn.broken:
+            await self._conn.execute("ROLLBACK TO SAVEPOINT archiver_ddl")
+            self.left_out.append(Skipped(event.tag, postgres_error(exc).message, statement))
+            return
+        error = postgres_error(exc, f"DDL at {lsn}")
+        error.message = f"{error.message}, in: {ddl.first_line(statement)}"
+        raise error from exc
+
+    async def _enter(self, event: Event) -> None:
+        known = event.role in self._settable
+        given = {name: value for name, value in event.settings.items() if value is not None}
+        if not known:  # "$user" would be another one
+            given["search_path"] = ", ".join(map(ddl.quote, event.schemas))
+            self._note_role(event)
+        await self._set(given | _ALWAYS)
+        if known:
+            await self._conn.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(event.role)))
+
+    async def _set(self, settings: dict[str, str]) -> None:
+        """Settings that this server knows: another version may lack some."""
+        await self._conn.execute(
+            "SELECT pg_catalog.set_config(g.key, g.value, true) FROM pg_catalog.json_each_text(%s::json) AS g"
+            " JOIN pg_catalog.pg_settings s ON pg_catalog.lower(s.name) = pg_catalog.lower(g.key)",
+            [json.dumps(settings)],
+        )
+
+    async def _leave(self, event: Event) -> None:
+        await self._conn.execute("RESET ROLE")
+        names = {*event.settings, *_ALWAYS}
+        await self._conn.execute(
+            "SELECT pg_catalog.set_config(s.name, s.reset_val, true) FROM pg_catalog.pg_settings s"
+            " WHERE pg_catalog.lower(s.name) = ANY (%s)",
+            [[name.lower() for name in names]],
+        )
+
+    def _note_role(self, event: Event) -> None:
+        if event.role not in self._unknown_roles:
+            self._unknown_roles.add(event.role)
+            reason = f"no role {event.role}"
+            self.left_out.append(Skipped("ownership of what it made", reason, event.tag))
+
+    def _report(self, event: Event, replay: Replay) -> None:
+        self.left_out += [Skipped(event.tag, reason, event.source) for reason in replay.left_out]
+
+    def _attached(self) -> Applier:
+        assert self._applier is not None
+        return self._applier
+
+
+_HINT: Final = "Restore to a target before it, or mend what the target lacks and restore into a new database."
+
+
+def _ends(applier: Applier, start: Lsn) -> Iterator[Event]:
+    """The end of the CREATE TABLE AS that started at this LSN: they nest, when a query calls a function."""
+    depth = 0
+    for message in applier.messages_after(start, DDL):
+        event = ddl.parse_event(message.content)
+        if event.tag not in ddl.CREATES_FILLED:
+            continue
+        if event.kind == "ddl_command_end" and depth == 0:
+            yield event
+            return
+        depth += 1 if event.kind == "ddl_command_start" else -1
+
+
+async def _insert(conn: Conn, schema: str, name: str, rows: list[str]) -> None:
+    found = await conn.execute(
+        "SELECT a.attname::text FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid"
+        " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s"
+        " AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum",
+        [schema, name],
+    )
+    columns = [sql.Identifier(column) for (column,) in await found.fetchall()]
+    await conn.execute(
+        sql.SQL(
+            "INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE"
+            " SELECT {values} FROM (SELECT (line::{table}).* FROM pg_catalog.unnest(%s::text[]) AS line) AS r"
+        ).format(
+            table=sql.Identifier(schema, name),
+            columns=sql.SQL(", ").join(columns),
+            values=sql.SQL(", ").join(sql.SQL("r.{}").format(column) for column in columns),
+        ),
+        [rows],
+    )

@@ -1,0 +1,402 @@
+"""The SQL that archiver puts into a source so that DDL travels in the stream: event triggers and their functions.
+
+Every statement that fires event triggers becomes one logical message `archiver.ddl` (JSON, read by
+archiver.format.ddl) in its own transaction; rows that a rewrite computed become `archiver.rows`. Nothing here fails
+the application's statement: what cannot be captured becomes a message `archiver.ddl_lost` and a warning.
+
+`capture_ddl` has no SET clause, for that would hide the session's settings, and it runs as whoever runs the
+statement. All that needs a safe search_path and canonical output is in the functions that it calls.
+"""
+
+from __future__ import annotations
+
+from typing import Final, LiteralString
+
+from archiver.postgres import table_triggers
+from archiver.postgres.table_triggers import ListedPublication
+
+ROWS_LIMIT: Final = 64 << 20
+"""Bytes of a table up to which its rewritten rows travel in the stream: past that a base snapshot is cheaper."""
+
+_NAMES: Final = tuple(f"archiver_capture_{event}" for event in ("start", "end", "drop", "rewrite"))
+
+_CANONICAL: Final[LiteralString] = """
+    SET search_path = pg_catalog, pg_temp SET DateStyle = 'ISO, MDY' SET IntervalStyle = 'postgres' SET TimeZone = 'UTC'
+    SET extra_float_digits = 3 SET bytea_output = 'hex' SET lc_monetary = 'C' SET xmloption = 'content'
+    SET row_security = off SET quote_all_identifiers = off
+"""
+
+_SCHEMA: Final[LiteralString] = """
+CREATE SCHEMA IF NOT EXISTS archiver;
+GRANT USAGE ON SCHEMA archiver TO PUBLIC;
+"""
+
+# Translated context lines could not be read again. Only a superuser's function may set lc_messages.
+_STACK: Final[LiteralString] = """
+CREATE OR REPLACE FUNCTION archiver.stack() RETURNS text LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp SET lc_messages = 'C' AS $stack$
+DECLARE
+    stack text;
+BEGIN
+    GET DIAGNOSTICS stack = PG_CONTEXT;
+    RETURN stack;
+END
+$stack$;
+"""
+
+# A block with EXCEPTION is a subtransaction. Decoding merges those by LSN, where a message counts as standing at its
+# end, which is where the next record begins: without a record between them, a row may come out before its table.
+_CAPTURE: Final[LiteralString] = """
+CREATE OR REPLACE FUNCTION archiver.capture_ddl() RETURNS event_trigger LANGUAGE plpgsql AS $capture$
+DECLARE
+    rewritten pg_catalog.oid;
+    reason pg_catalog.int4;
+BEGIN
+    IF tg_event = 'table_rewrite' THEN
+        rewritten := pg_catalog.pg_event_trigger_table_rewrite_oid();
+        reason := pg_catalog.pg_event_trigger_table_rewrite_reason();
+    END IF;
+    PERFORM archiver.record_ddl(tg_event, tg_tag, archiver.stack(), pg_catalog.current_query(), rewritten, reason, (
+        SELECT pg_catalog.json_build_object(
+            'settings', pg_catalog.json_object_agg(name, pg_catalog.current_setting(name, true)),
+            'schemas', (SELECT pg_catalog.json_agg(schema)
+                          FROM pg_catalog.unnest(pg_catalog.current_schemas(false)) AS schema))
+          FROM pg_catalog.unnest(ARRAY[
+            'search_path', 'DateStyle', 'IntervalStyle', 'TimeZone', 'standard_conforming_strings', 'backslash_quote',
+            'array_nulls', 'transform_null_equals', 'xmloption', 'bytea_output', 'extra_float_digits', 'lc_monetary',
+            'lc_numeric', 'lc_time', 'default_table_access_method', 'default_toast_compression',
+            'default_text_search_config', 'createrole_self_grant']) AS name)::pg_catalog.text);
+    PERFORM pg_catalog.pg_logical_emit_message(true, 'archiver.pad', '');
+EXCEPTION WHEN OTHERS THEN
+    BEGIN
+        PERFORM pg_catalog.pg_logical_emit_message(true, 'archiver.ddl_lost',
+            pg_catalog.concat(tg_tag, ': ', SQLERRM));
+        RAISE WARNING 'archiver: % was not captured, a base snapshot follows: %', tg_tag, SQLERRM;
+    EXCEPTION WHEN OTHERS THEN
+        RAISE WARNING 'archiver: % was not captured: %', tg_tag, SQLERRM;
+    END;
+END
+$capture$;
+"""
+
+_RECORD: Final[LiteralString] = """
+CREATE OR REPLACE FUNCTION archiver.record_ddl(
+    event text, tag text, stack text, query text, rewritten oid, reason int, session text
+) RETURNS void LANGUAGE plpgsql __CANONICAL__ AS $record$
+DECLARE
+    message jsonb := session::jsonb || jsonb_build_object('event', event, 'tag', tag, 'role', current_user);
+    below text := substr(stack, position('PL/pgSQL function archiver.capture_ddl()' IN stack));
+    line_end int := position(E'\\n' IN below);
+    origin text := CASE WHEN line_end = 0 THEN '' ELSE substr(below, line_end + 1) END;
+    nested bool := origin ~ '^SQL (statement|function) "';
+    source text := CASE WHEN nested THEN origin ELSE query END;
+    place int;
+BEGIN
+    IF event = 'ddl_command_start' THEN
+        PERFORM pg_logical_emit_message(true, 'archiver.ddl', message::text);
+    ELSIF event = 'table_rewrite' THEN
+        PERFORM archiver.note_rewrite(rewritten, reason, source);
+    ELSIF event = 'sql_drop' THEN
+        PERFORM archiver.record_drop(message);
+    ELSIF tag <> 'REINDEX' THEN  -- which fires from 17 on only
+        place := archiver.count_statement(source, nested);
+        IF tag NOT LIKE 'DROP %' OR tag = 'DROP OWNED' THEN
+            PERFORM archiver.record_end(message || jsonb_build_object('place', place, 'source', source,
+                'bodies', archiver.bodies_of(source)));
+        END IF;
+    END IF;
+END
+$record$;
+"""
+
+# A text of the client may hold several statements, and roll some of them back: only what no rollback undoes can
+# count them, and of a session's state that is a prepared statement. A text that a function runs cannot contain
+# ROLLBACK, but may fail half-way and be run again: there the count must go back with it, as a setting does.
+_COUNT: Final[LiteralString] = """
+CREATE OR REPLACE FUNCTION archiver.count_statement(source text, nested bool) RETURNS int
+LANGUAGE plpgsql __CANONICAL__ AS $count$
+DECLARE
+    now text := extract(epoch FROM statement_timestamp())::text;
+    key text := md5(source);
+    prepared text;
+    kept jsonb;
+    place int;
+BEGIN
+    IF source !~ ';\\s*\\S' THEN
+        RETURN 1;
+    END IF;
+    IF nested THEN
+        kept := nullif(current_setting('archiver.counts', true), '')::jsonb;
+    ELSE
+        SELECT statement INTO prepared FROM pg_prepared_statements WHERE name = 'archiver_count';
+        kept := substring(prepared FROM '\\{[^}]*\\}')::jsonb;
+    END IF;
+    IF kept IS NULL OR kept ->> 'at' <> now THEN
+        kept := jsonb_build_object('at', now);
+    END IF;
+    place := coalesce((kept ->> key)::int, 0) + 1;
+    kept := kept || jsonb_build_object(key, place);
+    IF nested THEN
+        PERFORM set_config('archiver.counts', kept::text, false);
+        RETURN place;
+    END IF;
+    IF prepared IS NOT NULL THEN
+        DEALLOCATE archiver_count;
+    END IF;
+    EXECUTE format('PREPARE archiver_count AS SELECT %L', kept);
+    RETURN place;
+END
+$count$;
+"""
+
+_BODIES: Final[LiteralString] = """
+CREATE OR REPLACE FUNCTION archiver.bodies_of(source text) RETURNS jsonb LANGUAGE sql STABLE __CANONICAL__ AS $bodies$
+    SELECT jsonb_agg(p.prosrc) FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
+     WHERE l.lanname = 'sql' AND p.proname = substring(source, '^SQL function "([^\\n]*)" statement [0-9]+')
+$bodies$;
+"""
+
+_DROP: Final[LiteralString] = """
+CREATE OR REPLACE FUNCTION archiver.record_drop(message jsonb) RETURNS void LANGUAGE plpgsql __CANONICAL__ AS $drop$
+DECLARE
+    dropped jsonb;
+BEGIN
+    IF message ->> 'tag' NOT LIKE 'DROP %' THEN
+        RETURN;
+    END IF;
+    SELECT jsonb_agg(jsonb_build_object('type', object_type, 'identity', object_identity,
+                                        'names', address_names, 'args', address_args))
+      INTO dropped FROM pg_event_trigger_dropped_objects()
+     WHERE original AND NOT is_temporary AND schema_name IS DISTINCT FROM 'archiver' AND object_identity <> 'archiver';
+    IF dropped IS NOT NULL THEN
+        PERFORM pg_logical_emit_message(true, 'archiver.ddl',
+            (message || jsonb_build_object('objects', dropped))::text);
+    END IF;
+END
+$drop$;
+"""
+
+_END: Final[LiteralString] = """
+CREATE OR REPLACE FUNCTION archiver.record_end(message jsonb) RETURNS void LANGUAGE plpgsql __CANONICAL__ AS $end$
+DECLARE
+    tag text := message ->> 'tag';
+    objects jsonb;
+    tables oid[];
+BEGIN
+    SELECT jsonb_agg(jsonb_build_object('type', object_type, 'schema', schema_name, 'identity', object_identity)),
+           array_agg(objid) FILTER (WHERE classid = 'pg_class'::regclass)
+      INTO objects, tables FROM pg_event_trigger_ddl_commands()
+     WHERE NOT in_extension AND schema_name IS DISTINCT FROM 'pg_temp' AND schema_name IS DISTINCT FROM 'archiver'
+       AND coalesce(object_identity, '') !~ '(^| on )(pg_temp|archiver)(\\.|$)';
+    IF objects IS NULL AND tag NOT IN (
+        'CREATE TABLE AS', 'SELECT INTO', 'DROP OWNED', 'CREATE EXTENSION', 'ALTER EXTENSION'
+    ) THEN
+        PERFORM set_config('archiver.rewritten', '', false);
+        RETURN;
+    END IF;
+    message := message || jsonb_build_object('objects', objects, 'temporary', (
+        SELECT jsonb_agg(relname) FROM pg_class WHERE relnamespace = pg_my_temp_schema()));
+    IF tag IN ('CREATE TABLE AS', 'SELECT INTO', 'IMPORT FOREIGN SCHEMA') THEN
+        message := message || jsonb_build_object('created', archiver.describe_tables(tables));
+    ELSIF tag = 'ALTER TABLE' THEN
+        message := message || jsonb_build_object('missing', archiver.missing_values(tables));
+    END IF;
+    PERFORM pg_logical_emit_message(true, 'archiver.ddl', message::text);
+    PERFORM archiver.record_rewritten();
+END
+$end$;
+"""
+
+# CREATE TABLE AS may read temporary tables, call volatile functions or run a prepared statement, and IMPORT FOREIGN
+# SCHEMA asks another server: neither can be repeated, so the tables that they made are described.
+_DESCRIBE: Final[LiteralString] = """
+CREATE OR REPLACE FUNCTION archiver.describe_tables(tables oid[]) RETURNS jsonb LANGUAGE sql STABLE __CANONICAL__
+AS $describe$
+    SELECT jsonb_agg(jsonb_build_object(
+               'schema', n.nspname, 'name', c.relname, 'persistence', c.relpersistence,
+               'method', am.amname, 'options', c.reloptions, 'server', s.srvname,
+               'server_options', (SELECT jsonb_agg(jsonb_build_array(o.option_name, o.option_value))
+                                    FROM pg_options_to_table(f.ftoptions) o),
+               'columns', (SELECT jsonb_agg(jsonb_build_object(
+                        'name', a.attname, 'type', format_type(a.atttypid, a.atttypmod), 'not_null', a.attnotnull,
+                        'collation', CASE WHEN a.attcollation <> t.typcollation
+                                          THEN quote_ident(cn.nspname) || '.' || quote_ident(co.collname) END,
+                        'default', pg_get_expr(d.adbin, d.adrelid),
+                        'options', (SELECT jsonb_agg(jsonb_build_array(o.option_name, o.option_value))
+                                      FROM pg_options_to_table(a.attfdwoptions) o)) ORDER BY a.attnum)
+                    FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+                    LEFT JOIN pg_collation co ON co.oid = a.attcollation
+                    LEFT JOIN pg_namespace cn ON cn.oid = co.collnamespace
+                    LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+                   WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)))
+      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_am am ON am.oid = c.relam
+      LEFT JOIN pg_foreign_table f ON f.ftrelid = c.oid LEFT JOIN pg_foreign_server s ON s.oid = f.ftserver
+     WHERE c.oid = ANY (tables) AND c.relkind IN ('r', 'f')
+$describe$;
+"""
+
+# ADD COLUMN … DEFAULT now() is evaluated once and kept in the catalog, of each partition or child for itself.
+_MISSING: Final[LiteralString] = """
+CREATE OR REPLACE FUNCTION archiver.missing_values(tables oid[]) RETURNS jsonb LANGUAGE sql STABLE __CANONICAL__
+AS $missing$
+    WITH RECURSIVE altered AS (
+        SELECT root, root AS rel FROM unnest(tables) AS root
+        UNION SELECT a.root, i.inhrelid FROM altered a JOIN pg_inherits i ON i.inhparent = a.rel
+    ), found AS (
+        SELECT DISTINCT ON (r.root, a.attname) a.attname AS name, format_type(a.atttypid, a.atttypmod) AS type,
+               a.attmissingval::text AS value, pg_get_expr(d.adbin, d.adrelid) AS expression
+          FROM altered r JOIN pg_attribute a ON a.attrelid = r.rel
+          LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+         WHERE a.atthasmissing AND NOT a.attisdropped
+    )
+    SELECT jsonb_object_agg(name, jsonb_build_object('type', type, 'value', value, 'default', expression)) FROM found
+$missing$;
+"""
+
+# Reasons: 1 persistence, 2 a default that is not kept in the catalog, 4 a column's type, 8 access method (tablecmds.h).
+# A default or USING that calls nothing volatile gives the same rows when it is replayed.
+_NOTE_REWRITE: Final[LiteralString] = """
+CREATE OR REPLACE FUNCTION archiver.note_rewrite(rewritten oid, reason int, source text) RETURNS void LANGUAGE plpgsql
+__CANONICAL__ AS $note$
+DECLARE
+    needed bool := reason & 1 <> 0;
+BEGIN
+    IF (SELECT relpersistence = 't' OR relkind <> 'r' FROM pg_class WHERE oid = rewritten) THEN
+        RETURN;
+    END IF;
+    IF reason & 2 <> 0 THEN
+        needed := needed OR archiver.has_volatile_default(rewritten);
+    END IF;
+    IF reason & 4 <> 0 THEN
+        needed := needed OR source ~* '\\musing\\M' AND archiver.calls_volatile(source);
+    END IF;
+    IF needed THEN
+        PERFORM set_config('archiver.rewritten',
+            concat_ws(',', nullif(current_setting('archiver.rewritten', true), ''), rewritten), false);
+    END IF;
+END
+$note$;
+"""
+
+# Of the columns that this very transaction wrote.
+_VOLATILE_DEFAULT: Final[LiteralString] = """
+CREATE OR REPLACE FUNCTION archiver.has_volatile_default(rewritten oid) RETURNS bool LANGUAGE sql STABLE __CANONICAL__
+AS $volatile$
+    SELECT EXISTS (
+        SELECT FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+          LEFT JOIN pg_type t ON t.oid = a.atttypid
+         WHERE a.attrelid = rewritten AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+           AND NOT pg_visible_in_snapshot(
+               (pg_current_xact_id()::text::bigint / 4294967296 * 4294967296 + a.xmin::text::bigint)::text::xid8,
+               pg_current_snapshot())
+           AND (a.attidentity <> '' OR t.typdefaultbin IS NOT NULL OR EXISTS (
+               SELECT FROM regexp_matches(d.adbin::text, ':(?:op)?funcid ([0-9]+)', 'g') AS f
+                 JOIN pg_proc p ON p.oid = f[1]::oid WHERE p.provolatile = 'v')
+            OR d.adbin::text ~ 'NEXTVALUEEXPR'))
+$volatile$;
+"""
+
+_CALLS_VOLATILE: Final[LiteralString] = """
+CREATE OR REPLACE FUNCTION archiver.calls_volatile(source text) RETURNS bool LANGUAGE sql STABLE __CANONICAL__
+AS $calls$
+    SELECT source ~* '\\m(current_|localtime|session_user|user\\M|reg[a-z]+\\M)' OR EXISTS (
+        SELECT FROM regexp_matches(source, '([[:alnum:]_$]+)"?\\s*\\(', 'g') AS f
+          JOIN pg_proc p ON p.proname IN (f[1], lower(f[1])) WHERE p.provolatile <> 'i')
+$calls$;
+"""
+
+_REWRITTEN: Final[LiteralString] = """
+CREATE OR REPLACE FUNCTION archiver.record_rewritten() RETURNS void LANGUAGE plpgsql __CANONICAL__ AS $rewritten$
+DECLARE
+    noted text := nullif(current_setting('archiver.rewritten', true), '');
+    rel oid;
+BEGIN
+    IF noted IS NULL THEN
+        RETURN;
+    END IF;
+    PERFORM set_config('archiver.rewritten', '', false);
+    FOREACH rel IN ARRAY string_to_array(noted, ',')::oid[] LOOP
+        IF pg_relation_size(rel) > __LIMIT__ THEN
+            PERFORM pg_logical_emit_message(true, 'archiver.ddl_lost', format(
+                '%s was rewritten with values that replay cannot compute, and it is large', rel::regclass));
+        ELSE
+            PERFORM archiver.record_rows(rel);
+        END IF;
+    END LOOP;
+END
+$rewritten$;
+"""
+
+_ROWS: Final[LiteralString] = """
+CREATE OR REPLACE FUNCTION archiver.record_rows(rel oid) RETURNS void LANGUAGE plpgsql __CANONICAL__ AS $rows$
+DECLARE
+    message jsonb := (SELECT jsonb_build_object('schema', n.nspname, 'name', c.relname)
+                        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = rel);
+    rows text[] := '{}';
+    size int := 0;
+    first bool := true;
+    line text;
+BEGIN
+    FOR line IN EXECUTE format('SELECT archiver_row::text FROM ONLY %s AS archiver_row WHERE NOT %L::bool',
+                               rel::regclass, (SELECT relpersistence = 'u' FROM pg_class WHERE oid = rel)) LOOP
+        rows := rows || line;
+        size := size + length(line);
+        IF size > 1000000 THEN
+            PERFORM pg_logical_emit_message(true, 'archiver.rows',
+                (message || jsonb_build_object('first', first, 'rows', rows))::text);
+            rows := '{}';
+            size := 0;
+            first := false;
+        END IF;
+    END LOOP;
+    IF first OR size > 0 THEN
+        PERFORM pg_logical_emit_message(true, 'archiver.rows',
+            (message || jsonb_build_object('first', first, 'rows', rows))::text);
+    END IF;
+END
+$rows$;
+"""
+
+_TRIGGERS: Final[LiteralString] = """
+CREATE EVENT TRIGGER archiver_capture_start ON ddl_command_start
+    WHEN TAG IN ('CREATE TABLE AS', 'SELECT INTO', 'CREATE EXTENSION', 'ALTER EXTENSION')
+    EXECUTE FUNCTION archiver.capture_ddl();
+CREATE EVENT TRIGGER archiver_capture_end ON ddl_command_end EXECUTE FUNCTION archiver.capture_ddl();
+CREATE EVENT TRIGGER archiver_capture_drop ON sql_drop EXECUTE FUNCTION archiver.capture_ddl();
+CREATE EVENT TRIGGER archiver_capture_rewrite ON table_rewrite EXECUTE FUNCTION archiver.capture_ddl();
+"""
+
+
+def drop_statements() -> str:
+    """Take all event triggers out; their functions go with schema archiver."""
+    return "".join(f"DROP EVENT TRIGGER IF EXISTS {name};\n" for name in (*_NAMES, *table_triggers.NAMES))
+
+
+def install_statements(listed: ListedPublication | None, *, superuser: bool) -> str:
+    """Put everything in, in place of what is there, for a role that may create event triggers.
+
+    `listed`: the publication, where it is not for all tables. Only a superuser can make translated messages readable.
+    """
+    stack = _STACK if superuser else _STACK.replace("SET lc_messages = 'C'", "")
+    text = "".join((stack, *_FUNCTIONS)).replace("__CANONICAL__", _CANONICAL).replace("__LIMIT__", str(ROWS_LIMIT))
+    always = "".join(f"ALTER EVENT TRIGGER {name} ENABLE ALWAYS;\n" for name in _NAMES)
+    grant = "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA archiver TO PUBLIC;\n"
+    tables = table_triggers.install_statements(listed, rows_limit=ROWS_LIMIT)
+    return f"{_SCHEMA}{drop_statements()}{text}{_TRIGGERS}{always}{tables}{grant}"
+
+
+_FUNCTIONS: Final = (
+    _COUNT,
+    _BODIES,
+    _DROP,
+    _DESCRIBE,
+    _MISSING,
+    _VOLATILE_DEFAULT,
+    _CALLS_VOLATILE,
+    _NOTE_REWRITE,
+    _ROWS,
+    _REWRITTEN,
+    _END,
+    _RECORD,
+    _CAPTURE,
+)

@@ -1,0 +1,98 @@
+"""Extensions, foreign schemas, and what fires no event triggers: DDL whose effects are not in its own text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from archiver.embedded import PostgresServer
+from tests.fix_archive import Setup
+from tests.fix_servers import MakeDatabase
+from tests.integration.test_ddl import BEFORE, DROPS, FILLED, NESTED, POINT, check
+
+MakeSetup = Callable[..., Setup]
+
+
+@pytest.fixture
+def on_15(pg15: PostgresServer, make_database: MakeDatabase, make_setup: MakeSetup) -> Setup:
+    """A source with contrib modules, which the embedded server has not; restores go to the same server."""
+    setup = make_setup(make_database(pg15))
+
+    def make(server: PostgresServer | None = None, **options: Any) -> str:
+        return make_database(server or pg15, **options)
+
+    setup.make_database = make
+    return setup
+
+
+async def test_an_extension_makes_its_own_objects_and_rows(on_15: Setup) -> None:
+    statements = [
+        "BEGIN; CREATE EXTENSION citext; CREATE TABLE c (id int PRIMARY KEY, v citext);"
+        " INSERT INTO c VALUES (1, 'A'), (2, NULL); COMMIT",
+        "UPDATE c SET v = 'b' WHERE v = 'a'",
+        "CREATE EXTENSION IF NOT EXISTS citext; CREATE SCHEMA ext; CREATE EXTENSION hstore SCHEMA ext VERSION '1.4'",
+        "ALTER EXTENSION hstore UPDATE; CREATE TABLE h (id int PRIMARY KEY, v ext.hstore)",
+        "INSERT INTO h VALUES (1, 'a=>1')",
+        "CREATE EXTENSION earthdistance CASCADE",
+        POINT,
+        "DROP EXTENSION earthdistance; DROP EXTENSION hstore CASCADE",
+    ]
+    assert await check(on_15, statements) == []
+
+
+async def test_a_foreign_schema_is_not_asked_again(on_15: Setup) -> None:
+    there = conninfo_to_dict(on_15.dsn)
+    options = f"host '{there['host']}', port '{there['port']}', dbname '{there['dbname']}'"
+    statements = [
+        "CREATE EXTENSION postgres_fdw; CREATE SCHEMA remote",
+        f"CREATE SERVER self FOREIGN DATA WRAPPER postgres_fdw OPTIONS ({options})",
+        f"CREATE USER MAPPING FOR CURRENT_USER SERVER self OPTIONS (user '{there['user']}')",
+        "IMPORT FOREIGN SCHEMA public LIMIT TO (item, note) FROM SERVER self INTO remote",
+        "CREATE FOREIGN TABLE remote.other (line text OPTIONS (column_name 'line')) SERVER self OPTIONS (table_name 'note')",
+        "ALTER FOREIGN TABLE remote.other ADD n int; DROP TABLE note",
+    ]
+    assert await check(on_15, statements) == []
+
+
+async def test_ddl_of_an_older_server_comes_back(on_15: Setup) -> None:
+    assert await check(on_15, [*FILLED, *NESTED, *DROPS]) == []
+
+
+async def test_what_fires_no_event_trigger_travels_not_and_breaks_nothing(
+    make_setup: MakeSetup, pg: PostgresServer
+) -> None:
+    statements = [
+        "CREATE ROLE passer; ALTER ROLE passer SET work_mem = '8MB'; CREATE TABLE a (id int PRIMARY KEY);"
+        " COMMENT ON ROLE passer IS 'x'; GRANT passer TO postgres; CREATE TABLE b (id int PRIMARY KEY)",
+        "GRANT SELECT ON a TO passer; REINDEX TABLE a; ANALYZE a; CREATE TABLE c (id int PRIMARY KEY)",
+        "EXPLAIN ANALYZE SELECT 1; LOCK TABLE a; TRUNCATE a; CREATE TABLE d (id int PRIMARY KEY)",
+    ]
+    assert await check(make_setup(), ["BEGIN; " + each + "; COMMIT" for each in statements]) == []
+
+
+async def test_a_role_that_the_target_lacks_is_reported(make_setup: MakeSetup, pg: PostgresServer) -> None:
+    setup = make_setup()
+    with setup.connect() as conn:
+        conn.execute(BEFORE)
+        await setup.init()
+        async with setup.daemon():
+            await setup.archived()
+            conn.execute("CREATE ROLE gone; GRANT CREATE ON SCHEMA public TO gone; SET ROLE gone")
+            conn.execute("CREATE TABLE theirs (id int PRIMARY KEY)")
+            conn.execute("RESET ROLE; GRANT SELECT ON item TO gone, PUBLIC; ALTER TABLE note OWNER TO gone")
+            conn.execute("CREATE POLICY mine ON item TO gone USING (true); DROP OWNED BY gone; DROP ROLE gone")
+            await setup.archived()
+    restored, summary = await setup.restore()
+    assert set(summary.warnings) == {
+        "GRANT left out: no role gone",
+        "ownership of what it made left out: no role gone",
+        "ALTER TABLE left out: no role gone",
+        "CREATE POLICY left out: no role gone",
+        "DROP OWNED left out: a role of DROP OWNED is not at the target",
+    }
+    with psycopg.connect(restored) as conn:
+        assert conn.execute("SELECT to_regclass('theirs'), to_regclass('note')").fetchone() == (None, None)

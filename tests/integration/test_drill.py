@@ -1,0 +1,408 @@
+"""Drills on real archives: what is proven, what is found, what is recorded, and that nothing of the copy is left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from archiver.archive import OpenArchive
+from archiver.config import DrillSection
+from archiver.drill import DrillPlan, plan_drill, read_record, require_passed, run_drill, store_record
+from archiver.drill_copy import DisposableServer, GivenDatabase, OwnDatabase, Place, find_server
+from archiver.errors import DrillFailed, PostgresError, StoreError
+from archiver.format.drill import Record
+from archiver.format.manifest import Drill
+from archiver.policy.target import Target, ToLatest, ToLsn
+from archiver.regions import only, open_keks, open_regions
+from archiver.snapshots import take_snapshot
+from archiver.verify import verify
+from tests.fix_archive import Setup
+from tests.fix_cli import Site
+from tests.fix_servers import MakeDatabase
+from tests.integration.test_crash import file_regions
+from tests.integration.test_restore import MakeSetup
+
+SCHEMA = """
+CREATE TABLE customer (id serial PRIMARY KEY, name text NOT NULL);
+CREATE TABLE invoice (id int PRIMARY KEY, customer int NOT NULL REFERENCES customer, note text);
+CREATE TABLE plain (v text);
+ALTER TABLE customer ADD CONSTRAINT named CHECK (name <> '') NOT VALID;
+INSERT INTO customer (name) SELECT 'c' || g FROM generate_series(1, 500) g;
+INSERT INTO invoice SELECT g, 1 + g % 500, repeat('x', 40) FROM generate_series(1, 2000) g;
+INSERT INTO plain SELECT 'p' FROM generate_series(1, 10);
+"""
+CHANGES = """
+INSERT INTO customer (name) SELECT 'new' FROM generate_series(1, 50);
+UPDATE invoice SET note = 'paid' WHERE id % 3 = 0;
+DELETE FROM invoice WHERE id % 7 = 0;
+INSERT INTO plain VALUES ('p'), ('q');
+"""
+
+
+@dataclass
+class Drilled:
+    """An archive in two folders, and how one drills it."""
+
+    setup: Setup
+    folder: Path
+
+    async def snapshot(self) -> None:
+        async with self.setup.open() as archive:
+            await archive.follow()
+            config = self.setup.config
+            await take_snapshot(archive, config.require_source(), config.snapshot)
+
+    async def drill(
+        self,
+        place: Place | None = None,
+        *,
+        settings: DrillSection | None = None,
+        target: Target | None = None,
+        tamper: Callable[[str], Awaitable[None]] | None = None,
+        region: str | None = None,
+    ) -> Record:
+        """One drill, of which the record is stored."""
+        reads: Counter[str] = Counter()
+
+        def count(name: str, size: int) -> None:
+            reads[name] += size
+
+        mirror = open_regions(self.setup.config, on_read=count)
+        try:
+            async with self.setup.open() as recording:
+                reading = recording
+                if region is not None:
+                    keks = open_keks(self.setup.config)
+                    reading = OpenArchive(recording.identity, only(mirror, region), keks)
+                plan = await plan_drill(reading, target)
+                place = place or DisposableServer(await find_server(plan.plan.snapshot.server_version // 10000))
+                record = await run_drill(
+                    reading, plan, settings or DrillSection(), place, regions=reads, before_proof=tamper
+                )
+                await store_record(recording, record)
+                return record
+        finally:
+            await mirror.close()
+
+
+async def make(make_setup: MakeSetup, folder: Path, *, snapshots: int) -> Drilled:
+    for name in ("primary", "secondary"):
+        (folder / name).mkdir()
+    setup = make_setup(region=file_regions(folder), segment={"max_age": "200ms"})
+    drilled = Drilled(setup, folder)
+    with setup.connect() as conn:
+        conn.execute(SCHEMA)
+        await setup.init()
+        async with setup.daemon():
+            await setup.archived()
+            conn.execute(CHANGES)
+            if snapshots == 2:
+                await drilled.snapshot()
+                conn.execute("DELETE FROM plain")  # after the second: must not be replayed
+            await setup.archived()
+    return drilled
+
+
+@pytest.fixture
+async def pair(make_setup: MakeSetup, tmp_path: Path) -> Drilled:
+    return await make(make_setup, tmp_path, snapshots=2)
+
+
+async def newest_drill(setup: Setup) -> tuple[Drill, Record]:
+    async with setup.open() as archive:
+        entries = [signed.entry async for signed in archive.log.scan()]
+        entry = next(entry for entry in reversed(entries) if isinstance(entry, Drill))
+        return entry, await read_record(archive, entry)
+
+
+def tampering(statement: str) -> Callable[[str], Awaitable[None]]:
+    async def tamper(dsn: str) -> None:
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
+            await conn.execute(statement.encode())
+
+    return tamper
+
+
+async def test_a_drill_proves_one_base_snapshot_by_the_next(pair: Drilled) -> None:
+    record = await pair.drill()
+    assert record.failed == [], record.error
+    assert record.verdict == "passed"
+    assert record.snapshot_lsn < record.target_lsn == record.compared_lsn
+    assert record.transactions_replayed > 0
+    checks = {check.name: check for check in record.checks}
+    assert checks["table public.plain"].found.startswith("12 rows, digest ")
+    assert checks["sequence public.customer_id_seq"].found == "550"
+    assert checks["constraints that are not validated"].passed  # one is NOT VALID at the source too
+    assert checks["schema"].found == checks["schema"].expected
+    assert "destruction of the copy" in checks
+    assert [phase.name for phase in record.phases][:3] == ["plan", "index", "server"]
+    assert record.restored.destroyed
+    entry, stored = await newest_drill(pair.setup)
+    assert stored == record
+    assert (entry.verdict, entry.checks, entry.failed_checks) == ("passed", len(record.checks), 0)
+    async with pair.setup.open() as archive:
+        assert (await verify(archive, read_data=True)).ok
+
+
+async def test_a_record_says_who_what_and_with_which_keys(pair: Drilled) -> None:
+    record = await pair.drill()
+    assert "@" in record.by
+    assert record.source_version // 10000 == (record.restored.server_version or 0) // 10000
+    assert len(record.keks) == 1
+    assert {key[:9] for key in record.data_keys} == {"changes-2", "snapshots"}
+    async with pair.setup.open() as archive:
+        log = [signed async for signed in archive.log.scan()]
+    assert (log[-2].seq, log[-2].hash) == (record.head_seq, record.head_hash)
+    recovery = sum(phase.duration.total_seconds() for phase in record.phases if phase.purpose == "recovery")
+    assert record.recovery_time == pytest.approx(recovery)
+
+
+async def test_a_row_without_its_parent_is_found_although_the_constraint_says_that_it_is_valid(
+    pair: Drilled, make_database: MakeDatabase
+) -> None:
+    orphan = tampering("SET session_replication_role = replica; DELETE FROM customer WHERE id = 2")
+    record = await pair.drill(GivenDatabase(make_database()), target=ToLatest(), tamper=orphan)
+    assert [(check.name, check.found) for check in record.failed] == [
+        ("foreign keys that rows violate", "public.invoice invoice_customer_fkey")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("statement", "failing"),
+    [
+        ("UPDATE invoice SET note = 'Paid' WHERE id = 3", ["table public.invoice"]),
+        ("DELETE FROM plain WHERE v = 'q'", ["table public.plain"]),
+        ("ALTER TABLE plain ADD COLUMN more int", ["table public.plain", "schema"]),
+        ("CREATE TABLE stranger AS SELECT 1 AS id", ["tables beside these", "schema"]),
+        ("CREATE INDEX ON invoice (note)", ["schema"]),
+        ("SELECT setval('customer_id_seq', 400)", ["sequence public.customer_id_seq"]),
+        (
+            "ALTER TABLE plain ADD CONSTRAINT loose CHECK (v <> '') NOT VALID",
+            ["schema", "constraints that are not validated"],
+        ),
+    ],
+)
+async def test_whatever_differs_in_the_copy_fails_the_drill_and_is_recorded(
+    pair: Drilled, make_database: MakeDatabase, statement: str, failing: list[str]
+) -> None:
+    record = await pair.drill(GivenDatabase(make_database()), tamper=tampering(statement))
+    assert [check.name for check in record.failed] == failing
+    entry, stored = await newest_drill(pair.setup)
+    assert (entry.verdict, entry.failed_checks, stored.failed) == ("failed", len(failing), record.failed)
+    with pytest.raises(DrillFailed) as raised:
+        require_passed(stored)
+    assert raised.value.exit_code == 7
+
+
+async def test_a_single_base_snapshot_is_restored_to_the_latest_state_and_counted(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    drilled = await make(make_setup, tmp_path, snapshots=1)
+    settings = DrillSection(query="SELECT count(*) FROM public.plain", expect="12")
+    record = await drilled.drill(settings=settings)
+    assert record.verdict == "passed"
+    assert record.compared_lsn is None
+    assert "there are no two base snapshots that prove each other: the latest state is restored" in record.deviations
+    checks = {check.name: check for check in record.checks}
+    assert checks["table public.plain"].found == "12 rows, 10 in the base snapshot"
+    assert checks["query: SELECT count(*) FROM public.plain"].found == "12"
+    wrong = await drilled.drill(settings=settings.model_copy(update={"expect": "13"}))
+    assert [(check.expected, check.found) for check in wrong.failed] == [("13", "12")]
+
+
+async def test_a_drill_with_a_target_of_its_own_goes_there(pair: Drilled) -> None:
+    record = await pair.drill(target=ToLatest())
+    assert record.verdict == "passed"
+    assert {check.name: check.found for check in record.checks}["table public.plain"].startswith("0 rows, 12 in")
+
+
+async def test_a_target_that_is_a_base_snapshot_is_compared_with_itself(
+    make_setup: MakeSetup, tmp_path: Path, make_database: MakeDatabase
+) -> None:
+    drilled = await make(make_setup, tmp_path, snapshots=1)
+    async with drilled.setup.open() as archive:
+        snapshot = archive.log.state.snapshot or (await plan_drill(archive)).plan.snapshot
+        plan = await plan_drill(archive, ToLsn(snapshot.lsn))
+    assert plan.compared == snapshot
+
+
+async def test_objectives_that_are_missed_fail_the_drill(pair: Drilled, make_database: MakeDatabase) -> None:
+    settings = DrillSection.model_validate({"recovery_time_objective": "1ms", "recovery_point_objective": "365d"})
+    record = await pair.drill(GivenDatabase(make_database()), settings=settings)
+    assert [check.name for check in record.failed] == ["recovery time"]
+    assert record.recovery_time_objective == 0.001
+
+
+async def test_a_given_database_is_left_as_it_is_and_must_be_empty(pair: Drilled, make_database: MakeDatabase) -> None:
+    dsn = make_database()
+    record = await pair.drill(GivenDatabase(dsn))
+    assert record.verdict == "passed"
+    assert record.restored.destroyed is None
+    assert "the restored copy was left where --into said: it is not destroyed" in record.deviations
+    assert record.restored.where in " ".join([*record.deviations, record.restored.where])
+    with psycopg.connect(dsn) as conn:
+        assert conn.execute("SELECT count(*) FROM plain").fetchone() == (12,)
+    with pytest.raises(PostgresError, match="not empty"):
+        await GivenDatabase(dsn).check()
+
+
+async def test_a_database_of_the_drill_s_own_is_dropped_from_the_configured_server(
+    pair: Drilled, make_database: MakeDatabase
+) -> None:
+    dsn = make_database()
+    record = await pair.drill(OwnDatabase(dsn))
+    assert record.verdict == "passed"
+    assert record.restored.destroyed
+    with psycopg.connect(dsn) as conn:
+        assert conn.execute("SELECT count(*) FROM pg_database WHERE datname LIKE 'archiver_drill%'").fetchone() == (0,)
+
+
+async def test_a_copy_that_cannot_be_restored_is_a_failed_drill(pair: Drilled) -> None:
+    async with pair.setup.open() as archive:
+        part = (await plan_drill(archive)).plan.snapshot.parts[-1]
+    for region in ("primary", "secondary"):
+        path = pair.folder / region / part.key
+        path.chmod(0o644)
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+    record = await pair.drill()
+    assert record.verdict == "failed"
+    assert record.error is not None
+    assert part.key in record.error
+    assert record.restored.destroyed
+    assert (await newest_drill(pair.setup))[0].verdict == "failed"
+
+
+async def test_a_drill_reads_the_other_region_when_one_is_gone_and_is_recorded_when_it_is_back(pair: Drilled) -> None:
+    (pair.folder / "primary").rename(pair.folder / "away")
+    async with pair.setup.open() as archive:
+        plan: DrillPlan = await plan_drill(archive)
+        record = await run_drill(archive, plan, DrillSection(), await disposable(plan))
+        assert record.verdict == "passed"
+        with pytest.raises(StoreError):
+            await store_record(archive, record)
+    (pair.folder / "away").rename(pair.folder / "primary")
+    async with pair.setup.open() as archive:
+        await store_record(archive, record)
+    assert (await newest_drill(pair.setup))[1] == record
+
+
+async def disposable(plan: DrillPlan) -> DisposableServer:
+    return DisposableServer(await find_server(plan.plan.snapshot.server_version // 10000))
+
+
+async def test_one_region_alone_is_read_and_every_region_gets_the_record(pair: Drilled) -> None:
+    record = await pair.drill(region="secondary")
+    assert record.verdict == "passed"
+    assert set(record.regions) == {"secondary"}
+    assert record.regions["secondary"] > record.stored_bytes
+    async with pair.setup.open() as archive:
+        assert (await verify(archive)).ok
+
+
+async def test_a_running_daemon_shows_the_newest_drill(pair: Drilled) -> None:
+    def shown(name: str) -> float | None:
+        return daemon.metrics.registry.get_sample_value(f"archiver_{name}")
+
+    async with pair.setup.daemon() as daemon:
+        await asyncio.sleep(0.5)
+        assert shown("last_drill_timestamp_seconds") == 0
+        record = await pair.drill()
+        async with asyncio.timeout(20):
+            while shown("last_drill_success") != 1:
+                await asyncio.sleep(0.1)
+        assert shown("last_drill_timestamp_seconds") == pytest.approx(record.finished_at.timestamp())
+    async with pair.setup.daemon() as daemon, asyncio.timeout(20):
+        while shown("last_drill_success") != 1:  # at its start, from the log
+            await asyncio.sleep(0.1)
+
+
+# --- the command ---
+
+
+@pytest.fixture
+def shop(pair: Drilled) -> Site:
+    """The command line beside an archive with two base snapshots, on a host that only restores."""
+    config = pair.setup.config
+    regions = "".join(f'[[region]]\nname = "{region.name}"\nurl = "{region.url}"\n' for region in config.region)
+    settings = f"""
+[archive]
+name = "{config.archive.name}"
+[encryption]
+keys = ["{config.encryption.keys[0]}"]
+{regions}"""
+    return Site(pair.folder, pair.setup.dsn, "", (), {}, settings)
+
+
+def test_the_command_drills_without_the_source_and_leaves_evidence(shop: Site) -> None:
+    page = shop.folder / "drill.html"
+    result = shop.run("drill", "--report", str(page))
+    assert result.returncode == 0, result.stderr
+    assert "PASSED" in result.stdout
+    assert "recorded         in every region" in result.stdout
+    assert "digests: done" in result.stderr
+    assert "table public.plain" in page.read_text("utf-8")
+    assert json.loads(shop.run("info", "--json").stdout)["last_drill"]["verdict"] == "passed"
+    again = json.loads(shop.run("drill", "--last", "--json").stdout)
+    assert (again["verdict"], again["recorded"]) == ("passed", True)
+    assert again["regions"]["primary"] > 0
+    # A drill that fails, on the same archive: it is recorded, and its page is written.
+    shop.settings += '\n[drill]\nquery = "SELECT count(*) FROM public.plain"\nexpect = "1"\n'
+    result = shop.run("drill", "--json", "--report", str(page))
+    assert result.returncode == 7, result.stderr
+    assert json.loads(result.stdout)["verdict"] == "failed"
+    assert "error: the drill failed: 1 of" in result.stderr
+    assert "FAILED" in page.read_text("utf-8")
+    assert "last drill       failed, 1 of" in shop.run("info").stdout
+
+
+def test_an_interrupted_drill_leaves_nothing_and_records_nothing(shop: Site) -> None:
+    with shop.started("drill") as process:
+        servers: list[Path] = []
+        shop.wait_until(lambda: servers.extend(disposable_servers(process.pid)) or servers)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+        assert process.returncode == 130, stderr
+    assert "nothing was recorded" in stderr
+    assert not any(folder.exists() for folder in servers)
+    assert json.loads(shop.run("info", "--json").stdout)["last_drill"] is None
+
+
+def disposable_servers(parent: int) -> list[Path]:
+    """The folders of the servers that a process runs."""
+    found = []
+    for task in Path(f"/proc/{parent}/task").iterdir():
+        with contextlib.suppress(OSError):
+            for child in (task / "children").read_text("ascii").split():
+                command = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+                if command[0].endswith(b"/postgres"):
+                    found.append(Path(os.fsdecode(command[command.index(b"-D") + 1])).parent)
+    return found
+
+
+def test_a_drill_that_cannot_be_recorded_keeps_its_page_and_says_so(shop: Site) -> None:
+    (shop.folder / "secondary").rename(shop.folder / "away")
+    page = shop.folder / "drill.html"
+    result = shop.run("drill", "--report", str(page))
+    assert result.returncode == 4, result.stderr
+    assert "PASSED" in result.stdout
+    assert "recorded         NO" in result.stdout
+    assert "keep what --report and --json wrote" in result.stderr
+    assert "passed" in page.read_text("utf-8")
+
+
+def test_the_command_says_what_cannot_be_drilled(shop: Site) -> None:
+    both = shop.run("drill", "--latest", "--target-lsn", "0/1")
+    assert (both.returncode, "exactly one" in both.stderr) == (2, True)
+    full = shop.run("drill", "--into", shop.dsn)
+    assert (full.returncode, "not empty" in full.stderr) == (3, True)
+    assert (shop.run("drill", "--last").returncode, shop.run("drill", "--target-lsn", "FF/0").returncode) == (6, 6)

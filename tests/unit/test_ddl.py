@@ -1,0 +1,238 @@
+"""Which statement fired an event, and what becomes of it at a target."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from pglast import parse_sql
+
+from archiver.errors import IntegrityError
+from archiver.format import ddl
+from archiver.format.ddl import Event
+from archiver.format.ddl_rewrite import TargetFacts, for_target
+
+TARGET = TargetFacts(frozenset({"anna", "ben"}), "archiver_shop")
+
+
+def event(tag: str = "CREATE TABLE", source: str = "", **fields: Any) -> Event:
+    base: dict[str, Any] = {"kind": "ddl_command_end", "role": "anna", "settings": {}, "schemas": ["public"]}
+    return Event(**base | {"tag": tag, "source": source} | fields)
+
+
+def tables(*names: str) -> list[dict[str, str]]:
+    return [{"type": "table", "schema": "public", "identity": f"public.{name}"} for name in names]
+
+
+def rewritten(text: str, target: TargetFacts = TARGET, **fields: Any) -> list[str]:
+    return for_target(text, event(**fields), target).statements
+
+
+def test_a_message_that_no_trigger_wrote_is_refused() -> None:
+    for content in (b"", b"{}", b"[]", b'{"event": 1}'):
+        with pytest.raises(IntegrityError, match="cannot be read"):
+            ddl.parse_event(content)
+
+
+def test_a_message_is_read_without_the_temporary_schema() -> None:
+    raw = {"event": "sql_drop", "tag": "DROP TABLE", "role": "r", "settings": {}, "schemas": ["pg_temp_3", "public"]}
+    read = ddl.parse_event(json.dumps(raw).encode())
+    assert (read.kind, read.schemas, read.place) == ("sql_drop", ["public"], 1)
+
+
+@pytest.mark.parametrize("place", [1, 2, 3])
+def test_of_several_statements_the_one_at_its_place_is_meant(place: int) -> None:
+    text = "SELECT ';'; CREATE TABLE a ();SET x = 1; /* ; */ CREATE TABLE b (); INSERT INTO b DEFAULT VALUES; CREATE TABLE c ()"
+    name = "abc"[place - 1]
+    found = ddl.statement_of(event(source=text, place=place, objects=tables(name)))
+    assert found.split() == ["CREATE", "TABLE", name, "()"]
+
+
+def test_letters_outside_ascii_do_not_shift_statements() -> None:
+    text = "CREATE TABLE \"ü😀\" (); COMMENT ON TABLE x IS 'ä'; CREATE TABLE b ()"
+    assert ddl.statement_of(event(source=text, place=3, objects=tables("b"))) == "CREATE TABLE b ()"
+
+
+def test_a_count_that_a_rollback_shifted_is_corrected_by_the_name() -> None:
+    text = "CREATE TABLE a (); ROLLBACK; CREATE TABLE b (id int)"
+    assert ddl.statement_of(event(source=text, place=1, objects=tables("b"))) == "CREATE TABLE b (id int)"
+
+
+def test_what_cannot_be_told_is_an_error() -> None:
+    for source in ("SELECT 1", "CREATE TABLE a (", "CREATE INDEX ON a (b)", 'SQL statement "CREATE'):
+        with pytest.raises(IntegrityError, match="cannot be told"):
+            ddl.statement_of(event(source=source, objects=tables("a")))
+
+
+FRAME = "PL/pgSQL function f() line 3 at EXECUTE"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE a ()",
+        'CREATE TABLE "a" ("b" int)',
+        "CREATE TABLE a (v text DEFAULT '\"\nPL/pgSQL function x')",
+        'COMMENT ON TABLE "a"\nIS \'x"\n"\'',
+    ],
+)
+def test_a_statement_inside_a_line_of_context_ends_where_it_parses(statement: str) -> None:
+    tag = statement.partition(" ON")[0] if statement.startswith("COMMENT") else "CREATE TABLE"
+    source = f'SQL statement "{statement}"\n{FRAME}\nSQL statement "SELECT f("x")"'
+    assert ddl.statement_of(event(tag, source, objects=tables("a"))) == statement
+
+
+def test_a_statement_of_an_sql_function_is_found_in_the_bodies_of_that_name() -> None:
+    bodies = ["SELECT 1; SELECT 2", "SELECT 1; CREATE TABLE a (); CREATE TABLE b ()"]
+    source = 'SQL function "f" statement 2'
+    assert ddl.statement_of(event(source=source, bodies=bodies, objects=tables("a"))) == "CREATE TABLE a ()"
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        (r"'a\'b'", r" E'a\'b'"),
+        (r"E'a\'b'", r"E'a\'b'"),
+        ("'plain'", "'plain'"),
+        (r"$$ '\' $$", r"$$ '\' $$"),
+        (r'"a\" -- \'' "\n" r"'\\'", r'"a\" -- \'' "\n" r" E'\\'"),
+        (r"'it''s \\'", r" E'it''s \\'"),
+    ],
+)
+def test_strings_of_the_old_kind_are_marked(written: str, meant: str) -> None:
+    assert ddl.with_standard_strings(written) == meant
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("SELECT 1", False),
+        ("SELECT 1 AS a INTO t", True),
+        ("CREATE TABLE t AS EXECUTE p", True),
+        ("GRANT a TO b", False),
+        ("GRANT SELECT ON t TO b", True),
+        ("GRANT CONNECT ON DATABASE d TO b", False),
+        ("COMMENT ON ROLE r IS ''", False),
+        ("COMMENT ON TABLE r IS ''", True),
+        ("ALTER DATABASE d OWNER TO x", False),
+        ("ALTER TABLE d OWNER TO x", True),
+        ("ALTER ROLE a RENAME TO b", False),
+        ("ALTER TABLE a RENAME b TO c", True),
+        ("DROP EVENT TRIGGER e", False),
+        ("DROP TABLE t", True),
+        ("DROP OWNED BY a", True),
+        ("REASSIGN OWNED BY a TO b", False),
+        ("REINDEX TABLE t", False),
+        ("TRUNCATE t", False),
+        ("REFRESH MATERIALIZED VIEW m", True),
+        ("ALTER SYSTEM SET a = 1", False),
+        ("SECURITY LABEL ON ROLE r IS 'x'", False),
+    ],
+)
+def test_statements_that_fire_event_triggers_are_told_from_others(text: str, expected: bool) -> None:
+    assert ddl.fires(parse_sql(text)[0].stmt) is expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "identity", "expected"),
+    [
+        ("table", 'public."A b"', 'DROP TABLE IF EXISTS public."A b" CASCADE'),
+        ("trigger", "t on public.x", "DROP TRIGGER IF EXISTS t on public.x CASCADE"),
+        ("cast", "(a.b AS text)", "DROP CAST IF EXISTS (a.b AS text) CASCADE"),
+        ("aggregate", "public.total()", "DROP ROUTINE IF EXISTS public.total() CASCADE"),
+        ("operator class", "public.o USING btree", "DROP OPERATOR CLASS IF EXISTS public.o USING btree CASCADE"),
+        ("user mapping", "ben on server far", "DROP USER MAPPING IF EXISTS FOR ben SERVER far"),
+        ("transform", "for a.b on language l", "DROP TRANSFORM IF EXISTS FOR a.b LANGUAGE l CASCADE"),
+        ("statistics object", "public.s", "DROP STATISTICS IF EXISTS public.s CASCADE"),
+    ],
+)
+def test_an_object_is_dropped_by_its_identity(kind: str, identity: str, expected: str) -> None:
+    dropped = event("DROP", kind="sql_drop", objects=[{"type": kind, "identity": identity}])
+    [statement] = ddl.drop_statements(dropped)
+    assert statement == expected
+    parse_sql(statement)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("CREATE INDEX CONCURRENTLY i ON t (a)", ["CREATE INDEX  i ON t (a)"]),
+        ("CREATE INDEX i ON t (a) TABLESPACE x", ["CREATE INDEX i ON t (a)"]),
+        ("ALTER TABLE t SET TABLESPACE x", []),
+        ("ALTER TABLE t ADD a int, SET TABLESPACE x", ["ALTER TABLE t ADD COLUMN a integer"]),
+        ("GRANT SELECT ON t TO anna, carl", ["GRANT SELECT ON TABLE t TO anna"]),
+        ("GRANT SELECT ON t TO carl", []),
+        ("REVOKE ALL ON FUNCTION f() FROM PUBLIC", ["REVOKE ALL ON FUNCTION f() FROM PUBLIC"]),
+        ("ALTER TABLE t OWNER TO carl", []),
+        ("ALTER VIEW v OWNER TO anna", ["ALTER VIEW v OWNER TO anna"]),
+        ("ALTER FUNCTION f() OWNER TO carl", []),
+        ("CREATE SCHEMA AUTHORIZATION carl", ["CREATE SCHEMA carl"]),
+        ("CREATE POLICY p ON t TO carl", []),
+        ("CREATE USER MAPPING FOR carl SERVER s", []),
+        ("ALTER PUBLICATION archiver_shop ADD TABLE t", []),
+        ("CREATE TABLE t (a int) TABLESPACE x", ["CREATE TABLE t (a integer)"]),
+    ],
+)
+def test_what_the_target_lacks_is_taken_out_of_a_statement(text: str, expected: Sequence[str]) -> None:
+    assert rewritten(text) == expected
+
+
+def test_grants_on_temporary_tables_do_not_travel() -> None:
+    found = rewritten("GRANT SELECT ON a, b, public.a TO anna", temporary=frozenset({"a"}))
+    assert found == ["GRANT SELECT ON TABLE b, public.a TO anna"]
+
+
+@pytest.mark.parametrize(
+    ("value", "type_", "literal"),
+    [
+        ('{"2026-01-01 00:00:00+00"}', "timestamp with time zone", "'2026-01-01 00:00:00+00'"),
+        ("{anna}", "text", "'anna'"),
+        (r'{"{a,\"b\\\\c\"}"}', "text[]", r"""E'{a,"b\\\\c"}'"""),
+        ("{it's}", "text", "'it''s'"),
+    ],
+)
+def test_a_default_computed_once_is_given_by_its_value(value: str, type_: str, literal: str) -> None:
+    missing = {"c": {"type": type_, "value": value, "default": "now()"}}
+    first, second = rewritten("ALTER TABLE s.t ADD c text DEFAULT now() NOT NULL", tag="ALTER TABLE", missing=missing)
+    added = parse_sql(first)[0].stmt.cmds[0].def_.constraints[0].raw_expr
+    assert added == parse_sql(f"SELECT CAST({literal} AS {type_})")[0].stmt.targetList[0].val
+    assert second == 'ALTER TABLE "s"."t" ALTER COLUMN "c" SET DEFAULT now()'
+
+
+def test_numbers_and_truth_values_as_default_are_left_alone() -> None:
+    missing = {"c": {"type": "integer", "value": "{5}", "default": "5"}}
+    text = "ALTER TABLE t ADD c int DEFAULT 5"
+    assert rewritten(text, missing=missing) == [text]
+
+
+def test_a_new_enum_value_asks_for_a_commit_and_a_renamed_one_does_not() -> None:
+    assert for_target("ALTER TYPE m ADD VALUE 'x'", event("ALTER TYPE"), TARGET).commits
+    assert not for_target("ALTER TYPE m RENAME VALUE 'x' TO 'y'", event("ALTER TYPE"), TARGET).commits
+
+
+def test_subscriptions_are_left_out_and_reported() -> None:
+    replay = for_target("DROP SUBSCRIPTION s", event("DROP SUBSCRIPTION"), TARGET)
+    assert replay.statements == []
+    assert "subscriptions" in replay.left_out[0]
+
+
+def test_a_table_is_made_from_its_description() -> None:
+    column = {
+        "name": 'a"b',
+        "type": "text",
+        "not_null": True,
+        "collation": 'pg_catalog."C"',
+        "default": None,
+        "options": None,
+    }
+    table = {
+        "schema": "s", "name": "t", "persistence": "p", "method": "heap", "options": ["fillfactor=70"],
+        "server": None, "server_options": None, "columns": [column],
+    }  # fmt: skip
+    assert ddl.create_table(table) == (
+        'CREATE TABLE "s"."t" ("a""b" text COLLATE pg_catalog."C" NOT NULL) USING "heap" WITH (fillfactor = \'70\')'
+    )
+    foreign = table | {"server": "far", "server_options": [["x", "it's"]], "columns": None}
+    assert ddl.create_table(foreign) == 'CREATE FOREIGN TABLE "s"."t" () SERVER "far" OPTIONS ("x" \'it\'\'s\')'
