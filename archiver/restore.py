@@ -291,9 +291,12 @@ class _Restore:
     ) -> None:
         if step in await self._done(conn):
             return
-        async with conn.transaction():
-            self._skip(await load.run_script(conn, preamble, entries))
-            await self._record(conn, **{step: True})
+        try:
+            async with conn.transaction():
+                self._skip(await load.run_script(conn, preamble, entries))
+                await self._record(conn, **{step: True})
+        except psycopg.Error as exc:
+            raise postgres_error(exc, f"step {step}") from exc
 
     # --- replay ---
 

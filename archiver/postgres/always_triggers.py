@@ -18,14 +18,16 @@ _CREATE: Final[LiteralString] = """
 CREATE SCHEMA IF NOT EXISTS archiver;
 CREATE TABLE IF NOT EXISTS archiver.silenced (kind text, rel oid, name text, state "char");
 """
+# Objects of the system have OIDs below 16384 (FirstNormalObjectId, transam.h).
 _IMPOSE: Final[LiteralString] = """
 WITH firing AS (
     SELECT 'TRIGGER' AS kind, tgrelid AS rel, tgname::text AS name, tgenabled AS state
       FROM pg_catalog.pg_trigger WHERE tgenabled = ANY (%(firing)s) AND tgparentid = 0 AND NOT tgisinternal
+       AND tgrelid >= 16384
     UNION ALL SELECT 'RULE', ev_class, rulename::text, ev_enabled FROM pg_catalog.pg_rewrite
-     WHERE ev_enabled = ANY (%(firing)s) AND rulename <> '_RETURN'
+     WHERE ev_enabled = ANY (%(firing)s) AND rulename <> '_RETURN' AND ev_class >= 16384
     UNION ALL SELECT 'EVENT TRIGGER', 0, evtname::text, evtenabled
-      FROM pg_catalog.pg_event_trigger WHERE evtenabled = ANY (%(firing)s)
+      FROM pg_catalog.pg_event_trigger WHERE evtenabled = ANY (%(firing)s) AND 'R' = ANY (%(firing)s)
 ) INSERT INTO archiver.silenced SELECT * FROM firing
 RETURNING kind, rel::regclass::text, pg_catalog.quote_ident(name), 'D'
 """

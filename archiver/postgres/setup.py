@@ -28,11 +28,15 @@ Conn = psycopg.AsyncConnection[Any]
 
 @dataclass(frozen=True, slots=True)
 class PublishedTable:
-    """A table that can be published; `keyed` when its UPDATEs and DELETEs have a replica identity."""
+    """A table that can be published; `keyed` when its UPDATEs and DELETEs have a replica identity.
+
+    `virtual`: it has a virtual generated column (18), with which REPLICA IDENTITY FULL refuses every UPDATE.
+    """
 
     schema: str
     name: str
     keyed: bool
+    virtual: bool = False
 
     def __str__(self) -> str:
         return f"{self.schema}.{self.name}"
@@ -41,12 +45,15 @@ class PublishedTable:
 # relreplident: d default (primary key), i index, f full, n nothing (pg_class). Partitions are published by leaf.
 _TABLES = """
 SELECT n.nspname, c.relname,
-       c.relreplident = 'f'
+       c.relreplident = 'f' AND NOT v.has
        OR c.relreplident = 'd' AND EXISTS (SELECT FROM pg_catalog.pg_index i
                                             WHERE i.indrelid = c.oid AND i.indisprimary)
        OR c.relreplident = 'i' AND EXISTS (SELECT FROM pg_catalog.pg_index i
-                                            WHERE i.indrelid = c.oid AND i.indisreplident)
+                                            WHERE i.indrelid = c.oid AND i.indisreplident),
+       v.has
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute a
+                                     WHERE a.attrelid = c.oid AND a.attgenerated = 'v')) v (has)
  WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname <> 'archiver'
    AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%%'
  ORDER BY 1, 2
@@ -89,6 +96,12 @@ def require_choice(tables: Sequence[PublishedTable], keyless: Keyless | None) ->
             + (f" and {len(without) - 10} more" if len(without) > 10 else ""),
             hint="Publishing them would make their UPDATEs fail. Choose --keyless full (sets REPLICA IDENTITY FULL) "
             "or --keyless exclude (does not archive them).",
+        )
+    virtual = [table for table in without if table.virtual]
+    if virtual and keyless == "full":
+        raise PostgresError(
+            f"tables with a virtual generated column and no key: {', '.join(map(str, virtual))}",
+            hint="REPLICA IDENTITY FULL would make their UPDATEs fail: give them a primary key, or --keyless exclude.",
         )
     return without
 

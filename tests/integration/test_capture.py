@@ -11,7 +11,7 @@ import pytest
 
 from archiver.archive import open_archive
 from archiver.daemon import Daemon
-from archiver.errors import Fenced, TargetUnreachable
+from archiver.errors import Fenced, PostgresError, TargetUnreachable
 from archiver.format.manifest import Changes, Fence, Gap
 from archiver.policy.target import ToName, ToTime
 from archiver.postgres.session import connect
@@ -127,6 +127,17 @@ async def test_a_slot_that_someone_else_moved_becomes_a_gap(item: Setup) -> None
     async with item.open() as archive:
         gaps = [s.entry async for s in archive.log.scan() if isinstance(s.entry, Gap)]
     assert [gap.reason for gap in gaps] == ["the replication slot was moved by someone else"]
+
+
+async def test_a_keyless_table_whose_updates_would_fail_is_never_published(make_setup: MakeSetup) -> None:
+    setup = make_setup()
+    with setup.connect() as conn:
+        conn.execute("CREATE TABLE virtual (a int, b int GENERATED ALWAYS AS (a + 1) VIRTUAL)")
+        with pytest.raises(PostgresError, match=r"virtual generated column and no key: public\.virtual"):
+            await setup.init("full")
+        await setup.init("exclude")
+        conn.execute("INSERT INTO virtual VALUES (1)")
+        conn.execute("UPDATE virtual SET a = 2")
 
 
 async def unreachable(setup: Setup, moment: datetime) -> bool:
