@@ -217,7 +217,7 @@ class _Restore:
     async def _create_schema(self, conn: psycopg.AsyncConnection[Any], index: Index, script: dump.Script) -> None:
         if await load.read_progress(conn) is not None:
             return
-        async with conn.transaction():
+        async with load.transaction(conn, "schema"):
             if not index.database.has_public_schema:
                 await load.drop_public_schema(conn)
             self._skip(await load.run_script(conn, script.preamble, script.pre))
@@ -255,7 +255,7 @@ class _Restore:
             for chunk in inflate(body, ref.raw_bytes):
                 yield chunk
 
-        async with conn.transaction():
+        async with load.transaction(conn, table.info.label):
             info = table.info
             await load.copy_in(conn, info.schema, info.name, info.columns, chunks())
             await self._record(conn, **{f"part {number}": True})
@@ -291,12 +291,9 @@ class _Restore:
     ) -> None:
         if step in await self._done(conn):
             return
-        try:
-            async with conn.transaction():
-                self._skip(await load.run_script(conn, preamble, entries))
-                await self._record(conn, **{step: True})
-        except psycopg.Error as exc:
-            raise postgres_error(exc, f"step {step}") from exc
+        async with load.transaction(conn, f"step {step}"):
+            self._skip(await load.run_script(conn, preamble, entries))
+            await self._record(conn, **{step: True})
 
     # --- replay ---
 

@@ -6,7 +6,8 @@ Never: a target that holds anything else is touched.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final, LiteralString
 
 import psycopg
@@ -122,6 +123,16 @@ _LACKING: Final = (
     psycopg.errors.UndefinedObject,  # what stands on something left out before: a comment, a publication's table
     psycopg.errors.InvalidParameterValue,  # a SECURITY LABEL whose provider is not loaded
 )
+
+
+@asynccontextmanager
+async def transaction(conn: psycopg.AsyncConnection[Any], where: str) -> AsyncIterator[None]:
+    """A transaction whose BEGIN and COMMIT, too, fail with errors of ours."""
+    try:
+        async with conn.transaction():
+            yield
+    except psycopg.Error as exc:
+        raise postgres_error(exc, where) from exc
 
 
 async def run_script(conn: psycopg.AsyncConnection[Any], preamble: Entry, entries: Iterable[Entry]) -> list[Skipped]:
