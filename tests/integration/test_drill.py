@@ -384,7 +384,7 @@ def disposable_servers(parent: int) -> list[Path]:
         with contextlib.suppress(OSError):
             for child in (task / "children").read_text("ascii").split():
                 command = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-                if command[0].endswith(b"/postgres"):
+                if command[0].endswith(b"/postgres") and b"-D" in command:  # not: postgres --version
                     found.append(Path(os.fsdecode(command[command.index(b"-D") + 1])).parent)
     return found
 
