@@ -15,8 +15,10 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 demo: install  ## archive a live shop, break it, restore it to the second before
 	$(BIN)/archiver demo
 
-test: install  ## all tests: real PostgreSQL, real S3 servers
-	$(BIN)/python -m pytest
+JOBS ?= 2
+
+test: install  ## all tests: real PostgreSQL, real S3 servers; JOBS of them at a time
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 lint: install  ## ruff, mypy strict, the import contract
 	$(BIN)/ruff format --check .

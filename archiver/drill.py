@@ -30,7 +30,8 @@ from archiver.format.manifest import Drill, Signed, Snapshot
 from archiver.format.seal import inflate
 from archiver.policy import drill as policy
 from archiver.policy.target import History, Plan, Target, ToLatest, ToLsn
-from archiver.restore import Progress, Summary, make_plan, run_restore
+from archiver.recovery_plan import make_plan
+from archiver.restore import Progress, Summary, run_restore
 from archiver.snapshots import read_index
 
 Hook = Callable[[str], Awaitable[None]]

@@ -1,8 +1,8 @@
 """Restore: a plan, then an empty database becomes the source as it was at the recovery target.
 
-In: an archive, a target, and a connection string. `make_plan` only reads; `run_restore` does what the plan says, in
-steps that are each recorded in the target in the same transaction, so that an interrupted restore goes on where
-it stopped. Nothing of an object is used before all of it is verified. What cannot be reached exactly is an error.
+In: an archive, a plan (archiver.recovery_plan), and a connection string. Each step is recorded in the target in its
+own transaction, so that an interrupted restore goes on where it stopped. Nothing of an object is used before all of
+it is verified. What cannot be reached exactly is an error.
 """
 
 from __future__ import annotations
@@ -11,30 +11,29 @@ import asyncio
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import timedelta
 from time import monotonic
 from typing import Any, LiteralString
-from uuid import UUID
 
 import psycopg
 import structlog
 
-from archiver.archive import OpenArchive, Place
-from archiver.errors import PostgresError
-from archiver.format import dump, dump_roles, pgoutput, segment
+from archiver.archive import OpenArchive
+from archiver.format import dump, dump_roles, segment
 from archiver.format.dump_roles import Skipped
-from archiver.format.manifest import Changes, CommitRef, ObjectRef, format_time
-from archiver.format.seal import Kind, inflate
+from archiver.format.manifest import Changes, CommitRef, ObjectRef
+from archiver.format.seal import inflate
 from archiver.lsn import Lsn
 from archiver.policy.sequence_log import SequenceStates
-from archiver.policy.target import History, Plan, Target, ToLsn
+from archiver.policy.target import Plan
 from archiver.policy.transactions import SourceTransaction, TransactionAssembler
 from archiver.postgres import always_triggers, load
 from archiver.postgres.apply import Applier
 from archiver.postgres.ddl_replay import DdlReplay
 from archiver.postgres.sequences import SequenceState, raise_to_columns, set_sequences
 from archiver.postgres.session import connect, postgres_error
+from archiver.recovery_plan import fetch_segment, identity, settle
 from archiver.snapshots import Index, IndexedTable, part_place, read_index
 from archiver.tasks import task_group
 
@@ -60,97 +59,6 @@ class Summary:
     warnings: list[str] = field(default_factory=list)
 
 
-async def read_history(archive: OpenArchive) -> History:
-    """The whole verified log, as what can be restored from it."""
-    return History([signed.entry async for signed in archive.log.scan()])
-
-
-async def make_plan(
-    archive: OpenArchive, target: Target, history: History | None = None, *, snapshot_id: UUID | None = None
-) -> Plan:
-    """Decide how to reach a target, by default from the newest base snapshot that can.
-
-    Raises TargetUnreachable, IntegrityError; writes nothing.
-    """
-    history = history or await read_history(archive)
-    boundary = history.boundary(target)
-    commits = await _commits_of(archive, boundary) if boundary and boundary.object else []
-    return history.plan(target, commits, datetime.now(UTC), snapshot_id)
-
-
-async def _commits_of(archive: OpenArchive, changes: Changes) -> list[CommitRef]:
-    body, raw_bytes = await _fetch_segment(archive, changes)
-    return await asyncio.to_thread(lambda: list(_find_commits(body, raw_bytes)))
-
-
-def _find_commits(body: bytes, raw_bytes: int) -> Iterator[CommitRef]:
-    xid = 0
-    for record in segment.read_records(inflate(body, raw_bytes)):
-        if not isinstance(record, bytes):
-            continue
-        if record[0] == pgoutput.Tag.BEGIN:
-            xid = pgoutput.parse_begin(record).xid
-        elif record[0] == pgoutput.Tag.COMMIT:
-            commit = pgoutput.parse_commit(record)
-            yield CommitRef(xid=xid, lsn=commit.commit_lsn, end_lsn=commit.end_lsn, time=commit.time)
-        elif record[0] == pgoutput.Tag.STREAM_COMMIT:
-            streamed = pgoutput.decode(record)
-            assert isinstance(streamed, pgoutput.StreamCommit)
-            yield CommitRef(xid=streamed.xid, lsn=streamed.commit_lsn, end_lsn=streamed.end_lsn, time=streamed.time)
-
-
-async def _fetch_segment(archive: OpenArchive, changes: Changes) -> tuple[bytes, int]:
-    ref = changes.object
-    assert ref is not None
-    place = Place(Kind.CHANGES, changes.ordinal, changes.start_lsn, changes.end_lsn)
-    return await archive.fetch(ref, place), ref.raw_bytes
-
-
-async def settle_plan(archive: OpenArchive, plan: Plan, dsn: str) -> tuple[Plan, bool]:
-    """The plan that fits the target, and whether it goes on with this very restore, interrupted.
-
-    An interrupted `--latest` goes on to what was the latest then. Raises PostgresError if the target holds
-    anything else.
-    """
-    conn = await connect(dsn, purpose="restore")
-    try:
-        return await _settle(archive, plan, conn)
-    finally:
-        await conn.close()
-
-
-async def _settle(archive: OpenArchive, plan: Plan, conn: psycopg.AsyncConnection[Any]) -> tuple[Plan, bool]:
-    progress = await load.read_progress(conn)
-    if progress is None:
-        await load.ensure_empty(conn)
-        return plan, False
-    begun = progress.get("restore")
-    mine = _identity(plan, archive)
-    if begun is None or any(begun[key] != mine[key] for key in ("archive", "target")):
-        raise PostgresError(
-            "the target holds another restore that was interrupted",
-            where=f"{conn.info.dbname}, {begun['target'] if begun else 'unknown'}",
-            hint="Finish that one by repeating its command, or restore into a new database.",
-        )
-    return (plan if begun == mine else await _plan_again(archive, plan, begun)), True
-
-
-def _identity(plan: Plan, archive: OpenArchive) -> dict[str, str]:
-    return {
-        "archive": str(archive.identity.archive),
-        "target": str(plan.target),
-        "snapshot": str(plan.snapshot.snapshot_id),
-        "stop": str(plan.stop),
-    }
-
-
-async def _plan_again(archive: OpenArchive, plan: Plan, begun: dict[str, str]) -> Plan:
-    """The plan of a restore that began when the archive was shorter."""
-    stop = ToLsn(Lsn.parse(begun["stop"]))
-    again = await make_plan(archive, stop, snapshot_id=UUID(begun["snapshot"]))
-    return replace(again, target=plan.target)
-
-
 async def run_restore(
     archive: OpenArchive, plan: Plan, dsn: str, *, jobs: int = 2, progress: Progress | None = None
 ) -> Summary:
@@ -173,7 +81,7 @@ class _Restore:
         conn = await connect(self._dsn, purpose="restore")
         try:
             await load.claim(conn)
-            self._plan, self._summary.resumed = await _settle(self._archive, self._plan, conn)
+            self._plan, self._summary.resumed = await settle(self._archive, self._plan, conn)
             index = await read_index(self._archive, self._plan.snapshot)
             self._summary.last_commit = self._plan.last_commit
             self._summary.tables = len(index.tables)
@@ -222,7 +130,7 @@ class _Restore:
                 await load.drop_public_schema(conn)
             self._skip(await load.run_script(conn, script.preamble, script.pre))
             await load.create_progress(conn)
-            await self._record(conn, restore=_identity(self._plan, self._archive))
+            await self._record(conn, restore=identity(self._plan, self._archive))
 
     async def _load_rows(self, conn: psycopg.AsyncConnection[Any], index: Index, _script: dump.Script) -> None:
         done = await self._done(conn)
@@ -364,7 +272,7 @@ class _Restore:
         try:
             for number, changes in enumerate(segments):
                 for following in segments[number + len(waiting) : number + 1 + READ_AHEAD]:
-                    fetch = _fetch_segment(self._archive, following)
+                    fetch = fetch_segment(self._archive, following)
                     waiting.append(asyncio.create_task(fetch, name=f"fetch segment {following.ordinal}"))
                 body, raw_bytes = await waiting.pop(0)
                 yield changes, body, raw_bytes
@@ -406,10 +314,3 @@ def _session(changes: Changes) -> object:
 
 def _spool() -> Any:
     return tempfile.TemporaryFile()
-
-
-def describe(plan: Plan) -> str:
-    """One line for logs: where the plan ends."""
-    last = plan.last_commit
-    at = f"commit {last.lsn} of {format_time(last.time)}" if last else f"base snapshot {plan.snapshot.lsn}"
-    return f"{plan.target}: {at}"

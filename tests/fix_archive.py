@@ -23,8 +23,9 @@ from archiver.policy.target import Target, ToLatest
 from archiver.postgres import setup
 from archiver.postgres.replication_slot import create_slot, identify_system
 from archiver.postgres.session import connect
+from archiver.recovery_plan import make_plan
 from archiver.regions import open_keks, open_regions
-from archiver.restore import Summary, make_plan, run_restore
+from archiver.restore import Summary, run_restore
 from archiver.store.mirror import Mirror
 from tests.fix_servers import MakeBucket, MakeDatabase
 

@@ -21,8 +21,8 @@ from archiver.policy.target import History
 from archiver.postgres.preflight import Check, check_source
 from archiver.postgres.replication_slot import identify_system, slot_info
 from archiver.postgres.session import connect
+from archiver.recovery_plan import read_history
 from archiver.regions import open_keks, open_regions
-from archiver.restore import read_history
 from archiver.store.base import Store
 from archiver.store.mirror import Mirror
 

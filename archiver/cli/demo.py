@@ -29,7 +29,8 @@ from archiver.errors import DrillFailed, StoreError, TargetUnreachable
 from archiver.format.manifest import format_time
 from archiver.policy.target import Plan, ToTime
 from archiver.postgres.session import connect
-from archiver.restore import Summary, make_plan, read_history, run_restore
+from archiver.recovery_plan import make_plan, read_history
+from archiver.restore import Summary, run_restore
 
 LOAD_SECONDS = 20.0
 BEFORE_SECONDS = 1.5  # between the moment to restore to and the mistake

@@ -36,7 +36,8 @@ from archiver.errors import UsageError
 from archiver.format.manifest import CommitRef, format_time
 from archiver.policy.target import Plan, Target
 from archiver.postgres.session import connect
-from archiver.restore import Summary, make_plan, run_restore, settle_plan
+from archiver.recovery_plan import make_plan, settle_plan
+from archiver.restore import Summary, run_restore
 
 
 def restore(

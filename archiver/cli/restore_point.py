@@ -15,7 +15,7 @@ from archiver.lsn import Lsn
 from archiver.postgres.replication_slot import identify_system
 from archiver.postgres.session import connect
 from archiver.postgres.setup import name_restore_point
-from archiver.restore import read_history
+from archiver.recovery_plan import read_history
 
 LONGEST = 63
 

@@ -16,8 +16,8 @@ from archiver.format.manifest import Changes, Fence, Gap
 from archiver.policy.target import ToName, ToTime
 from archiver.postgres.session import connect
 from archiver.postgres.setup import name_restore_point
+from archiver.recovery_plan import make_plan, read_history
 from archiver.regions import open_keks
-from archiver.restore import make_plan, read_history
 from tests.fix_archive import Setup
 
 MakeSetup = Callable[..., Setup]

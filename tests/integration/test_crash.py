@@ -21,7 +21,7 @@ from archiver.daemon import Daemon
 from archiver.embedded import PostgresServer, S3Server
 from archiver.errors import ArchiverError
 from archiver.format.manifest import Changes, Gap
-from archiver.restore import read_history
+from archiver.recovery_plan import read_history
 from archiver.verify import verify
 from tests.fix_archive import Setup
 from tests.fix_servers import PG_SETTINGS

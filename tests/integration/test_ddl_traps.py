@@ -14,8 +14,9 @@ from archiver.errors import TargetUnreachable
 from archiver.lsn import Lsn
 from archiver.policy.target import ToLatest, ToLsn
 from archiver.postgres.ddl_replay import DdlReplay
-from archiver.postgres.ddl_triggers import ROWS_LIMIT
-from archiver.restore import make_plan, read_history, run_restore
+from archiver.postgres.ddl_rewrites import ROWS_LIMIT
+from archiver.recovery_plan import make_plan, read_history
+from archiver.restore import run_restore
 from tests.dumps import difference, pg_dump
 from tests.fix_archive import Setup
 from tests.fix_servers import MakeDatabase

@@ -21,8 +21,9 @@ from archiver.format.manifest import Changes
 from archiver.keys import LocalKek
 from archiver.policy.batch import Batch
 from archiver.policy.target import ToLatest, ToLsn
+from archiver.recovery_plan import make_plan, read_history
 from archiver.regions import only, open_keks, open_regions
-from archiver.restore import make_plan, read_history, run_restore
+from archiver.restore import run_restore
 from tests.fix_archive import Setup
 from tests.integration.test_capture import digest
 from tests.integration.test_crash import file_regions, with_fields

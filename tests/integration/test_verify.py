@@ -13,7 +13,7 @@ from archiver.archive import OpenArchive
 from archiver.format import layout
 from archiver.format.manifest import Changes
 from archiver.policy import catalog
-from archiver.restore import read_history
+from archiver.recovery_plan import read_history
 from archiver.verify import Finding, Report, verify
 from tests.fix_archive import Setup
 from tests.integration.test_crash import file_regions

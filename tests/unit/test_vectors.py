@@ -26,7 +26,7 @@ from archiver.format.wrap import parse_kek
 from archiver.keys import LocalKek
 from archiver.lsn import Lsn
 from archiver.policy.target import ToLatest, ToLsn
-from archiver.restore import make_plan, read_history
+from archiver.recovery_plan import make_plan, read_history
 from archiver.snapshots import part_place, read_index
 from archiver.store.file import FileStore
 from archiver.store.memory import MemoryStore

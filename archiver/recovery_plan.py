@@ -1,0 +1,116 @@
+"""How a restore reaches its target: the plan, and whether a target database fits it.
+
+In: an archive, a target and, for `settle_plan`, a connection string. Out: a plan. Nothing is ever written here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from archiver.archive import OpenArchive, Place
+from archiver.errors import PostgresError
+from archiver.format import pgoutput, segment
+from archiver.format.manifest import Changes, CommitRef
+from archiver.format.seal import Kind, inflate
+from archiver.lsn import Lsn
+from archiver.policy.target import History, Plan, Target, ToLsn
+from archiver.postgres import load
+from archiver.postgres.session import connect
+
+
+async def read_history(archive: OpenArchive) -> History:
+    """The whole verified log, as what can be restored from it."""
+    return History([signed.entry async for signed in archive.log.scan()])
+
+
+async def make_plan(
+    archive: OpenArchive, target: Target, history: History | None = None, *, snapshot_id: UUID | None = None
+) -> Plan:
+    """Decide how to reach a target, by default from the newest base snapshot that can.
+
+    Raises TargetUnreachable, IntegrityError; writes nothing.
+    """
+    history = history or await read_history(archive)
+    boundary = history.boundary(target)
+    commits = await _commits_of(archive, boundary) if boundary and boundary.object else []
+    return history.plan(target, commits, datetime.now(UTC), snapshot_id)
+
+
+async def _commits_of(archive: OpenArchive, changes: Changes) -> list[CommitRef]:
+    body, raw_bytes = await fetch_segment(archive, changes)
+    return await asyncio.to_thread(lambda: list(_find_commits(body, raw_bytes)))
+
+
+def _find_commits(body: bytes, raw_bytes: int) -> Iterator[CommitRef]:
+    xid = 0
+    for record in segment.read_records(inflate(body, raw_bytes)):
+        if not isinstance(record, bytes):
+            continue
+        if record[0] == pgoutput.Tag.BEGIN:
+            xid = pgoutput.parse_begin(record).xid
+        elif record[0] == pgoutput.Tag.COMMIT:
+            commit = pgoutput.parse_commit(record)
+            yield CommitRef(xid=xid, lsn=commit.commit_lsn, end_lsn=commit.end_lsn, time=commit.time)
+        elif record[0] == pgoutput.Tag.STREAM_COMMIT:
+            streamed = pgoutput.decode(record)
+            assert isinstance(streamed, pgoutput.StreamCommit)
+            yield CommitRef(xid=streamed.xid, lsn=streamed.commit_lsn, end_lsn=streamed.end_lsn, time=streamed.time)
+
+
+async def fetch_segment(archive: OpenArchive, changes: Changes) -> tuple[bytes, int]:
+    ref = changes.object
+    assert ref is not None
+    place = Place(Kind.CHANGES, changes.ordinal, changes.start_lsn, changes.end_lsn)
+    return await archive.fetch(ref, place), ref.raw_bytes
+
+
+async def settle_plan(archive: OpenArchive, plan: Plan, dsn: str) -> tuple[Plan, bool]:
+    """The plan that fits the target, and whether it goes on with this very restore, interrupted.
+
+    An interrupted `--latest` goes on to what was the latest then. Raises PostgresError if the target holds
+    anything else.
+    """
+    conn = await connect(dsn, purpose="restore")
+    try:
+        return await settle(archive, plan, conn)
+    finally:
+        await conn.close()
+
+
+async def settle(archive: OpenArchive, plan: Plan, conn: psycopg.AsyncConnection[Any]) -> tuple[Plan, bool]:
+    progress = await load.read_progress(conn)
+    if progress is None:
+        await load.ensure_empty(conn)
+        return plan, False
+    begun = progress.get("restore")
+    mine = identity(plan, archive)
+    if begun is None or any(begun[key] != mine[key] for key in ("archive", "target")):
+        raise PostgresError(
+            "the target holds another restore that was interrupted",
+            where=f"{conn.info.dbname}, {begun['target'] if begun else 'unknown'}",
+            hint="Finish that one by repeating its command, or restore into a new database.",
+        )
+    return (plan if begun == mine else await _plan_again(archive, plan, begun)), True
+
+
+def identity(plan: Plan, archive: OpenArchive) -> dict[str, str]:
+    return {
+        "archive": str(archive.identity.archive),
+        "target": str(plan.target),
+        "snapshot": str(plan.snapshot.snapshot_id),
+        "stop": str(plan.stop),
+    }
+
+
+async def _plan_again(archive: OpenArchive, plan: Plan, begun: dict[str, str]) -> Plan:
+    """The plan of a restore that began when the archive was shorter."""
+    stop = ToLsn(Lsn.parse(begun["stop"]))
+    again = await make_plan(archive, stop, snapshot_id=UUID(begun["snapshot"]))
+    return replace(again, target=plan.target)
