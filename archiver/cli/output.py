@@ -54,7 +54,7 @@ def configure_logs(level: int = logging.WARNING) -> None:
             structlog.dev.ConsoleRenderer() if readable else structlog.processors.JSONRenderer(default=str),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_names: structlog.PrintLogger(sys.stderr),  # the stderr of the moment
         cache_logger_on_first_use=False,
     )
 
