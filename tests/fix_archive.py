@@ -111,6 +111,9 @@ class Setup:
             return dsn, await run_restore(archive, plan, dsn)
 
 
+MakeSetup = Callable[..., Setup]
+
+
 @pytest.fixture
 def make_setup(
     make_database: MakeDatabase,
@@ -118,7 +121,7 @@ def make_setup(
     s3_servers: tuple[S3Server, S3Server],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., Setup]:
+) -> MakeSetup:
     """Makes a source database with a configuration of two S3 regions; sections given replace the defaults."""
     for number, server in enumerate(s3_servers):
         monkeypatch.setenv(f"REGION{number}_KEY", server.access_key)

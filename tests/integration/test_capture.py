@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import psycopg
@@ -18,9 +17,8 @@ from archiver.postgres.session import connect
 from archiver.postgres.setup import name_restore_point
 from archiver.recovery_plan import make_plan, read_history
 from archiver.regions import open_keks
-from tests.fix_archive import Setup
+from tests.fix_archive import MakeSetup, Setup
 
-MakeSetup = Callable[..., Setup]
 OURS = "FROM pg_replication_slots WHERE database = current_database()"
 
 

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,11 @@ from archiver.errors import ArchiverError
 from archiver.format.manifest import Changes, Gap
 from archiver.recovery_plan import read_history
 from archiver.verify import verify
-from tests.fix_archive import Setup
+from tests.fix_archive import MakeSetup, Setup
 from tests.fix_servers import PG_SETTINGS
 from tests.integration.test_capture import digest
 from tests.integration.test_memory import write_config
 
-MakeSetup = Callable[..., Setup]
 SLOT = "FROM pg_replication_slots WHERE database = current_database()"
 SCHEMA = """
 CREATE TABLE item (id bigint PRIMARY KEY, name text);

@@ -6,7 +6,7 @@ database are compared at its end, and at every restore point that it sets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 
@@ -14,9 +14,8 @@ from archiver.policy.target import ToLatest, ToName
 from archiver.postgres.session import connect
 from archiver.postgres.setup import name_restore_point
 from tests.dumps import difference, pg_dump
-from tests.fix_archive import Setup
+from tests.fix_archive import MakeSetup, Setup
 
-MakeSetup = Callable[..., Setup]
 POINT = "-- restore point"
 
 BEFORE = """

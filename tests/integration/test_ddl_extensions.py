@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -10,11 +9,9 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from archiver.embedded import PostgresServer
-from tests.fix_archive import Setup
+from tests.fix_archive import MakeSetup, Setup
 from tests.fix_servers import MakeDatabase
 from tests.integration.test_ddl import BEFORE, DROPS, FILLED, NESTED, POINT, check
-
-MakeSetup = Callable[..., Setup]
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -18,11 +17,9 @@ from archiver.postgres.ddl_rewrites import ROWS_LIMIT
 from archiver.recovery_plan import make_plan, read_history
 from archiver.restore import run_restore
 from tests.dumps import difference, pg_dump
-from tests.fix_archive import Setup
+from tests.fix_archive import MakeSetup, Setup
 from tests.fix_servers import MakeDatabase
 from tests.integration.test_ddl import BEFORE, POINT, check
-
-MakeSetup = Callable[..., Setup]
 
 SETTINGS = {
     "search_path": [

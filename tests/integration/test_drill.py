@@ -3,119 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import os
-import signal
-from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from archiver.archive import OpenArchive
 from archiver.config import DrillSection
 from archiver.drill import DrillPlan, plan_drill, read_record, require_passed, run_drill, store_record
-from archiver.drill_copy import DisposableServer, GivenDatabase, OwnDatabase, Place, find_server
+from archiver.drill_copy import DisposableServer, GivenDatabase, OwnDatabase, find_server
 from archiver.errors import DrillFailed, PostgresError, StoreError
 from archiver.format.drill import Record
 from archiver.format.manifest import Drill
-from archiver.policy.target import Target, ToLatest, ToLsn
-from archiver.regions import only, open_keks, open_regions
-from archiver.snapshots import take_snapshot
+from archiver.policy.target import ToLatest, ToLsn
 from archiver.verify import verify
-from tests.fix_archive import Setup
-from tests.fix_cli import Site
+from tests.fix_archive import MakeSetup, Setup
+from tests.fix_drill import Drilled, make_drilled
 from tests.fix_servers import MakeDatabase
-from tests.integration.test_crash import file_regions
-from tests.integration.test_restore import MakeSetup
-
-SCHEMA = """
-CREATE TABLE customer (id serial PRIMARY KEY, name text NOT NULL);
-CREATE TABLE invoice (id int PRIMARY KEY, customer int NOT NULL REFERENCES customer, note text);
-CREATE TABLE plain (v text);
-ALTER TABLE customer ADD CONSTRAINT named CHECK (name <> '') NOT VALID;
-INSERT INTO customer (name) SELECT 'c' || g FROM generate_series(1, 500) g;
-INSERT INTO invoice SELECT g, 1 + g % 500, repeat('x', 40) FROM generate_series(1, 2000) g;
-INSERT INTO plain SELECT 'p' FROM generate_series(1, 10);
-"""
-CHANGES = """
-INSERT INTO customer (name) SELECT 'new' FROM generate_series(1, 50);
-UPDATE invoice SET note = 'paid' WHERE id % 3 = 0;
-DELETE FROM invoice WHERE id % 7 = 0;
-INSERT INTO plain VALUES ('p'), ('q');
-"""
-
-
-@dataclass
-class Drilled:
-    """An archive in two folders, and how one drills it."""
-
-    setup: Setup
-    folder: Path
-
-    async def snapshot(self) -> None:
-        async with self.setup.open() as archive:
-            await archive.follow()
-            config = self.setup.config
-            await take_snapshot(archive, config.require_source(), config.snapshot)
-
-    async def drill(
-        self,
-        place: Place | None = None,
-        *,
-        settings: DrillSection | None = None,
-        target: Target | None = None,
-        tamper: Callable[[str], Awaitable[None]] | None = None,
-        region: str | None = None,
-    ) -> Record:
-        """One drill, of which the record is stored."""
-        reads: Counter[str] = Counter()
-
-        def count(name: str, size: int) -> None:
-            reads[name] += size
-
-        mirror = open_regions(self.setup.config, on_read=count)
-        try:
-            async with self.setup.open() as recording:
-                reading = recording
-                if region is not None:
-                    keks = open_keks(self.setup.config)
-                    reading = OpenArchive(recording.identity, only(mirror, region), keks)
-                plan = await plan_drill(reading, target)
-                place = place or DisposableServer(await find_server(plan.plan.snapshot.server_version // 10000))
-                record = await run_drill(
-                    reading, plan, settings or DrillSection(), place, regions=reads, before_proof=tamper
-                )
-                await store_record(recording, record)
-                return record
-        finally:
-            await mirror.close()
-
-
-async def make(make_setup: MakeSetup, folder: Path, *, snapshots: int) -> Drilled:
-    for name in ("primary", "secondary"):
-        (folder / name).mkdir()
-    setup = make_setup(region=file_regions(folder), segment={"max_age": "200ms"})
-    drilled = Drilled(setup, folder)
-    with setup.connect() as conn:
-        conn.execute(SCHEMA)
-        await setup.init()
-        async with setup.daemon():
-            await setup.archived()
-            conn.execute(CHANGES)
-            if snapshots == 2:
-                await drilled.snapshot()
-                conn.execute("DELETE FROM plain")  # after the second: must not be replayed
-            await setup.archived()
-    return drilled
-
-
-@pytest.fixture
-async def pair(make_setup: MakeSetup, tmp_path: Path) -> Drilled:
-    return await make(make_setup, tmp_path, snapshots=2)
 
 
 async def newest_drill(setup: Setup) -> tuple[Drill, Record]:
@@ -207,7 +111,7 @@ async def test_whatever_differs_in_the_copy_fails_the_drill_and_is_recorded(
 async def test_a_single_base_snapshot_is_restored_to_the_latest_state_and_counted(
     make_setup: MakeSetup, tmp_path: Path
 ) -> None:
-    drilled = await make(make_setup, tmp_path, snapshots=1)
+    drilled = await make_drilled(make_setup, tmp_path, snapshots=1)
     settings = DrillSection(query="SELECT count(*) FROM public.plain", expect="12")
     record = await drilled.drill(settings=settings)
     assert record.verdict == "passed"
@@ -229,7 +133,7 @@ async def test_a_drill_with_a_target_of_its_own_goes_there(pair: Drilled) -> Non
 async def test_a_target_that_is_a_base_snapshot_is_compared_with_itself(
     make_setup: MakeSetup, tmp_path: Path, make_database: MakeDatabase
 ) -> None:
-    drilled = await make(make_setup, tmp_path, snapshots=1)
+    drilled = await make_drilled(make_setup, tmp_path, snapshots=1)
     async with drilled.setup.open() as archive:
         snapshot = archive.log.state.snapshot or (await plan_drill(archive)).plan.snapshot
         plan = await plan_drill(archive, ToLsn(snapshot.lsn))
@@ -324,85 +228,3 @@ async def test_a_running_daemon_shows_the_newest_drill(pair: Drilled) -> None:
     async with pair.setup.daemon() as daemon, asyncio.timeout(20):
         while shown("last_drill_success") != 1:  # at its start, from the log
             await asyncio.sleep(0.1)
-
-
-# --- the command ---
-
-
-@pytest.fixture
-def shop(pair: Drilled) -> Site:
-    """The command line beside an archive with two base snapshots, on a host that only restores."""
-    config = pair.setup.config
-    regions = "".join(f'[[region]]\nname = "{region.name}"\nurl = "{region.url}"\n' for region in config.region)
-    settings = f"""
-[archive]
-name = "{config.archive.name}"
-[encryption]
-keys = ["{config.encryption.keys[0]}"]
-{regions}"""
-    return Site(pair.folder, pair.setup.dsn, "", (), {}, settings)
-
-
-def test_the_command_drills_without_the_source_and_leaves_evidence(shop: Site) -> None:
-    page = shop.folder / "drill.html"
-    result = shop.run("drill", "--report", str(page))
-    assert result.returncode == 0, result.stderr
-    assert "PASSED" in result.stdout
-    assert "recorded         in every region" in result.stdout
-    assert "digests: done" in result.stderr
-    assert "table public.plain" in page.read_text("utf-8")
-    assert json.loads(shop.run("info", "--json").stdout)["last_drill"]["verdict"] == "passed"
-    again = json.loads(shop.run("drill", "--last", "--json").stdout)
-    assert (again["verdict"], again["recorded"]) == ("passed", True)
-    assert again["regions"]["primary"] > 0
-    # A drill that fails, on the same archive: it is recorded, and its page is written.
-    shop.settings += '\n[drill]\nquery = "SELECT count(*) FROM public.plain"\nexpect = "1"\n'
-    result = shop.run("drill", "--json", "--report", str(page))
-    assert result.returncode == 7, result.stderr
-    assert json.loads(result.stdout)["verdict"] == "failed"
-    assert "error: the drill failed: 1 of" in result.stderr
-    assert "FAILED" in page.read_text("utf-8")
-    assert "last drill       failed, 1 of" in shop.run("info").stdout
-
-
-def test_an_interrupted_drill_leaves_nothing_and_records_nothing(shop: Site) -> None:
-    with shop.started("drill") as process:
-        servers: list[Path] = []
-        shop.wait_until(lambda: servers.extend(disposable_servers(process.pid)) or servers)
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=30)
-        assert process.returncode == 130, stderr
-    assert "nothing was recorded" in stderr
-    assert not any(folder.exists() for folder in servers)
-    assert json.loads(shop.run("info", "--json").stdout)["last_drill"] is None
-
-
-def disposable_servers(parent: int) -> list[Path]:
-    """The folders of the servers that a process runs."""
-    found = []
-    for task in Path(f"/proc/{parent}/task").iterdir():
-        with contextlib.suppress(OSError):
-            for child in (task / "children").read_text("ascii").split():
-                command = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-                if command[0].endswith(b"/postgres") and b"-D" in command:  # not: postgres --version
-                    found.append(Path(os.fsdecode(command[command.index(b"-D") + 1])).parent)
-    return found
-
-
-def test_a_drill_that_cannot_be_recorded_keeps_its_page_and_says_so(shop: Site) -> None:
-    (shop.folder / "secondary").rename(shop.folder / "away")
-    page = shop.folder / "drill.html"
-    result = shop.run("drill", "--report", str(page))
-    assert result.returncode == 4, result.stderr
-    assert "PASSED" in result.stdout
-    assert "recorded         NO" in result.stdout
-    assert "keep what --report and --json wrote" in result.stderr
-    assert "passed" in page.read_text("utf-8")
-
-
-def test_the_command_says_what_cannot_be_drilled(shop: Site) -> None:
-    both = shop.run("drill", "--latest", "--target-lsn", "0/1")
-    assert (both.returncode, "exactly one" in both.stderr) == (2, True)
-    full = shop.run("drill", "--into", shop.dsn)
-    assert (full.returncode, "not empty" in full.stderr) == (3, True)
-    assert (shop.run("drill", "--last").returncode, shop.run("drill", "--target-lsn", "FF/0").returncode) == (6, 6)

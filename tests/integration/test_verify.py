@@ -15,9 +15,9 @@ from archiver.format.manifest import Changes
 from archiver.policy import catalog
 from archiver.recovery_plan import read_history
 from archiver.verify import Finding, Report, verify
-from tests.fix_archive import Setup
+from tests.damage import HOWS, damage
+from tests.fix_archive import MakeSetup, Setup
 from tests.integration.test_crash import file_regions
-from tests.integration.test_restore import HOWS, MakeSetup, damage
 
 
 @dataclass

@@ -6,9 +6,7 @@ The frames are CopyData payloads as a walsender sends them; the segments are rea
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
@@ -23,62 +21,24 @@ from archiver.lsn import Lsn
 from archiver.policy.stream import ChangeStream, Cut
 from archiver.policy.transactions import TransactionAssembler
 from tests.pgoutput_encoder import encode
-
-START = datetime(2026, 11, 22, 3, tzinfo=UTC)
-TABLE = p.Relation(10, "public", "t", "d", (p.Column("id", 23, -1, True),))
-OTHER = p.Relation(11, "public", "other", "d", TABLE.columns)
-WIDER = p.Relation(10, "public", "t", "d", (*TABLE.columns, p.Column("more", 25, -1, False)))
-MOOD = p.Type(77, "public", "mood")
-
-
-def at(lsn: int) -> datetime:
-    return START + timedelta(seconds=lsn)
-
-
-def wal(message: bytes) -> bytes:
-    """A message in its XLogData."""
-    return b"w" + struct.pack(">QQq", 1, 2, 3) + message
-
-
-def keepalive(end: int, *, reply: bool = False) -> bytes:
-    return b"k" + struct.pack(">Qq?", end, 0, reply)
-
-
-def begin(lsn: int, xid: int = 1) -> bytes:
-    return wal(encode(p.Begin(Lsn(lsn - 2), at(lsn), xid)))
-
-
-def commit(lsn: int, time: int | None = None) -> bytes:
-    return wal(encode(p.Commit(Lsn(lsn - 2), Lsn(lsn), at(lsn if time is None else time))))
-
-
-def described(relation: p.Relation | p.Type, xid: int | None = None) -> bytes:
-    return wal(encode(relation, xid=xid))
-
-
-def insert(value: bytes, relation: int = 10, xid: int | None = None) -> bytes:
-    return wal(encode(p.Insert(relation, (value,), 0), xid=xid))
-
-
-def truncate(*relations: int, xid: int | None = None) -> bytes:
-    return wal(encode(p.Truncate(relations, False, False), xid=xid))
-
-
-def message(prefix: str, content: bytes, lsn: int, *, transactional: bool = True, xid: int | None = None) -> bytes:
-    return wal(encode(p.LogicalMessage(transactional, Lsn(lsn), prefix, content), xid=xid))
-
-
-def block(xid: int, *frames: bytes, first: bool = False) -> list[bytes]:
-    """A streamed block."""
-    return [wal(encode(p.StreamStart(xid, first))), *frames, wal(encode(p.StreamStop()))]
-
-
-def stream_commit(xid: int, lsn: int) -> bytes:
-    return wal(encode(p.StreamCommit(xid, Lsn(lsn - 2), Lsn(lsn), at(lsn))))
-
-
-def stream_abort(xid: int, subxid: int) -> bytes:
-    return wal(encode(p.StreamAbort(xid, subxid, None, None)))
+from tests.unit.frames import (
+    MOOD,
+    OTHER,
+    TABLE,
+    WIDER,
+    at,
+    begin,
+    block,
+    commit,
+    described,
+    insert,
+    keepalive,
+    message,
+    stream_abort,
+    stream_commit,
+    truncate,
+    wal,
+)
 
 
 def stream(*frames: bytes) -> ChangeStream:

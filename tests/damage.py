@@ -1,0 +1,26 @@
+"""What can happen to an object in a region."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+
+def flip(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+def damage(how: str, path: Path, other: Path) -> None:
+    """Alter, cut, swap or delete an object in one region."""
+    actions: dict[str, Callable[[], object]] = {
+        "altered": lambda: path.write_bytes(flip(path.read_bytes())),
+        "cut": lambda: path.write_bytes(path.read_bytes()[:-1]),
+        "swapped": lambda: path.write_bytes(other.read_bytes()),
+        "deleted": path.unlink,
+    }
+    path.chmod(0o600)
+    actions[how]()
+
+
+HOWS = ("altered", "cut", "swapped", "deleted")
