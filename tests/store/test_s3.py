@@ -27,6 +27,7 @@ from archiver.errors import (
     StoreUnavailable,
 )
 from archiver.store import s3
+from archiver.store.retry import Retry
 from archiver.store.s3 import S3Store
 from archiver.store.s3_errors import classify
 from tests.fix_servers import MakeBucket, s3_store
@@ -90,7 +91,7 @@ async def test_a_server_that_stopped_is_unavailable_and_serves_again(own_s3_serv
     error = await every_call_says(StoreUnavailable, store)
     assert error.transient
     own_s3_server.start()
-    again = s3_store(own_s3_server, "archive")
+    again = Retry(s3_store(own_s3_server, "archive"), deadline=timedelta(seconds=30))  # its volumes come a little later
     assert await again.get("k") == b"kept"
     await again.close()
 
