@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -103,8 +103,21 @@ class RegionSection(_Section):
 
 
 class DurabilitySection(_Section):
-    ack: Literal["all"] = "all"
-    degrade_after: Literal["never"] = "never"
+    """When a write counts. `degrade_after` None is "never"; it has no meaning with ack = "any"."""
+
+    ack: Literal["all", "any"] = "all"
+    degrade_after: Annotated[Duration, Field(ge=timedelta(seconds=1))] | None = None
+
+    @field_validator("degrade_after", mode="before")
+    @classmethod
+    def _never(cls, value: object) -> object:
+        return None if value == "never" else value
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.ack == "any" and self.degrade_after is not None:
+            raise ValueError('degrade_after goes with ack = "all"; with "any" one region is enough at once')
+        return self
 
 
 class SegmentSection(_Section):

@@ -23,7 +23,17 @@ from archiver import __version__
 from archiver.archive import OpenArchive, open_archive, require_same_database
 from archiver.capture import Capture, Position
 from archiver.config import Config
-from archiver.errors import ConfigError, Fenced, PostgresError, PostgresUnavailable, StoreError, UsageError
+from archiver.errors import (
+    ConfigError,
+    Fenced,
+    IntegrityError,
+    PostgresError,
+    PostgresUnavailable,
+    RegionsDisagree,
+    StoreError,
+    StoreUnavailable,
+    UsageError,
+)
 from archiver.format.manifest import Fence, Gap
 from archiver.http import serve
 from archiver.lsn import Lsn
@@ -37,9 +47,11 @@ from archiver.store.mirror import Mirror
 from archiver.tasks import task_group
 
 SAMPLE_SECONDS = 1.0
-STOP_SECONDS = 28.0  # SIGTERM promises 30
+STOP_SECONDS = 26.0  # SIGTERM promises 30
+TRAIL_SECONDS = 2.0  # for what one region has and the others were getting
 SLOT_PATIENCE = timedelta(seconds=10)  # a killed daemon's walsender is gone by then
 SNAPSHOT_RETRY = 60.0
+REPAIR_RETRY = 60.0
 BACKOFF_CAP = 30.0
 THREADS = 4
 
@@ -71,14 +83,14 @@ class Daemon:
         # Few threads, whatever the machine: each costs the allocator an arena, and memory is promised.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "archiver"))
         mirror = open_regions(self._config, patience=None, metrics=self.metrics)
-        for region in self._config.region:
-            self.metrics.region_unreplicated_segments.labels(region.name).set(0)
-        self.metrics.degraded.set(0)
         try:
             async with self._http():
                 archive = await _unless_stopped(self._start(mirror), stop)
                 if archive is not None:
                     await self._work(archive, stop)
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(TRAIL_SECONDS):
+                            await mirror.replicas.finish()
         finally:
             await self._monitor.close()
             await mirror.close()
@@ -120,6 +132,7 @@ class Daemon:
             helpers = [
                 tasks.create_task(self._watch_source(archive), name="monitor"),
                 tasks.create_task(self._take_snapshots(archive), name="snapshots"),
+                tasks.create_task(self._repair_regions(archive), name="repair"),
             ]
             capture = tasks.create_task(self._keep_capturing(archive, self._capture, stop), name="capture")
             await self._until_stopped(capture, stop)
@@ -207,8 +220,18 @@ class Daemon:
             await conn.close()
             await watch.close()
 
+    def _require_all_seen(self, archive: OpenArchive) -> None:
+        """A region that cannot be asked may hold what seems to be missing: no gap is recorded over its head."""
+        if archive.log.unseen:
+            raise StoreUnavailable(
+                "the replication slot is ahead of what the regions that answer hold",
+                where=", ".join(sorted(archive.log.unseen)) + " not seen",
+                hint="Bring that region back. Once it is out of the configuration, a gap is recorded.",
+            )
+
     async def _bridge(self, archive: OpenArchive, position: Position | None, resume: Lsn, reason: str) -> Position:
         """Record that the changes up to `resume` are not in the archive; a base snapshot must follow."""
+        self._require_all_seen(archive)
         after = position or Position(1, Lsn(0))
         log.error("gap: changes are missing from the archive", after=str(after.lsn), before=str(resume), reason=reason)
         await archive.log.append(Gap(after_lsn=after.lsn, before_lsn=resume, reason=reason))
@@ -256,9 +279,33 @@ class Daemon:
             self.metrics.last_drill_timestamp_seconds.set(drill.finished_at.timestamp())
             self.metrics.last_drill_success.set(drill.verdict == "passed")
 
+    async def _repair_regions(self, archive: OpenArchive) -> None:
+        """Bring regions that are behind up to the others, and write them again."""
+        replicas = archive.store.replicas
+        while True:
+            for region in replicas.behind:
+                try:
+                    await archive.log.rejoin(region)
+                except (StoreError, TimeoutError) as exc:
+                    log.warning("region not repaired yet", region=region.name, error=str(exc) or "no time left")
+                except RegionsDisagree:
+                    raise
+                except IntegrityError as exc:
+                    log.error("region not repaired", region=region.name, error=str(exc), hint=exc.hint)
+                    await asyncio.sleep(REPAIR_RETRY)
+            await asyncio.sleep(SAMPLE_SECONDS)
+
+    def _observe_regions(self, archive: OpenArchive) -> None:
+        behind = {region.name for region in archive.store.replicas.behind}
+        for region in archive.store.stores:
+            segments = archive.log.unreplicated(region.name)
+            self.metrics.region_unreplicated_segments.labels(region.name).set(segments)
+        self.metrics.degraded.set(bool(behind))
+
     async def _watch_source(self, archive: OpenArchive) -> None:
         while True:
             self._observe_drill(archive)
+            self._observe_regions(archive)
             try:
                 sample = await self._monitor.sample()
                 if self._capture is not None:

@@ -12,7 +12,8 @@
     │   ├── ObjectNotFound        4
     │   └── ObjectExists          4   a conditional write found an object in its place
     ├── IntegrityError            5   altered, missing, reordered, or sealed under another key
-    │   └── WrongKey              5
+    │   ├── WrongKey              5
+    │   └── RegionsDisagree       5   two regions hold different things under one name: no side is picked
     ├── TargetUnreachable         6   a recovery target outside the window or inside a gap
     ├── DrillFailed               7
     └── Fenced                    8   another writer owns the archive
@@ -91,6 +92,12 @@ class IntegrityError(ArchiverError):
 
 class WrongKey(IntegrityError):
     pass
+
+
+class RegionsDisagree(IntegrityError):
+    def __init__(self, name: str, *regions: str) -> None:
+        hint = "Compare the regions: archiver verify. Nothing was overwritten, and nothing confirmed since."
+        super().__init__(f"regions disagree about {name}", hint=hint, where=", ".join(regions))
 
 
 class TargetUnreachable(ArchiverError):

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from archiver.config import Config, RegionSection
+from archiver.config import Config, DurabilitySection, RegionSection
 from archiver.errors import ConfigError
 from archiver.keys import Kek, open_kek
 from archiver.metrics import Metrics
@@ -20,10 +20,13 @@ from archiver.store.base import Store
 from archiver.store.file import FileStore
 from archiver.store.mirror import Mirror
 from archiver.store.observed import Observed
+from archiver.store.replicas import WritePolicy
 from archiver.store.retry import Retry
 from archiver.store.s3 import S3Store
 
 COMMAND_PATIENCE = timedelta(seconds=3)  # a dead region must not hold up a restore: the other one is asked
+DAEMON_PATIENCE = timedelta(seconds=10)  # the same, for what the daemon reads; what it writes it repeats for ever
+ANY_PATIENCE = timedelta(seconds=10)  # ack = "any": how long a write that counts already may go on elsewhere
 
 
 def open_keks(config: Config) -> list[Kek]:
@@ -46,7 +49,15 @@ def open_regions(
     names = [region.name for region in config.region]
     if prefer is not None and prefer not in names:
         raise ConfigError(f"there is no region {prefer!r}", hint=f"The configuration has: {', '.join(names)}.")
-    return Mirror([_open(region, patience, metrics, on_read) for region in config.region], prefer=prefer)
+    stores = [_open(region, patience, metrics, on_read) for region in config.region]
+    reading = DAEMON_PATIENCE if patience is None else None
+    return Mirror(stores, prefer=prefer, policy=_policy(config.durability), patience=reading)
+
+
+def _policy(durability: DurabilitySection) -> WritePolicy:
+    if durability.ack == "any":
+        return WritePolicy(first=True, patience=ANY_PATIENCE)
+    return WritePolicy(patience=durability.degrade_after)
 
 
 def only(mirror: Mirror, region: str) -> Mirror:

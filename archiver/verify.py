@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from archiver.archive import OpenArchive, Place, drill_place, is_whole
+from archiver.archive import OpenArchive, Place, drill_place
 from archiver.errors import ArchiverError, IntegrityError, ObjectNotFound
 from archiver.format import layout, manifest, segment
 from archiver.format.drill import Record
@@ -229,7 +229,7 @@ class _Verification:
         except ArchiverError as exc:
             self._find(store, item.ref.key, str(exc), item.concerns)
             return
-        if not await asyncio.to_thread(is_whole, item.ref, data):
+        if not await asyncio.to_thread(item.ref.matches, data):
             self._find(store, item.ref.key, "altered or cut", item.concerns)
 
     async def _read_everything(self, log: Sequence[Signed]) -> None:

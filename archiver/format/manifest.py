@@ -62,6 +62,10 @@ class ObjectRef(Model):
     key_id: str
     raw_bytes: int
 
+    def matches(self, data: bytes) -> bool:
+        """True when these are the bytes that were stored."""
+        return len(data) == self.size and hashlib.sha256(data).hexdigest() == self.sha256
+
 
 class CommitRef(Model):
     """A source transaction: its xid, where its commit record starts and ends, and its commit time at the source."""

@@ -1,8 +1,8 @@
-"""Several regions as one store: written to all, read from whichever answers.
+"""Several regions as one store: written as the durability policy says, read from whichever answers.
 
-In: one Store for each region, the first being the primary. Out: a Store that acknowledges a write when every
-region holds it, and reads on in the next region where one fails. Never retries (wrap the regions for that, with
-a deadline where reads must fall over), and never picks a side when regions disagree.
+In: one Store for each region, the first being the primary. Out: a Store whose writes go to all regions that are in
+step (archiver.store.replicas), and which reads on in the next region where one fails. Never retries a write (wrap
+the regions for that), and never picks a side when regions disagree.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from archiver.errors import ArchiverError, IntegrityError, ObjectExists, ObjectNotFound, StoreError
+from archiver.errors import ArchiverError, IntegrityError, ObjectNotFound, StoreError, StoreUnavailable
 from archiver.store.base import Entry, Store
+from archiver.store.replicas import STRICT, Replicas, WritePolicy
 
 T = TypeVar("T")
 
 # A region that failed is asked last for this long, so that a restore pays a dead region's timeout once and not
 # for every object.
 COOL_DOWN = timedelta(seconds=30)
+ROUND_PAUSE = timedelta(seconds=1)  # between asking all regions in vain and asking them again
 # What makes a read go on in the next region: whatever is wrong with one store says nothing about another.
 _ELSEWHERE = (StoreError, IntegrityError)
 
@@ -29,7 +31,9 @@ _ELSEWHERE = (StoreError, IntegrityError)
 class Mirror:
     """A Store over `stores`; reads ask the region named `prefer` first, by default the primary.
 
-    `clock` is there for tests.
+    With `patience` no region is waited for longer than that by a read, and a read that no region answers is repeated
+    for ever: the daemon's way. Without it a region's own deadline counts, and errors are raised. `clock` is there
+    for tests.
     """
 
     def __init__(
@@ -37,10 +41,14 @@ class Mirror:
         stores: Sequence[Store],
         *,
         prefer: str | None = None,
+        policy: WritePolicy = STRICT,
+        patience: timedelta | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stores = tuple(stores)
+        self.replicas = Replicas(stores, policy)
         self._prefer = prefer
+        self._patience = patience.total_seconds() if patience else None
         self._clock = clock
         self._failed_at: dict[str, float] = {}
 
@@ -54,33 +62,17 @@ class Mirror:
         return self._stores
 
     async def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
-        """Return when every region holds the object.
+        """Return when the object is durable as the policy says; by default, when every region holds it.
 
-        Without `if_absent` all regions are written at once; the first error stops the rest. With it the primary
-        decides the race and the others follow: an equal object found anywhere is a write of the same bytes that
-        a crash or a lost answer cut short, and is completed; a different one is ObjectExists in the primary, and
-        an IntegrityError in the others.
+        Without `if_absent` all regions are written at once; the first error stops the rest. With it the first region
+        in step decides the race and the others follow: an equal object found anywhere is a write of the same bytes
+        that a crash or a lost answer cut short, and is completed; a different one is ObjectExists in the region that
+        decides, and an IntegrityError in the others.
         """
-        if not if_absent:
-            await _all_or_first_error(store.put(key, data) for store in self._stores)
-            return
-        try:
-            await self._stores[0].put(key, data, if_absent=True)
-        except ObjectExists:
-            if await self._stores[0].get(key) != data:
-                raise
-        await _all_or_first_error(self._follow(store, key, data) for store in self._stores[1:])
-
-    async def _follow(self, store: Store, key: str, data: bytes) -> None:
-        try:
-            await store.put(key, data, if_absent=True)
-        except ObjectExists as exc:
-            if await store.get(key) != data:
-                raise IntegrityError(
-                    f"regions disagree about {key}",
-                    hint="Compare the regions: archiver verify",
-                    where=f"{self._stores[0].name}, {store.name}",
-                ) from exc
+        if if_absent:
+            await self.replicas.put_if_absent(key, data)
+        else:
+            await self.replicas.put(key, data)
 
     async def get(self, key: str) -> bytes:
         """The object from the first region that has it; see `get_verified` for the error if none has."""
@@ -109,19 +101,22 @@ class Mirror:
 
         Raises only when no region answers.
         """
-        errors: dict[str, ArchiverError] = {}
-
-        def failed(store: Store, error: ArchiverError) -> None:
-            self._note(store, error)
-            errors[store.name] = error
-
         last = start_after
-        async for entry in _merged([_Listing(s, prefix, start_after) for s in self._in_order()], failed):
-            if entry.key > last:
-                last = entry.key
-                yield entry
-        if len(errors) == len(self._stores):
-            raise _most_telling(tuple(errors.values()))
+        while True:
+            errors: dict[str, ArchiverError] = {}
+
+            def failed(store: Store, error: ArchiverError, errors: dict[str, ArchiverError] = errors) -> None:
+                self._note(store, error)
+                errors[store.name] = error
+
+            listings = [_Listing(store, prefix, last, self._patience) for store in self._in_order()]
+            async for entry in _merged(listings, failed):
+                if entry.key > last:
+                    last = entry.key
+                    yield entry
+            if len(errors) < len(self._stores):
+                return
+            await self._pause_or_raise(_most_telling(tuple(errors.values())))
 
     async def delete(self, key: str) -> None:
         """Delete in all regions; a region that fails does not keep the others from it."""
@@ -132,17 +127,31 @@ class Mirror:
         await self._everywhere(lambda store: store.check())
 
     async def close(self) -> None:
+        """Release connections; writes that still trail behind are ended, so wait for `replicas.finish` first."""
+        await self.replicas.abandon()
         await self._everywhere(lambda store: store.close())
 
     async def _first(self, read: Callable[[Store], Awaitable[T]]) -> T:
-        errors: list[ArchiverError] = []
-        for store in self._in_order():
-            try:
-                return await read(store)
-            except _ELSEWHERE as error:
-                self._note(store, error)
-                errors.append(error)
-        raise _most_telling(errors)
+        while True:
+            errors: list[ArchiverError] = []
+            for store in self._in_order():
+                if errors and self._is_answered(store, errors):
+                    break
+                try:
+                    return await _within(self._patience, store, read(store))
+                except _ELSEWHERE as error:
+                    self._note(store, error)
+                    errors.append(error)
+            await self._pause_or_raise(_most_telling(errors))
+
+    def _is_answered(self, store: Store, errors: Sequence[ArchiverError]) -> bool:
+        """A region that is behind is not asked for what the regions in step say is nowhere."""
+        return store in self.replicas.behind and all(isinstance(error, ObjectNotFound) for error in errors)
+
+    async def _pause_or_raise(self, error: ArchiverError) -> None:
+        if self._patience is None or not error.transient:
+            raise error
+        await asyncio.sleep(ROUND_PAUSE.total_seconds())
 
     async def _everywhere(self, act: Callable[[Store], Awaitable[None]]) -> None:
         results = await asyncio.gather(*(act(store) for store in self._stores), return_exceptions=True)
@@ -161,9 +170,12 @@ class Mirror:
         now = self._clock()
         horizon = COOL_DOWN.total_seconds()
 
-        def rank(store: Store) -> tuple[bool, bool]:
+        behind = self.replicas.behind
+
+        def rank(store: Store) -> tuple[bool, bool, bool]:
             failed_at = self._failed_at.get(store.name)
-            return (failed_at is not None and now - failed_at < horizon, store.name != self._prefer)
+            failing = failed_at is not None and now - failed_at < horizon
+            return (store in behind, failing, store.name != self._prefer)
 
         return sorted(self._stores, key=rank)  # stable: otherwise the configured order
 
@@ -175,12 +187,21 @@ class Mirror:
 class _Listing:
     """One region's listing, an entry at a time."""
 
-    def __init__(self, store: Store, prefix: str, start_after: str) -> None:
+    def __init__(self, store: Store, prefix: str, start_after: str, patience: float | None) -> None:
         self.store = store
+        self._patience = patience
         self._entries = store.list(prefix, start_after=start_after)
 
     async def next(self) -> Entry | None:
-        return await anext(self._entries, None)
+        return await _within(self._patience, self.store, anext(self._entries, None))
+
+
+async def _within(patience: float | None, store: Store, reading: Awaitable[T]) -> T:
+    try:
+        async with asyncio.timeout(patience):
+            return await reading
+    except TimeoutError:
+        raise StoreUnavailable("the region does not answer", where=store.name) from None
 
 
 async def _merged(listings: Sequence[_Listing], failed: Callable[[Store, ArchiverError], None]) -> AsyncIterator[Entry]:
@@ -206,13 +227,3 @@ async def _merged(listings: Sequence[_Listing], failed: Callable[[Store, Archive
 
 def _most_telling(errors: Sequence[ArchiverError]) -> ArchiverError:
     return next((error for error in errors if not isinstance(error, ObjectNotFound)), errors[0])
-
-
-async def _all_or_first_error(writes: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Run the writes at once. The first error cancels the rest, is waited for and raised as itself."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for number, write in enumerate(writes):
-                group.create_task(write, name=f"mirror-put-{number}")
-    except BaseExceptionGroup as failed:
-        raise failed.exceptions[0] from None

@@ -1,7 +1,8 @@
 """A store that asks again, around a store that does not.
 
 In: any Store. Out: the same store, whose transient errors are tried again, with exponential backoff and full
-jitter, until a deadline or for ever. Permanent errors pass at once. Never changes what is written or read.
+jitter, until a deadline or for ever. Permanent errors pass at once, but for a region that worked before and is tried
+for ever: credentials expire and are restored. Never changes what is written or read.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
-from archiver.errors import ArchiverError, ObjectExists, ObjectNotFound
+from archiver.errors import AccessDenied, ArchiverError, BucketNotFound, ObjectExists, ObjectNotFound
 from archiver.store.base import Entry, Store
 
 T = TypeVar("T")
 
 # Answers of a store that works: nothing is wrong with the region.
 _ANSWERS = (ObjectExists, ObjectNotFound)
+# What is permanent in a region that never worked, and may pass in one that did.
+_REFUSALS = (AccessDenied, BucketNotFound)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class Retry:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._store = store
+        self._worked = False
         self._policy = _Policy(
             deadline.total_seconds() if deadline is not None else float("inf"),
             base.total_seconds(),
@@ -94,17 +98,17 @@ class Retry:
     async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Entry]:
         """As the store's; after a failure the listing goes on behind the last key it gave."""
         last = start_after
-        patience = _Patience(self._policy)
+        patience = self._patience()
         while True:
             try:
                 async for entry in self._store.list(prefix, start_after=last):
                     last = entry.key
-                    patience = _Patience(self._policy)
+                    patience = self._patience()
                     yield entry
             except ArchiverError as error:
                 await patience.wait_or_raise(error)
             else:
-                self._policy.on_result(True)
+                self._succeeded()
                 return
 
     async def delete(self, key: str) -> None:
@@ -118,22 +122,30 @@ class Retry:
 
     async def _persist(self, attempt: Callable[[int], Awaitable[T]]) -> T:
         """The result of `attempt`, called with the number of failures before it until it does not fail."""
-        patience = _Patience(self._policy)
+        patience = self._patience()
         while True:
             try:
                 result = await attempt(patience.failures)
             except ArchiverError as error:
                 await patience.wait_or_raise(error)
             else:
-                self._policy.on_result(True)
+                self._succeeded()
                 return result
+
+    def _succeeded(self) -> None:
+        self._worked = True
+        self._policy.on_result(True)
+
+    def _patience(self) -> _Patience:
+        return _Patience(self._policy, _REFUSALS if self._worked and self._policy.deadline == float("inf") else ())
 
 
 class _Patience:
     """How long one operation has been failing, and what to do about one more failure."""
 
-    def __init__(self, policy: _Policy) -> None:
+    def __init__(self, policy: _Policy, forgiven: tuple[type[ArchiverError], ...]) -> None:
         self._policy = policy
+        self._forgiven = forgiven
         self._until = policy.clock() + policy.deadline
         self.failures = 0
 
@@ -142,7 +154,7 @@ class _Patience:
         policy = self._policy
         policy.on_result(isinstance(error, _ANSWERS))
         left = self._until - policy.clock()
-        if not error.transient or left <= 0:
+        if not (error.transient or isinstance(error, self._forgiven)) or left <= 0:
             raise error
         await policy.sleep(min(left, policy.jitter() * self._ceiling()))
         self.failures += 1

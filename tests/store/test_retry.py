@@ -173,7 +173,7 @@ async def test_progress_of_a_listing_renews_its_deadline(store: Flaky, time: Tim
 
 async def test_each_attempt_is_reported_and_an_answer_counts_as_success(store: Flaky, time: Time) -> None:
     results: list[bool] = []
-    wrapped = retry(store, time, on_result=results.append)
+    wrapped = retry(store, time, deadline=60, on_result=results.append)
     store.before = down(2)
     await wrapped.put("k", b"x")
     assert results == [False, False, True]
@@ -186,3 +186,14 @@ async def test_each_attempt_is_reported_and_an_answer_counts_as_success(store: F
     with pytest.raises(AccessDenied):
         await wrapped.get("k")
     assert results[5:] == [False]
+
+
+async def test_a_region_that_worked_is_waited_for_when_it_refuses(store: Flaky, time: Time) -> None:
+    wrapped = retry(store, time)
+    store.before = [AccessDenied("no")]
+    with pytest.raises(AccessDenied):  # it never worked: the configuration is wrong
+        await wrapped.put("k", b"x")
+    await wrapped.put("k", b"x")
+    store.before = [AccessDenied("expired"), AccessDenied("expired")]
+    await wrapped.put("other", b"x")
+    assert await wrapped.get("other") == b"x"

@@ -244,7 +244,7 @@ async def test_a_manifest_that_its_dead_writer_left_in_one_region_is_completed_b
     command = await reopen(stores)
     await command.follow()
     with pytest.raises(Crash):  # another command dies between the regions
-        dying = await reopen(stores, Trap(at=5))  # before the second region gets its manifest
+        dying = await reopen(stores, Trap(at=3))  # before the second region gets its manifest
         await dying.follow()
         await dying.log.append(snapshot(5))
     assert len(stores[0].objects) == len(stores[1].objects) + 1

@@ -49,7 +49,7 @@ def test_what_is_left_out_has_the_documented_default(write: Any) -> None:
     config = read(write(MINIMAL))
     assert config.segment.max_bytes == 16 * 1024 * 1024
     assert config.segment.max_age == timedelta(seconds=5)
-    assert (config.durability.ack, config.durability.degrade_after) == ("all", "never")
+    assert (config.durability.ack, config.durability.degrade_after) == ("all", None)
     assert (config.snapshot.every, config.snapshot.jobs, config.snapshot.pg_dump) == (timedelta(hours=24), 2, None)
     assert (config.retention.window, config.retention.purge_within) == (timedelta(days=30), timedelta(days=60))
     assert config.residency.allowed == ()
@@ -229,8 +229,10 @@ def test_an_empty_name_is_refused_rather_than_derived(write: Any, key: str) -> N
         ("[segment]\nmax_age = 5", r"segment\.max_age: not a duration"),
         ("[segment]\nmax_age = '10ms'", r"segment\.max_age"),
         ("[segment]\nmax_age = '2h'", r"segment\.max_age"),
-        ("[durability]\nack = 'any'", r"durability\.ack: .*'all'"),
-        ("[durability]\ndegrade_after = '60s'", r"durability\.degrade_after: .*'never'"),
+        ("[durability]\nack = 'some'", r"durability\.ack: .*'all' or 'any'"),
+        ("[durability]\ndegrade_after = 60", r"durability\.degrade_after: not a duration"),
+        ("[durability]\ndegrade_after = '10ms'", r"durability\.degrade_after"),
+        ("[durability]\nack = 'any'\ndegrade_after = '60s'", r"durability: .*degrade_after goes with ack = \"all\""),
         ("[snapshot]\nevery = '1s'", r"snapshot\.every"),
         ("[snapshot]\njobs = 0", r"snapshot\.jobs"),
         ("[http]\nlisten = '9187'", r"http\.listen"),

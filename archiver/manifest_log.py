@@ -1,0 +1,303 @@
+"""The manifest log in all regions: what it holds, and the only way anything becomes part of an archive.
+
+In: a store that spans the regions. `ManifestLog.append` is a conditional write, so that two writers can never both take
+one place in the log. A region that falls behind is repaired from the others, and then written again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import UUID, uuid4
+
+import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from archiver.errors import Fenced, IntegrityError, ObjectExists, ObjectNotFound, StoreError
+from archiver.format import layout, manifest
+from archiver.format.manifest import (
+    Archive,
+    Changes,
+    Drill,
+    Entry,
+    Fence,
+    Gap,
+    Lost,
+    Manifest,
+    Signed,
+    Snapshot,
+)
+from archiver.policy import catalog
+from archiver.repair import Repair, newest_manifest, refs
+from archiver.store.base import Store
+from archiver.store.mirror import Mirror
+
+log = structlog.get_logger()
+
+_OWNED_BY_DAEMON = (Changes, Fence, Gap)
+
+
+@dataclass
+class LogState:
+    """What a writer must know of the log: its end, and the last of each kind that it continues."""
+
+    head: Signed | None = None
+    changes: Changes | None = None
+    gap: Gap | None = None
+    snapshot: Snapshot | None = None
+    drill: Drill | None = None
+    lost: Lost | None = None
+
+    def observe(self, signed: Signed) -> None:
+        self.head = signed
+        match signed.entry:
+            case Changes():
+                self.changes = signed.entry
+                self.lost = signed.entry.lost[-1] if signed.entry.lost else self.lost
+            case Gap():
+                self.gap = signed.entry
+            case Snapshot():
+                self.snapshot = signed.entry
+            case Drill():
+                self.drill = signed.entry
+            case Fence():
+                pass
+
+
+class ManifestLog:
+    """The manifest log in all regions. Read it with `scan`; a writer calls `take_over` or `follow` first."""
+
+    def __init__(self, archive: Archive, store: Mirror) -> None:
+        self._archive = archive
+        self._store = store
+        self._lock = asyncio.Lock()
+        self._writer = uuid4()
+        self._key: Ed25519PrivateKey | None = None
+        self._exclusive = False
+        self._unrolled: list[Signed] = []
+        self._rolled_up_to = 0
+        self._replicated: dict[str, int] = {}
+        self.unseen: set[str] = set()
+        self.state = LogState()
+        store.replicas.on_behind = self._fell_behind
+
+    @property
+    def writer(self) -> UUID:
+        """This process's identity in the archive."""
+        return self._writer
+
+    async def scan(self) -> AsyncIterator[Signed]:
+        """All manifests from the first to the newest, signatures and chain verified. Raises IntegrityError."""
+        previous: Signed | None = None
+        async for signed in self._stored():
+            manifest.check_chain(previous, signed, self._archive.archive)
+            yield signed
+            previous = signed
+
+    async def follow(self, key: Ed25519PrivateKey) -> None:
+        """Become able to append beside a running daemon: for base snapshots and drills, never for changes.
+
+        Regions that lack the end of the log are behind: where the policy waits for every region, they are repaired
+        at once. Those that cannot be asked, where the policy goes on without them, are `unseen`.
+        """
+        self._key = key
+        async for signed in self.scan():
+            self._observe(signed)
+        for region in self._store.stores:
+            await self._find_standing(region)
+        if self._store.replicas.policy.patience is None:
+            for region in self._store.replicas.behind:
+                await self.rejoin(region)
+
+    async def take_over(self, key: Ed25519PrivateKey, fence: Fence) -> None:
+        """Become the archive's one writer of changes; a daemon that wrote before stops at its next append."""
+        await self.follow(key)
+        await self.append(fence)
+        self._exclusive = True
+
+    async def append(self, entry: Entry) -> Signed:
+        """Commit one entry in every region. Raises Fenced when another daemon has taken over."""
+        async with self._lock:
+            while True:
+                signed = self._next(entry)
+                try:
+                    await self._store.put(layout.manifest(signed.seq), signed.data, if_absent=True)
+                except ObjectExists:
+                    await self._accept_other(signed.seq)
+                    continue
+                self._observe(signed)
+                await self._roll_up()
+                return signed
+
+    def _next(self, entry: Entry) -> Signed:
+        if self._key is None:
+            raise RuntimeError("the log was not opened for writing")
+        head = self.state.head
+        fields = Manifest(
+            archive=self._archive.archive,
+            seq=head.seq + 1 if head else 1,
+            prev=head.hash if head else None,
+            writer=self._writer,
+            created=datetime.now(UTC),
+            entry=entry,
+        )
+        return manifest.sign(fields, self._key)
+
+    # --- regions that are behind ---
+
+    def unreplicated(self, region: str) -> int:
+        """Change segments of the log that a region does not hold."""
+        newest = self.state.changes.ordinal if self.state.changes else 0
+        return newest - self._replicated.get(region, newest)
+
+    async def rejoin(self, region: Store) -> None:
+        """Copy to a region what it lacks, and write it again from then on. Raises StoreError, RegionsDisagree."""
+        log.info("a region is being repaired", region=region.name, segments=self.unreplicated(region.name))
+        replicas = self._store.replicas
+        repair = Repair(self._archive, Mirror(replicas.in_step), region)
+        while await self._copy_log(repair, region) > _CLOSE:
+            pass
+        await self._copy_missed(repair, region)
+        async with self._lock, asyncio.timeout(_REJOIN_SECONDS if replicas.policy.patience else None):
+            await self._copy_log(repair, region)
+            await self._copy_missed(repair, region)
+            replicas.rejoin(region.name)  # nothing may happen between the last copy and this
+        self._replicated.pop(region.name, None)
+        log.info("a region is in step again", region=region.name)
+
+    async def _copy_log(self, repair: Repair, region: Store) -> int:
+        copied = 0
+        async for signed in repair.copy_log():
+            copied += 1
+            if isinstance(signed.entry, Changes):
+                self._replicated[region.name] = signed.entry.ordinal
+        return copied
+
+    async def _copy_missed(self, repair: Repair, region: Store) -> None:
+        while missed := self._store.replicas.missed(region.name):
+            key = next(iter(missed))
+            await repair.copy_unnamed(key)
+            missed.discard(key)
+
+    async def _find_standing(self, region: Store) -> None:
+        """Whether a region holds the log's end."""
+        head, replicas = self.state.head, self._store.replicas
+        if head is None:
+            return
+        patience = replicas.policy.patience
+        try:
+            async with asyncio.timeout(patience.total_seconds() if patience else None):
+                newest = await self._newest(region, head.seq)
+                if newest < head.seq:
+                    self._replicated[region.name] = await self._ordinal_at(newest)
+        except (StoreError, TimeoutError) as exc:
+            if patience is None:
+                raise
+            self.unseen.add(region.name)
+            replicas.fall_behind(region.name, str(exc) or "it does not answer")
+        else:
+            if newest < head.seq:
+                replicas.fall_behind(region.name, f"it lacks manifests {newest + 1} to {head.seq}")
+
+    def _fell_behind(self, region: str, why: str) -> None:
+        """From here on a region gets nothing: what it lacks is counted."""
+        self._replicated.setdefault(region, self.state.changes.ordinal if self.state.changes else 0)
+        log.error("a region is behind: it is repaired from the others when it answers", region=region, reason=why)
+
+    async def _newest(self, region: Store, head: int) -> int:
+        """A daemon that runs may just be writing the newest one there."""
+        newest = 0
+        for _ in range(_ASK_AGAIN):
+            newest = await newest_manifest(region)
+            if newest >= head:
+                break
+            await asyncio.sleep(_ASK_AGAIN_SECONDS)
+        return newest
+
+    async def _ordinal_at(self, seq: int) -> int:
+        """The newest change segment that the log holds up to a place."""
+        for earlier in range(seq, 0, -1):
+            entry = (await self._read(layout.manifest(earlier))).entry
+            if isinstance(entry, Changes):
+                return entry.ordinal
+        return 0
+
+    # --- others ---
+
+    async def _accept_other(self, seq: int) -> None:
+        """Another writer took our place in the log: go on behind it, unless it took over the archive."""
+        name = layout.manifest(seq)
+        other = self._parse(await self._store.get(name))
+        manifest.check_chain(self.state.head, other, self._archive.archive)
+        if self._exclusive and isinstance(other.entry, _OWNED_BY_DAEMON):
+            raise Fenced(
+                "another archiver has taken over this archive",
+                where=f"manifest {seq}, {_describe(other)}",
+                hint="Run one daemon for an archive; this one has confirmed nothing since.",
+            )
+        # It may have died between two regions, or not have reached one of them: ours must not stand behind a hole.
+        for region in self._store.replicas.in_step:
+            await Repair(self._archive, self._store, region).copy_objects(refs(other.entry))
+        await self._store.put(name, other.data, if_absent=True)
+        self._observe(other)
+
+    def _observe(self, signed: Signed) -> None:
+        self.state.observe(signed)
+        if signed.seq > self._rolled_up_to:
+            self._unrolled.append(signed)
+
+    async def _roll_up(self) -> None:
+        """Every thousand manifests become one object, so that a restore reads few. Losing one costs only time."""
+        while self._exclusive and len(self._unrolled) >= catalog.ROLLUP:
+            block = self._unrolled[: catalog.ROLLUP]
+            name = layout.rollup(block[0].seq, block[-1].seq)
+            await self._store.put(name, catalog.pack([signed.data for signed in block]))
+            del self._unrolled[: catalog.ROLLUP]
+            self._rolled_up_to = block[-1].seq
+
+    async def _stored(self) -> AsyncIterator[Signed]:
+        """Stored manifests in order: from roll-ups as far as they reach without a hole, then one by one."""
+        seq = 0
+        async for entry in self._store.list(layout.CATALOG):
+            span = layout.rollup_range(entry.key)
+            if span is not None and span[0] == seq + 1 and (block := await self._rolled_up(entry.key, *span)):
+                seq = self._rolled_up_to = span[1]  # first: what is yielded now need not be rolled up again
+                for signed in block:
+                    yield signed
+        names = [entry.key async for entry in self._store.list(layout.MANIFESTS, start_after=layout.manifest(seq))]
+        for start in range(0, len(names), _READ_AHEAD):
+            for signed in await asyncio.gather(*map(self._read, names[start : start + _READ_AHEAD])):
+                yield signed
+
+    async def _rolled_up(self, name: str, first: int, last: int) -> list[Signed]:
+        """The manifests of a roll-up; none if it is not whole, for the manifests themselves say the same."""
+        try:
+            block = [self._parse(data) for data in catalog.unpack(await self._store.get(name))]
+        except (IntegrityError, ObjectNotFound):
+            return []
+        return block if [signed.seq for signed in block] == [*range(first, last + 1)] else []
+
+    async def _read(self, name: str) -> Signed:
+        """A manifest from the first region that holds the one that belongs there."""
+        return self._parse(await self._store.get_verified(name, lambda data: self._belongs(name, data)))
+
+    def _belongs(self, name: str, data: bytes) -> bool:
+        return layout.manifest(self._parse(data).seq) == name
+
+    def _parse(self, data: bytes) -> Signed:
+        return manifest.parse(data, self._archive.verifier)
+
+
+_READ_AHEAD = 16
+_CLOSE = 8  # manifests that are copied while appending waits
+_REJOIN_SECONDS = 30.0  # how long appending may wait for that
+_ASK_AGAIN = 3
+_ASK_AGAIN_SECONDS = 0.3
+
+
+def _describe(signed: Signed) -> str:
+    entry = signed.entry
+    who = f"{entry.host} pid {entry.pid}" if isinstance(entry, Fence) else f"writer {signed.manifest.writer}"
+    return f"{who} at {manifest.format_time(signed.manifest.created)}"

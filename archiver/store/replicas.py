@@ -1,0 +1,257 @@
+"""Writing to several regions: which of them, and when a write counts, as the durability policy says.
+
+In: the regions, the first being the primary, and a policy. Out: writes that return when they are durable as the policy
+says. A region that falls behind is written no more until it has been repaired and is told to `rejoin`: what it holds
+stays a beginning of what the others hold, never something with holes. Never raises because of a region that is merely
+behind; the last region that is in step never falls behind, and a write waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from archiver.errors import ArchiverError, IntegrityError, ObjectExists, RegionsDisagree, StoreError
+from archiver.store.base import Store
+
+TRAILING = 4
+"""Writes of one region that may still be under way after they counted: each holds a change segment in memory."""
+
+ANSWER_SECONDS = 3.0
+PROBE = "archive.json"  # there or not, a region that works says which
+
+
+@dataclass(frozen=True, slots=True)
+class WritePolicy:
+    """When a write counts.
+
+    `first`: as soon as one region has it, and otherwise when every region in step has it. `patience`: a region that
+    has not finished a write so long after it began, while another has, falls behind; None never lets one fall behind.
+    """
+
+    first: bool = False
+    patience: timedelta | None = None
+
+
+STRICT = WritePolicy()
+
+
+class Replicas:
+    """The regions as those who write see them. `on_behind` hears of each region that falls behind, and why."""
+
+    def __init__(
+        self,
+        stores: Sequence[Store],
+        policy: WritePolicy = STRICT,
+        on_behind: Callable[[str, str], None] = lambda _region, _why: None,
+    ) -> None:
+        self._stores = tuple(stores)
+        self.policy = policy
+        self.on_behind = on_behind
+        self._missed: dict[str, set[str]] = {}
+        self._trailing: dict[str, dict[asyncio.Task[None], str]] = {store.name: {} for store in stores}
+        self._failure: IntegrityError | None = None
+
+    @property
+    def in_step(self) -> list[Store]:
+        """The regions that hold everything; the first of them decides who wins a conditional write."""
+        return [store for store in self._stores if store.name not in self._missed]
+
+    @property
+    def behind(self) -> list[Store]:
+        return [store for store in self._stores if store.name in self._missed]
+
+    def missed(self, region: str) -> set[str]:
+        """Objects that a region did not get since it fell behind, and that no manifest may name yet."""
+        return self._missed.get(region, set())
+
+    def fall_behind(self, region: str, why: str) -> None:
+        """Write this region no more until it rejoins. The last one in step is kept."""
+        if region in self._missed or len(self.in_step) == 1:
+            return
+        self._missed[region] = set(self._trailing[region].values())
+        for task in self._trailing[region]:
+            task.cancel()
+        self.on_behind(region, why)
+
+    def rejoin(self, region: str) -> None:
+        """This region holds everything again; call it when nothing can have been written meanwhile."""
+        self._missed.pop(region, None)
+
+    async def put(self, key: str, data: bytes) -> None:
+        """Write an object, also to a region that rejoins meanwhile."""
+        self._raise_failure()
+        wrote: set[str] = set()
+        while todo := [store for store in self.in_step if store.name not in wrote]:
+            wrote |= {store.name for store in todo}
+            await self._spread({store: store.put(key, data) for store in todo}, key)
+        self._note_missed(key)
+
+    async def put_if_absent(self, key: str, data: bytes) -> None:
+        """The first region in step decides the race, the others follow; see Mirror.put."""
+        self._raise_failure()
+        decided = await self._decide(key, data)
+        followers = [store for store in self.in_step if store is not decided]
+        writes = {store: self._follow(decided, store, key, data, self._under_way(store)) for store in followers}
+        await self._spread(writes, key, counted=True)
+        self._note_missed(key)
+
+    def _note_missed(self, key: str) -> None:
+        for missed in self._missed.values():
+            missed.add(key)
+
+    async def finish(self) -> None:
+        """Wait for what is still under way, and end it where its region has fallen behind."""
+        tasks = [task for trailing in self._trailing.values() for task in trailing]
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def abandon(self) -> None:
+        """End what is still under way."""
+        for trailing in self._trailing.values():
+            for task in trailing:
+                task.cancel()
+        await self.finish()
+
+    # --- one write in several regions ---
+
+    async def _spread(self, writes: dict[Store, Coroutine[Any, Any, None]], key: str, *, counted: bool = False) -> None:
+        """Run the writes at once, until the policy is content. `counted`: another region has this object already."""
+        tasks = {asyncio.create_task(write, name=f"put {store.name}"): store for store, write in writes.items()}
+        started = asyncio.get_running_loop().time()
+        pending = set(tasks)
+        try:
+            while pending and not (counted and self.policy.first):
+                done, pending = await asyncio.wait(
+                    pending, timeout=self._left(started) if counted else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    counted = self._finished(task, tasks[task], counted=counted) or counted
+                if counted and self._left(started) == 0:
+                    break
+        except BaseException:
+            await _cancel(pending)
+            raise
+        if self.policy.first:
+            for task in pending:
+                self._trail(tasks[task], task, key)
+            return
+        for task in pending:
+            self.fall_behind(tasks[task].name, f"{key} was not written within {self.policy.patience}")
+        await _cancel(pending)
+
+    def _left(self, started: float) -> float | None:
+        """Seconds until patience ends."""
+        if self.policy.patience is None:
+            return None
+        return max(0.0, started + self.policy.patience.total_seconds() - asyncio.get_running_loop().time())
+
+    def _finished(self, task: asyncio.Task[None], store: Store, *, counted: bool) -> bool:
+        """Whether the write was done. An error ends all, unless the policy lets its region fall behind."""
+        error = task.exception()
+        if error is None:
+            return True
+        if self.policy.patience is None or not isinstance(error, ArchiverError) or isinstance(error, IntegrityError):
+            raise error
+        if len(self.in_step) == 1 and not counted:
+            raise error
+        self.fall_behind(store.name, str(error))
+        return False
+
+    # --- manifests: who decides, who follows ---
+
+    async def _decide(self, key: str, data: bytes) -> Store:
+        while True:
+            store, *others = self.in_step
+            patience = self.policy.patience if others else None
+            try:
+                async with asyncio.timeout(patience.total_seconds() if patience else None):
+                    if await self._write_after(self._under_way(store), store, key, data):
+                        return store
+            except ObjectExists:
+                raise
+            except (TimeoutError, StoreError) as error:
+                if patience is not None and await _answers(others):
+                    self.fall_behind(store.name, str(error) or f"{key} was not written within {patience}")
+                elif isinstance(error, StoreError):
+                    raise
+
+    def _under_way(self, store: Store) -> Sequence[asyncio.Task[None]]:
+        return tuple(self._trailing[store.name])
+
+    async def _follow(
+        self, decided: Store, store: Store, key: str, data: bytes, objects: Sequence[asyncio.Task[None]]
+    ) -> None:
+        try:
+            await self._write_after(objects, store, key, data)
+        except ObjectExists as exc:
+            raise RegionsDisagree(key, decided.name, store.name) from exc
+
+    async def _write_after(self, objects: Sequence[asyncio.Task[None]], store: Store, key: str, data: bytes) -> bool:
+        """A conditional write, once the region has the objects under way; False when it fell behind meanwhile.
+
+        What is there already and is the very same is ours, and its answer was lost.
+        """
+        if objects:
+            await asyncio.wait(objects)
+        if store.name in self._missed:
+            return False
+        try:
+            await store.put(key, data, if_absent=True)
+        except ObjectExists:
+            if await store.get(key) != data:
+                raise
+        return True
+
+    # --- writes that already count ---
+
+    def _trail(self, store: Store, task: asyncio.Task[None], key: str) -> None:
+        trailing = self._trailing[store.name]
+        trailing[task] = key
+        task.add_done_callback(lambda task: self._trailed(store, task))
+        if len(trailing) > TRAILING:
+            self.fall_behind(store.name, f"{len(trailing)} writes wait for it")
+        elif self.policy.patience is not None:
+            loop = asyncio.get_running_loop()
+            late = loop.call_later(self.policy.patience.total_seconds(), self._late, store, task)
+            task.add_done_callback(lambda _task: late.cancel())
+
+    def _late(self, store: Store, task: asyncio.Task[None]) -> None:
+        key = self._trailing[store.name].get(task)
+        if key is not None:
+            self.fall_behind(store.name, f"{key} was not written within {self.policy.patience}")
+
+    def _trailed(self, store: Store, task: asyncio.Task[None]) -> None:
+        key = self._trailing[store.name].pop(task)
+        if task.cancelled():
+            if store.name in self._missed:
+                self._missed[store.name].add(key)
+        elif (error := task.exception()) is not None:
+            if isinstance(error, IntegrityError):
+                self._failure = error
+            self.fall_behind(store.name, str(error))
+
+    def _raise_failure(self) -> None:
+        """Regions that disagree are found late when nobody waits for the second one; the next write says so."""
+        if self._failure is not None:
+            raise self._failure
+
+
+async def _answers(stores: Iterable[Store]) -> bool:
+    """Whether any of these regions works: only then is it worth giving another one up."""
+    for store in stores:
+        with suppress(ArchiverError, TimeoutError):
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await store.size(PROBE)
+                return True
+    return False
+
+
+async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
+    tasks = list(tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
