@@ -133,8 +133,9 @@ async def create_archive(
     store: Mirror, name: str, keks: Sequence[Kek], *, system_identifier: str, database: str
 ) -> OpenArchive:
     """Make the archive in every region, or finish making it. Raises ConfigError if it is another database's."""
+    strict = Mirror(store.stores)  # whatever the durability policy: an archive begins whole
     try:
-        identity = await _create_identity(store, name, keks, system_identifier, database)
+        identity = await _create_identity(strict, name, keks, system_identifier, database)
     except ObjectExists:
         identity = manifest.parse_archive(await store.get(layout.ARCHIVE))
     require_same_database(identity, system_identifier, database)

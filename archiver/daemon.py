@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -114,6 +115,9 @@ class Daemon:
         archive = await open_archive(mirror, self._config.archive.name, open_keks(self._config))
         reached = await self._patiently(lambda: self._check_identity(archive))
         await self._wait_for_slot()
+        self._show_regions(archive)
+        await archive.follow()
+        await self._require_all_seen(archive)
         await archive.take_over(Fence(host=socket.gethostname(), pid=os.getpid(), version=__version__))
         position = await self._align(archive, reached)
         self._capture = Capture(
@@ -177,6 +181,17 @@ class Daemon:
                 raise _second_reader(slot)
             await asyncio.sleep(0.25)
 
+    async def _require_all_seen(self, archive: OpenArchive) -> None:
+        """A region that cannot be asked may hold what seems to be missing: nothing is written over its head."""
+        slot, end = await self._patiently(self._slot), self._end_of_log(archive)
+        continues = slot and not slot.is_lost and end and (slot.confirmed_flush_lsn or 0) <= end.lsn
+        if archive.log.unseen and not continues:
+            raise StoreUnavailable(
+                "the replication slot is ahead of what the regions that answer hold",
+                where=", ".join(sorted(archive.log.unseen)) + " not seen",
+                hint="Bring that region back. Once it is out of the configuration, a gap is recorded.",
+            )
+
     async def _align(self, archive: OpenArchive, reached: Lsn) -> Position:
         """Compare slot and log, and decide where to go on. What the slot no longer has becomes a gap."""
         slot = await self._patiently(self._slot)
@@ -220,18 +235,8 @@ class Daemon:
             await conn.close()
             await watch.close()
 
-    def _require_all_seen(self, archive: OpenArchive) -> None:
-        """A region that cannot be asked may hold what seems to be missing: no gap is recorded over its head."""
-        if archive.log.unseen:
-            raise StoreUnavailable(
-                "the replication slot is ahead of what the regions that answer hold",
-                where=", ".join(sorted(archive.log.unseen)) + " not seen",
-                hint="Bring that region back. Once it is out of the configuration, a gap is recorded.",
-            )
-
     async def _bridge(self, archive: OpenArchive, position: Position | None, resume: Lsn, reason: str) -> Position:
         """Record that the changes up to `resume` are not in the archive; a base snapshot must follow."""
-        self._require_all_seen(archive)
         after = position or Position(1, Lsn(0))
         log.error("gap: changes are missing from the archive", after=str(after.lsn), before=str(resume), reason=reason)
         await archive.log.append(Gap(after_lsn=after.lsn, before_lsn=resume, reason=reason))
@@ -295,17 +300,16 @@ class Daemon:
                     await asyncio.sleep(REPAIR_RETRY)
             await asyncio.sleep(SAMPLE_SECONDS)
 
-    def _observe_regions(self, archive: OpenArchive) -> None:
-        behind = {region.name for region in archive.store.replicas.behind}
-        for region in archive.store.stores:
-            segments = archive.log.unreplicated(region.name)
-            self.metrics.region_unreplicated_segments.labels(region.name).set(segments)
-        self.metrics.degraded.set(bool(behind))
+    def _show_regions(self, archive: OpenArchive) -> None:
+        """Let the metrics ask, whenever they are read."""
+        self.metrics.degraded.set_function(lambda: bool(archive.store.replicas.behind))
+        for region in self._config.region:
+            unreplicated = self.metrics.region_unreplicated_segments.labels(region.name)
+            unreplicated.set_function(partial(archive.log.unreplicated, region.name))
 
     async def _watch_source(self, archive: OpenArchive) -> None:
         while True:
             self._observe_drill(archive)
-            self._observe_regions(archive)
             try:
                 sample = await self._monitor.sample()
                 if self._capture is not None:

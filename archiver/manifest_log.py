@@ -113,7 +113,8 @@ class ManifestLog:
 
     async def take_over(self, key: Ed25519PrivateKey, fence: Fence) -> None:
         """Become the archive's one writer of changes; a daemon that wrote before stops at its next append."""
-        await self.follow(key)
+        if self._key is None:
+            await self.follow(key)
         await self.append(fence)
         self._exclusive = True
 

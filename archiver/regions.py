@@ -24,8 +24,7 @@ from archiver.store.replicas import WritePolicy
 from archiver.store.retry import Retry
 from archiver.store.s3 import S3Store
 
-COMMAND_PATIENCE = timedelta(seconds=3)  # a dead region must not hold up a restore: the other one is asked
-DAEMON_PATIENCE = timedelta(seconds=10)  # the same, for what the daemon reads; what it writes it repeats for ever
+COMMAND_PATIENCE = timedelta(seconds=3)  # a dead region must not hold up who reads: the other one is asked
 ANY_PATIENCE = timedelta(seconds=10)  # ack = "any": how long a write that counts already may go on elsewhere
 
 
@@ -50,13 +49,15 @@ def open_regions(
     if prefer is not None and prefer not in names:
         raise ConfigError(f"there is no region {prefer!r}", hint=f"The configuration has: {', '.join(names)}.")
     stores = [_open(region, patience, metrics, on_read) for region in config.region]
-    reading = DAEMON_PATIENCE if patience is None else None
-    return Mirror(stores, prefer=prefer, policy=_policy(config.durability), patience=reading)
+    reading = COMMAND_PATIENCE if patience is None else None
+    policy = _policy(config.durability, daemon=patience is None)
+    return Mirror(stores, prefer=prefer, policy=policy, patience=reading)
 
 
-def _policy(durability: DurabilitySection) -> WritePolicy:
+def _policy(durability: DurabilitySection, *, daemon: bool) -> WritePolicy:
+    """A command ends soon after its last write, so that with "any" it waits for the others a little, too."""
     if durability.ack == "any":
-        return WritePolicy(first=True, patience=ANY_PATIENCE)
+        return WritePolicy(first=daemon, patience=ANY_PATIENCE)
     return WritePolicy(patience=durability.degrade_after)
 
 

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from os.path import commonpath
 
-from archiver.errors import ObjectExists, ObjectNotFound, RegionsDisagree
+from archiver.errors import ObjectExists, ObjectNotFound, RegionsDisagree, StoreUnavailable
 from archiver.format import layout, manifest
 from archiver.format.manifest import Archive, Changes, Drill, Entry, ObjectRef, Signed, Snapshot
 from archiver.store.base import Entry as StoreEntry
@@ -115,18 +115,27 @@ class Repair:
                 await self._compare(name)
 
     async def _compare(self, name: str) -> None:
+        """What the region holds must be what the others hold."""
+        held = await self._own(name)
         try:
-            same = await self._region.get(name) == await self._source.get(name)
+            same = held == await self._source.get(name)
         except ObjectNotFound:
             same = False
         if not same:
             raise self._disagreement(name)
 
+    async def _own(self, name: str) -> bytes:
+        """What the region lists it must give: one that has just come back may not yet."""
+        try:
+            return await self._region.get(name)
+        except ObjectNotFound as exc:
+            raise StoreUnavailable("the region lists an object that it does not give", where=exc.where) from exc
+
     async def _put_same(self, name: str, data: bytes) -> None:
         try:
             await self._region.put(name, data, if_absent=True)
         except ObjectExists:
-            if await self._region.get(name) != data:
+            if await self._own(name) != data:
                 raise self._disagreement(name) from None
 
     def _disagreement(self, name: str) -> RegionsDisagree:
