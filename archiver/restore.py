@@ -137,7 +137,7 @@ class _Restore:
 
         async def work() -> None:
             nonlocal finished
-            async with await connect(self._dsn, purpose="restore") as worker:
+            async with load.worker(self._dsn, purpose="restore") as worker:
                 while queue:
                     table, number = queue.pop()
                     await self._load_part(worker, table, number, refs[number])
@@ -225,12 +225,9 @@ class _Restore:
 
     async def _replay(self, conn: psycopg.AsyncConnection[Any], index: Index, _script: dump.Script) -> None:
         done = (await self._done(conn)).get("replay")
-        worker = await connect(self._dsn, purpose="replay")
-        try:
-            replay = Replay(self._archive, self._plan, index, done)
-            await replay.run(worker, lambda number, count: self._progress("replay", number, count))
-        finally:
-            await worker.close()
+        replay = Replay(self._archive, self._plan, index, done)
+        async with load.worker(self._dsn, purpose="replay") as worker:
+            await replay.run(worker, partial(self._progress, "replay"))
         self._sequences = replay.sequences
         self._summary.transactions_replayed = replay.transactions
         self._skip(replay.left_out)

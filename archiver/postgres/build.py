@@ -12,7 +12,6 @@ from archiver.format.dump import Entry
 from archiver.format.dump_roles import Skipped
 from archiver.policy.builds import Build, Builds
 from archiver.postgres import load
-from archiver.postgres.session import connect
 from archiver.tasks import task_group
 
 
@@ -41,7 +40,7 @@ async def build_all(
 
     async def work() -> None:
         nonlocal built
-        async with await connect(dsn, purpose="restore") as conn:
+        async with load.worker(dsn, purpose="restore") as conn:
             while build := await take():
                 skipped.extend(await _build(conn, preamble, build.entry))
                 built += 1
