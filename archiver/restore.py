@@ -7,12 +7,10 @@ it is verified. What cannot be reached exactly is an error.
 
 from __future__ import annotations
 
-import asyncio
-import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from time import monotonic
 from typing import Any, LiteralString
 
@@ -20,25 +18,21 @@ import psycopg
 import structlog
 
 from archiver.archive import OpenArchive
-from archiver.format import dump, dump_roles, segment
+from archiver.format import dump, dump_roles
 from archiver.format.dump_roles import Skipped
-from archiver.format.manifest import Changes, CommitRef, ObjectRef
+from archiver.format.manifest import CommitRef, ObjectRef
 from archiver.format.seal import inflate
-from archiver.lsn import Lsn
+from archiver.policy.builds import builds_of
 from archiver.policy.sequence_log import SequenceStates
 from archiver.policy.target import Plan
-from archiver.policy.transactions import SourceTransaction, TransactionAssembler
 from archiver.postgres import always_triggers, load
-from archiver.postgres.apply import Applier
-from archiver.postgres.ddl_replay import DdlReplay
+from archiver.postgres.build import build_all
 from archiver.postgres.sequences import SequenceState, raise_to_columns, set_sequences
 from archiver.postgres.session import connect, postgres_error
-from archiver.recovery_plan import fetch_segment, identity, settle
+from archiver.recovery_plan import identity, settle
+from archiver.replay import Replay
 from archiver.snapshots import Index, IndexedTable, part_place, read_index
 from archiver.tasks import task_group
-
-COMMIT_ROWS = 200_000  # changes of the source in one transaction of the target
-READ_AHEAD = 2  # change segments fetched and verified while one is replayed
 
 Progress = Callable[[str, int, int], None]
 """Called with the phase, and what of it is done and to be done: bytes when loading, segments when replaying."""
@@ -143,7 +137,7 @@ class _Restore:
 
         async def work() -> None:
             nonlocal finished
-            async with await connect(self._dsn, purpose="restore") as worker:
+            async with load.worker(self._dsn, purpose="restore") as worker:
                 while queue:
                     table, number = queue.pop()
                     await self._load_part(worker, table, number, refs[number])
@@ -168,22 +162,20 @@ class _Restore:
             await load.copy_in(conn, info.schema, info.name, info.columns, chunks())
             await self._record(conn, **{f"part {number}": True})
 
-    async def _create_keys(self, conn: psycopg.AsyncConnection[Any], _index: Index, script: dump.Script) -> None:
-        self._progress("keys", 0, 1)
-        await self._run_once(conn, "keys", script.preamble, script.keys)
-        self._progress("keys", 1, 1)
+    async def _create_keys(self, conn: psycopg.AsyncConnection[Any], index: Index, script: dump.Script) -> None:
+        await self._build(conn, "keys", index, script.preamble, script.keys)
 
     async def _create_late(self, conn: psycopg.AsyncConnection[Any], index: Index, script: dump.Script) -> None:
         """Before replay, whose DDL may concern them; where foreign keys cannot be silenced, after it (`_finish`)."""
         if await always_triggers.may_silence(conn):
-            await self._run_once(conn, "late", script.preamble, script.late)
+            await self._build(conn, "late", index, script.preamble, script.late)
         if "views" not in await self._done(conn):  # a REFRESH in the stream has its own moment
             views = [(schema, name) for schema, name, populated in index.database.materialized_views if populated]
             self._skip(await load.refresh_views(conn, views))
             await self._record(conn, views=True)
 
     async def _finish(self, conn: psycopg.AsyncConnection[Any], index: Index, script: dump.Script) -> None:
-        await self._run_once(conn, "late", script.preamble, script.late)
+        await self._build(conn, "late", index, script.preamble, script.late)
         await always_triggers.lift_all(conn)
         self._skip(await load.apply_settings(conn, index.database.settings, await load.existing_roles(conn)))
         await self._execute(conn, "ANALYZE")
@@ -194,92 +186,51 @@ class _Restore:
         except psycopg.Error as exc:
             raise postgres_error(exc, statement) from exc
 
-    async def _run_once(
-        self, conn: psycopg.AsyncConnection[Any], step: str, preamble: dump.Entry, entries: Sequence[dump.Entry]
+    async def _build(
+        self,
+        conn: psycopg.AsyncConnection[Any],
+        step: str,
+        index: Index,
+        preamble: dump.Entry,
+        entries: Sequence[dump.Entry],
     ) -> None:
-        if step in await self._done(conn):
+        """Indexes and constraints side by side, then the rest in its order."""
+        done = await self._done(conn)
+        if step in done:
             return
+        self._progress(step, 0, 1)
+        builds = builds_of(entries, self._sizes(index))
+        self._skip(
+            await build_all(
+                self._dsn,
+                builds,
+                preamble=preamble,
+                jobs=self._jobs,
+                done=frozenset(done),
+                on_built=partial(self._progress, step),
+            )
+        )
+        built = {build.entry for build in builds}
         async with load.transaction(conn, f"step {step}"):
-            self._skip(await load.run_script(conn, preamble, entries))
+            self._skip(await load.run_script(conn, preamble, [entry for entry in entries if entry not in built]))
             await self._record(conn, **{step: True})
+        self._progress(step, 1, 1)
+
+    def _sizes(self, index: Index) -> dict[str, int]:
+        """Bytes of rows of each table, compressed."""
+        refs = self._plan.snapshot.parts
+        return {table.info.label: sum(refs[number].size for number in table.parts) for table in index.tables}
 
     # --- replay ---
 
     async def _replay(self, conn: psycopg.AsyncConnection[Any], index: Index, _script: dump.Script) -> None:
-        done = await self._done(conn)
-        replayed = done.get("replay", {})
-        after = Lsn.parse(replayed["lsn"]) if replayed else self._plan.snapshot.lsn
-        self._sequences = SequenceStates(replayed.get("sequences", index.sequences))
-        first = int(replayed.get("segment", 0))
-        self._summary.transactions_replayed = int(replayed.get("transactions", 0))
-        assembler = TransactionAssembler(after=after, stop=self._plan.stop, spool=_spool)
-        segments = [changes for changes in self._plan.segments if changes.ordinal >= first]
-        worker = await connect(self._dsn, purpose="replay")
-        try:
-            ddl = await DdlReplay.open(worker, index.publication)
-            applier = await Applier.open(worker, on_message=ddl.handlers)
-            ddl.attach(applier)
-            session = None
-            async with aclosing(self._read_ahead(segments)) as bodies:
-                number = 0
-                async for changes, body, raw_bytes in bodies:
-                    if session not in {None, _session(changes)}:
-                        assembler.start_session()
-                    session = _session(changes)
-                    assembler.begin_segment(changes.ordinal)
-                    await self._replay_segment(assembler, applier, ddl, inflate(body, raw_bytes))
-                    number += 1
-                    self._progress("replay", number, len(segments))
-            await applier.commit(self._note_progress)
-            self._skip(ddl.left_out)
-        finally:
-            await worker.close()
-
-    async def _replay_segment(
-        self, assembler: TransactionAssembler, applier: Applier, ddl: DdlReplay, pieces: Iterator[bytes]
-    ) -> None:
-        for record in segment.read_records(pieces):
-            match record:
-                case segment.Relation(xid, message):
-                    assembler.preamble(xid, message)
-                case segment.Context(xid):
-                    assembler.context(xid)
-                case segment.Sequences(states):
-                    self._sequences.fold(states)
-                case message:
-                    transaction = assembler.feed(message)
-                    if transaction is not None:
-                        await applier.apply(transaction)
-                        self._summary.transactions_replayed += 1
-                        if applier.uncommitted_rows >= COMMIT_ROWS or ddl.commit_wanted:
-                            await applier.commit(self._note_progress)
-                            ddl.committed()
-
-    async def _note_progress(self, cursor: psycopg.AsyncCursor[Any], last: SourceTransaction) -> None:
-        await load.write_progress(
-            cursor,
-            replay={
-                "lsn": str(last.end_lsn),
-                "segment": last.resume_segment,
-                "transactions": self._summary.transactions_replayed,
-                "sequences": self._sequences.all(),
-            },
-        )
-
-    async def _read_ahead(self, segments: Sequence[Changes]) -> AsyncGenerator[tuple[Changes, bytes, int], None]:
-        """Fetch and verify the next segments while one is replayed."""
-        waiting: list[asyncio.Task[tuple[bytes, int]]] = []
-        try:
-            for number, changes in enumerate(segments):
-                for following in segments[number + len(waiting) : number + 1 + READ_AHEAD]:
-                    fetch = fetch_segment(self._archive, following)
-                    waiting.append(asyncio.create_task(fetch, name=f"fetch segment {following.ordinal}"))
-                body, raw_bytes = await waiting.pop(0)
-                yield changes, body, raw_bytes
-        finally:
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
+        done = (await self._done(conn)).get("replay")
+        replay = Replay(self._archive, self._plan, index, done)
+        async with load.worker(self._dsn, purpose="replay") as worker:
+            await replay.run(worker, partial(self._progress, "replay"))
+        self._sequences = replay.sequences
+        self._summary.transactions_replayed = replay.transactions
+        self._skip(replay.left_out)
 
     async def _set_sequences(self, conn: psycopg.AsyncConnection[Any], _index: Index, _script: dump.Script) -> None:
         states = [SequenceState.from_json(state) for state in self._sequences.all()]
@@ -305,12 +256,3 @@ class _Restore:
             self._summary.warnings.append(f"unlogged table {schema}.{name} is empty: its rows are never archived")
         if index.database.large_objects:
             self._summary.warnings.append(f"{index.database.large_objects} large objects are not archived")
-
-
-def _session(changes: Changes) -> object:
-    assert changes.object is not None
-    return changes.object.writer, changes.connection
-
-
-def _spool() -> Any:
-    return tempfile.TemporaryFile()

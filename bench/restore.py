@@ -1,10 +1,13 @@
-"""Restoring, against PostgreSQL's own tools on the same machine and data, in one run.
+"""Restoring, against PostgreSQL's own tools on the same machine, data and settings, in one run.
 
-- the base: `archiver restore` of a fresh base snapshot against `pg_restore -j2` of a `pg_dump -Fc` of the same data;
+- the base: `archiver restore` of a fresh base snapshot, from Python's start to its end, against `pg_restore -j2` of a
+  `pg_dump -Fc` of the same data and the ANALYZE that has to follow it; and the same without ANALYZE on either side;
 - replay: a million changes, insert-heavy and update-heavy, against the apply worker of a subscription that catches up
   on the same changes.
 
-Run it as `python bench/restore.py`. Quote the ratios: how fast archiver is where PostgreSQL's own is 1.
+archiver reads its objects from an S3 server on the same machine and decrypts them; pg_restore reads a file. Run it
+as `python bench/restore.py` on a machine that does nothing else. Quote the ratios: how fast archiver is where
+PostgreSQL's own is 1.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import tempfile
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from rich.console import Console
@@ -38,6 +41,24 @@ WORKLOADS = {
     "FROM generate_series({first}, {last}) i",
     "update-heavy": "UPDATE change SET amount = amount + 1, name = name || '.' WHERE id BETWEEN {first} AND {last}",
 }
+
+
+Times = dict[str, float]
+
+
+class Comparison(NamedTuple):
+    """Seconds of each round."""
+
+    theirs: list[float]
+    ours: list[float]
+
+    @property
+    def ratio(self) -> float:
+        return statistics.median(self.theirs) / statistics.median(self.ours)
+
+
+def shown(times: Times) -> str:
+    return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in times.items())
 
 
 class Bench:
@@ -72,11 +93,13 @@ class Bench:
 
     # --- base ---
 
-    def pg_restore(self, dump: Path) -> float:
+    def pg_restore(self, dump: Path) -> Times:
         name = self.new_database()
         started = time.monotonic()
         run(self.source.bin("pg_restore"), "-j2", "--no-publications", "-d", self.target.dsn(name), dump)
-        return time.monotonic() - started
+        restored = time.monotonic()
+        self.target.execute("ANALYZE", dbname=name)
+        return {"base": time.monotonic() - started, "base without ANALYZE": restored - started}
 
     def restore(self) -> dict[str, Any]:
         name = self.new_database()
@@ -85,15 +108,19 @@ class Bench:
         result = dict(json.loads(run(*command))["result"])
         return result | {"wall": time.monotonic() - started}
 
-    def base(self, rounds: int) -> float:
+    def base(self, rounds: int) -> dict[str, Comparison]:
         dump = self.folder / "base.dump"
         run(self.source.bin("pg_dump"), "-Fc", "-Z", "gzip:1", "-f", dump, self.source.dsn("bench"))
-        theirs, ours = [], []
+        theirs, ours, phases = [], [], []
         for _ in range(rounds):
             theirs.append(self.pg_restore(dump))
-            ours.append(self.restore()["wall"])
-            self.console.print(f"base: pg_restore {theirs[-1]:.1f} s, archiver {ours[-1]:.1f} s")
-        return statistics.median(theirs) / statistics.median(ours)
+            result = self.restore()
+            phases.append({name: float(seconds) for name, seconds in result["phases"].items()})
+            analyzed = float(result["wall"])
+            ours.append({"base": analyzed, "base without ANALYZE": analyzed - phases[-1]["finish"]})
+            self.console.print(f"base: pg_restore {shown(theirs[-1])}; archiver {shown(ours[-1])}")
+        self.console.print(f"archiver's last: {shown(phases[-1])}; the rest is Python's start, the log and the plan")
+        return {name: Comparison([t[name] for t in theirs], [o[name] for o in ours]) for name in theirs[0]}
 
     # --- replay ---
 
@@ -110,12 +137,17 @@ class Bench:
         self.target.execute(f"ALTER SUBSCRIPTION {name} DISABLE", dbname=name)
         return name
 
-    def make_changes(self, workload: str) -> Lsn:
+    def make_changes(self, workload: str) -> tuple[Lsn, Lsn]:
+        """Where the last transaction began, and the end."""
         statement = WORKLOADS[workload].replace("%%", "%")
         with psycopg.connect(self.source.dsn("bench"), autocommit=True) as conn:
             for first in range(1, self.changes, CHANGES_PER_TRANSACTION):
+                last = self.position(conn)
                 conn.execute(statement.format(first=first, last=first + CHANGES_PER_TRANSACTION - 1).encode())
-            row = conn.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
+            return last, self.position(conn)
+
+    def position(self, conn: psycopg.Connection[Any]) -> Lsn:
+        row = conn.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
         assert row is not None
         return Lsn.parse(row[0]).before_page_header()
 
@@ -128,27 +160,33 @@ class Bench:
         daemon.send_signal(signal.SIGTERM)
         daemon.wait()
 
-    def apply_worker(self, subscription: str, end: Lsn) -> float:
+    def apply_worker(self, subscription: str, last: Lsn) -> float:
+        """Seconds until it has committed the transaction that began at `last`."""
         started = time.monotonic()
         self.target.execute(f"ALTER SUBSCRIPTION {subscription} ENABLE", dbname=subscription)
-        query = f"SELECT confirmed_flush_lsn >= '{end}' FROM pg_replication_slots WHERE slot_name = '{subscription}'"
-        while not self.source.execute(query)[0][0]:
+        query = (
+            f"SELECT count(*) FROM pg_replication_origin_status WHERE remote_lsn > '{last}' AND external_id ="
+            f" 'pg_' || (SELECT oid FROM pg_subscription WHERE subname = '{subscription}')"
+        )
+        while not self.target.execute(query, dbname=subscription)[0][0]:
             time.sleep(0.05)
         seconds = time.monotonic() - started
         self.target.execute(f"DROP SUBSCRIPTION {subscription}", dbname=subscription)
         return seconds
 
-    def replay(self, workload: str, rounds: int) -> float:
+    def replay(self, workload: str, rounds: int) -> Comparison:
         subscriptions = [self.subscribe() for _ in range(rounds)]
-        end = self.make_changes(workload)
+        last, end = self.make_changes(workload)
         self.archive_changes(end)
-        theirs, ours = [], []
+        compared = Comparison([], [])
         for subscription in subscriptions:
-            theirs.append(self.apply_worker(subscription, end))
-            ours.append(float(self.restore()["phases"]["replay"]))
-            self.console.print(f"{workload}: apply worker {theirs[-1]:.1f} s, archiver's replay {ours[-1]:.1f} s")
+            compared.theirs.append(self.apply_worker(subscription, last))
+            compared.ours.append(float(self.restore()["phases"]["replay"]))
+            self.console.print(
+                f"{workload}: apply worker {compared.theirs[-1]:.1f} s, archiver's replay {compared.ours[-1]:.1f} s"
+            )
         run(*archiver(self.config, "snapshot"))  # the next workload's replay starts here
-        return statistics.median(theirs) / statistics.median(ours)
+        return compared
 
 
 SCHEMA_PUBLICATION = """
@@ -162,7 +200,7 @@ END $$
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scale", type=int, default=20, help="of pgbench: 100 000 rows each")
+    parser.add_argument("--scale", type=int, default=50, help="of pgbench: 100 000 rows each")
     parser.add_argument("--changes", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "restore.json")
@@ -171,17 +209,20 @@ def main() -> None:
     with ExitStack() as stack:
         bench = Bench(stack, arguments.scale, arguments.changes, console)
         bench.prepare()
-        ratios = {"base": bench.base(arguments.rounds)}
+        compared = bench.base(arguments.rounds)
         for workload in WORKLOADS:
-            ratios[workload] = bench.replay(workload, arguments.rounds)
-    table = Table(title=f"archiver's speed where PostgreSQL's own is 1; median of {arguments.rounds}")
-    for column in ("", "against", "ratio"):
+            compared[workload] = bench.replay(workload, arguments.rounds)
+    table = Table(title=f"archiver's speed where PostgreSQL's own is 1; medians of {arguments.rounds}")
+    for column in ("", "against", "its seconds", "archiver's", "ratio"):
         table.add_column(column)
-    for name, ratio in ratios.items():
-        table.add_row(name, "pg_restore -j2" if name == "base" else "the apply worker", f"{ratio:.2f}")
+    for name, each in compared.items():
+        against = "pg_restore -j2" if name.startswith("base") else "the apply worker"
+        seconds = [f"{statistics.median(times):.1f}" for times in each]
+        table.add_row(name, against, *seconds, f"{each.ratio:.2f}")
     console.print(table)
     arguments.json.parent.mkdir(exist_ok=True)
-    arguments.json.write_text(json.dumps(ratios, indent=1) + "\n")
+    results = {name: each._asdict() | {"ratio": each.ratio} for name, each in compared.items()}
+    arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

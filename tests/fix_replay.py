@@ -44,7 +44,8 @@ async def record(cursor: psycopg.AsyncCursor[Any], last: SourceTransaction) -> N
 async def applier(dsn: str, **options: Any) -> AsyncIterator[Applier]:
     conn = await connect(dsn, purpose="test")
     async with conn:
-        yield await Applier.open(conn, **options)
+        async with Applier.open(conn, **options) as made:
+            yield made
         await conn.rollback()
 
 

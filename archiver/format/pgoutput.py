@@ -184,15 +184,15 @@ def _short(message: bytes) -> NoReturn:
 def _tuple(data: bytes, at: int) -> tuple[Row, int]:
     """TupleData. One tight loop: this is where a replay spends its time in this module."""
     values: list[Value] = []
-    append = values.append
-    from_bytes = int.from_bytes
+    append, length_at = values.append, _U32.unpack_from
     count = data[at] << 8 | data[at + 1]
     at += 2
     for _ in range(count):
         kind = data[at]
         if kind == 0x74:  # t: text
+            (length,) = length_at(data, at + 1)
             start = at + 5
-            at = start + from_bytes(data[at + 1 : start], "big")
+            at = start + length
             append(data[start:at])
         elif kind == 0x6E:  # n: NULL
             append(None)

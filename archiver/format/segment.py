@@ -25,6 +25,7 @@ SEQUENCES = 0x02
 CONTEXT = 0x03
 LENGTH = struct.Struct(">I")
 _XID = struct.Struct(">BI")
+_FIRST_TAG = 0x20  # below: records of archiver's own
 MAX_RECORD_BYTES = (1 << 31) - 1  # a message of the replication protocol is an int32 long
 
 
@@ -62,35 +63,38 @@ def read_records(pieces: Iterable[bytes]) -> Iterator[Record]:
     """The records of a segment from its plaintext in pieces of any size. Raises IntegrityError."""
     buffer = bytearray()
     wanted = LENGTH.size
+    unpack_from = LENGTH.unpack_from
     for piece in pieces:
         buffer += piece
         if len(buffer) < wanted:
             continue
         data = bytes(buffer)
-        position = 0
-        while len(data) - position >= LENGTH.size:
-            wanted = LENGTH.size + _length(data, position)
-            if len(data) - position < wanted:
+        position, size = 0, len(data)
+        while size - position >= LENGTH.size:
+            start = position + LENGTH.size
+            (length,) = unpack_from(data, position)
+            end = start + length
+            if end > size or not length:
+                wanted = LENGTH.size + _checked(length)
                 break
-            yield _decode(data[position + LENGTH.size : position + wanted])
-            position += wanted
+            record = data[start:end]
+            yield record if record[0] >= _FIRST_TAG else _decode(record)
+            position = end
             wanted = LENGTH.size
         buffer = bytearray(data[position:])
     if buffer:
         raise IntegrityError("a change segment ends within a record")
 
 
-def _length(data: bytes, position: int) -> int:
-    (length,) = LENGTH.unpack_from(data, position)
+def _checked(length: int) -> int:
     if not 0 < length <= MAX_RECORD_BYTES:
         raise IntegrityError(f"a change segment holds a record of {length} bytes")
-    return int(length)
+    return length
 
 
 def _decode(data: bytes) -> Record:
+    """A record of archiver's own."""
     tag = data[0]
-    if tag >= 0x20:
-        return data
     if tag == RELATION and len(data) > _XID.size:
         return Relation(_XID.unpack_from(data)[1], data[_XID.size :])
     if tag == SEQUENCES:

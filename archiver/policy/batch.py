@@ -164,8 +164,17 @@ class MultisetNet:
         return row
 
 
-Net = KeyedNet | MultisetNet
-Phase = Net | list[RowMessage]
+@dataclass(frozen=True, slots=True)
+class NewRows:
+    """Nothing but inserts: what would be inserted twice, the target's key refuses."""
+
+    rows: list[Row]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+Phase = NewRows | KeyedNet | MultisetNet | list[RowMessage]
 
 
 @dataclass(slots=True)
@@ -173,21 +182,31 @@ class TableBatch:
     """The changes to one table: `phases` one after the other, or `changes` one by one, come to the same."""
 
     shape: Shape
-    phases: list[Phase] = field(default_factory=list)
     changes: list[RowMessage] = field(default_factory=list)
 
-    def add(self, change: RowMessage) -> None:
-        self.changes.append(change)
-        phase = self.phases[-1] if self.phases else None
-        if isinstance(phase, KeyedNet | MultisetNet) and phase.add(change):
-            return
-        net = KeyedNet(self.shape) if self.shape.key else MultisetNet(self.shape)
-        if net.add(change):
-            self.phases.append(net)
-        elif isinstance(phase, list):
-            phase.append(change)
-        else:
-            self.phases.append([change])
+    def phases(self) -> list[Phase]:
+        """The net effect. Raises IntegrityError for changes that contradict each other."""
+        rows = [change.new for change in self.changes if type(change) is Insert]
+        if len(rows) == len(self.changes):
+            return [NewRows(rows)]
+        phases: list[Phase] = []
+        net = self._new_net()
+        for change in self.changes:
+            if net.add(change):
+                continue
+            if len(net):
+                phases.append(net)
+                net = self._new_net()
+                if net.add(change):
+                    continue
+            if phases and isinstance(phases[-1], list):
+                phases[-1].append(change)
+            else:
+                phases.append([change])
+        return [*phases, net] if len(net) else phases
+
+    def _new_net(self) -> KeyedNet | MultisetNet:
+        return KeyedNet(self.shape) if self.shape.key else MultisetNet(self.shape)
 
 
 class Batch:
@@ -210,7 +229,7 @@ class Batch:
         table = self.tables.get(oid)
         if table is None:
             table = self.tables[oid] = TableBatch(shape)
-        table.add(change)
+        table.changes.append(change)
         self.rows += 1
         # An update may hold two rows.
         self.bytes += change.size + _ROW_OVERHEAD + 2 * _VALUE_OVERHEAD * len(shape.relation.columns)

@@ -39,12 +39,17 @@ class MessageSpool:
         self.held = 0
         self.size = 0
 
-    def append(self, message: bytes) -> None:
+    def append(self, message: bytes) -> int:
+        """Returns by how much the memory in use changed: below zero when it went to the file."""
         self._messages.append(message)
-        self.held += len(message) + _OVERHEAD
-        self.size += len(message)
+        length = len(message)
+        grown = length + _OVERHEAD
+        self.held += grown
+        self.size += length
         if self._file is not None and self.held > _BLOCK:
+            grown -= self.held
             self.spill()
+        return grown
 
     def spill(self) -> None:
         """Write what memory holds to the file."""

@@ -131,6 +131,10 @@ class TransactionAssembler:
         if self.done:
             return None
         tag = message[0] if message else 0
+        current = self._current
+        if tag in ROW_TAGS and current is not None and current.complete:
+            self._append(current, message)
+            return None
         if tag in _KEPT:
             self._take(message, tag)
             return None
@@ -151,15 +155,14 @@ class TransactionAssembler:
         self._keep(current, message)
 
     def _keep(self, opened: OpenTransaction, message: bytes) -> None:
-        messages = opened.messages
         if message[0] == Tag.RELATION:
             self._arrival += 1
             opened.relations.append((self._arrival, message))
-        if not opened.complete:
-            return
-        before = messages.held
-        messages.append(message)
-        self._held += messages.held - before
+        if opened.complete:
+            self._append(opened, message)
+
+    def _append(self, opened: OpenTransaction, message: bytes) -> None:
+        self._held += opened.messages.append(message)
         if self._held > self._memory:
             self._spill_largest()
 

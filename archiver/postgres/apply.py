@@ -7,21 +7,26 @@ does not find its row raises IntegrityError: a restored state that diverged is n
 Within a target transaction changes gather in a Batch. A flush writes the net effect of each table: inserts by
 COPY, updates and deletes by a join with staged rows. If that meets a constraint (two rows that swapped unique
 values), the table is rolled back to the savepoint and its changes are applied one by one, in order.
+
+The server writes one batch while the next is decoded: one task at a time uses the connection, and everything
+else that needs it waits for that task first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Final
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from itertools import islice
+from typing import Any, Final, NamedTuple
 
 import psycopg
 
 from archiver.errors import IntegrityError, PostgresError
-from archiver.format.pgmessages import LogicalMessage, Relation
+from archiver.format.pgmessages import LogicalMessage, Relation, RowMessage
 from archiver.lsn import Lsn
-from archiver.policy.batch import Batch, TableBatch
-from archiver.policy.transactions import SourceTransaction, Truncated
+from archiver.policy.batch import Batch, Phase, TableBatch
+from archiver.policy.transactions import Change, SourceTransaction, Truncated
 from archiver.postgres import apply_sql
 from archiver.postgres.apply_rows import TableWriter, send_bytes_as_text
 from archiver.postgres.session import postgres_error
@@ -31,6 +36,8 @@ MessageHandler = Callable[[psycopg.AsyncConnection[Any], LogicalMessage], Awaita
 CommitHook = Callable[[psycopg.AsyncCursor[Any], SourceTransaction], Awaitable[None]]
 
 _TARGET: Final = "the target"
+_CHANGES_AT_ONCE: Final = 1000  # some milliseconds of decoding; then what is being written gets its turn
+_NO_ROWS: Final = (Truncated, LogicalMessage)
 # Beside the canonical session of archiver.postgres.session. Deferred constraints hold at source commits only,
 # which is where the target commits too.
 _SETTINGS: Final[Mapping[str, str]] = {
@@ -44,8 +51,16 @@ _SETTINGS: Final[Mapping[str, str]] = {
 }
 
 
+class _Work(NamedTuple):
+    """What is to be written into one table."""
+
+    writer: TableWriter
+    phases: list[Phase]
+    changes: list[RowMessage]
+
+
 class Applier:
-    """Applies source transactions in commit order. Make one with `Applier.open`.
+    """Applies source transactions in commit order. Make one with `async with Applier.open(conn) as applier`.
 
     `triggers_silent`: whether the role may keep triggers and foreign keys from firing; if not, the caller creates
     them after the replay. `on_message` handles logical messages by their prefix, after everything before
@@ -73,9 +88,9 @@ class Applier:
         self._on_message = on_message
         self._writers: dict[int, TableWriter] = {}
         self._stages = 0
-        self._where = _TARGET
         self._since = self._until = Lsn(0)
         self._deferred = False
+        self._writing: asyncio.Task[None] | None = None
         self._current: SourceTransaction | None = None
         self.skip_rows = False
         self.last: SourceTransaction | None = None
@@ -84,14 +99,18 @@ class Applier:
         self.uncommitted_bytes = 0
 
     @classmethod
+    @asynccontextmanager
     async def open(
         cls,
         conn: psycopg.AsyncConnection[Any],
         *,
         batch: Batch | None = None,
         on_message: Mapping[str, MessageHandler] | None = None,
-    ) -> Applier:
-        """Prepare the session of a connection from `session.connect`. Raises PostgresError."""
+    ) -> AsyncIterator[Applier]:
+        """Prepare the session of a connection from `session.connect`. Raises PostgresError.
+
+        At the end nothing of it uses the connection any more; what was not committed is the caller's to roll back.
+        """
         try:
             await conn.set_autocommit(True)
             silent = await _prepare(conn)
@@ -99,28 +118,22 @@ class Applier:
         except psycopg.Error as exc:
             raise postgres_error(exc, _TARGET) from exc
         send_bytes_as_text(conn)
-        return cls(conn, triggers_silent=silent, batch=batch or Batch(), on_message=on_message or {})
+        applier = cls(conn, triggers_silent=silent, batch=batch or Batch(), on_message=on_message or {})
+        try:
+            yield applier
+        finally:
+            await applier._abandon()
 
     async def apply(self, transaction: SourceTransaction) -> None:
         """Take over all changes of one source transaction, flushing when the batch is full."""
         self._until = transaction.end_lsn
         self._current = transaction
-        self.skip_rows = skipping = False
-        batch = self._batch
+        self.skip_rows = False
         with self._errors():
-            for relation, change in transaction.changes():
-                if isinstance(change, Truncated | LogicalMessage):
-                    await self._special(change)
-                    skipping = self.skip_rows
-                    continue
-                if skipping:
-                    continue
-                writer = self._writers.get(relation.id)
-                if writer is None or writer.relation is not relation:
-                    writer = await self._writer(relation)
-                batch.add(writer.shape, change)
-                if batch.full:
-                    await self._flush()
+            changes = transaction.changes()
+            while part := list(islice(changes, _CHANGES_AT_ONCE)):
+                await self._take(part)
+                await asyncio.sleep(0)
         self.uncommitted_transactions += 1
         self.uncommitted_bytes += transaction.size
         self.last = transaction
@@ -133,33 +146,53 @@ class Applier:
 
     async def flush(self) -> None:
         """Write all pending changes. Raises IntegrityError, PostgresError."""
-        with self._errors():
-            await self._flush()
+        await self._hand_over()
+        await self._settle()
 
     async def commit(self, record: CommitHook) -> None:
         """Flush, let `record` write the caller's progress, commit. Without a transaction nothing happens."""
+        await self.start_commit(record)
+        await self._settle()
+
+    async def start_commit(self, record: CommitHook) -> None:
+        """A commit that the caller need not wait for: it comes before whatever it asks for next.
+
+        `record` must know what it writes by now. An error is raised by one of the next calls.
+        """
         if self.last is None:
             return
-        with self._errors():
-            await self._flush()
-            async with self._conn.cursor() as cursor:
-                await record(cursor, self.last)
-            await self._conn.commit()
+        await self._hand_over(record)
         self._start_anew()
 
     async def rollback(self) -> None:
         """Forget everything since the last commit."""
+        await self._abandon()
         self._batch.take()
         with self._errors():
             await self._conn.rollback()
         # Staging tables made since then are gone with it.
         self._writers.clear()
+        self._deferred = False
         self._start_anew()
 
     def _start_anew(self) -> None:
         self.uncommitted_transactions = self.uncommitted_rows = self.uncommitted_bytes = 0
         self.last = None
-        self._deferred = False
+
+    # --- changes that are rows
+
+    async def _take(self, changes: Iterable[Change]) -> None:
+        batch, writers = self._batch, self._writers
+        for relation, change in changes:
+            if isinstance(change, _NO_ROWS):
+                await self._special(change)
+            elif not self.skip_rows:
+                writer = writers.get(relation.id)
+                if writer is None or writer.relation is not relation:
+                    writer = await self._writer(relation)
+                batch.add(writer.shape, change)
+                if batch.full:
+                    await self._hand_over()
 
     # --- changes that are no rows
 
@@ -167,12 +200,12 @@ class Applier:
         if isinstance(change, Truncated):
             if self.skip_rows:
                 return
-            await self._flush()
+            await self.flush()
             tables = [await look_up(self._cursor, relation) for relation in change.relations]
             options = {"cascade": change.cascade, "restart_identity": change.restart_identity}
             await self._cursor.execute(apply_sql.truncate(tables, **options))
         elif handler := self._on_message.get(change.prefix):
-            await self._flush()
+            await self.flush()
             await self._forget()
             await handler(self._conn, change)
 
@@ -185,8 +218,9 @@ class Applier:
             known.relation = relation
             return known
         if known is not None or any(str(each.relation) == str(relation) for each in self._writers.values()):
-            await self._flush()
+            await self.flush()
             await self._forget()
+        await self._settle()
         self._stages += 1
         table = await look_up(self._cursor, relation)
         writer = TableWriter(self._conn, table, f"archiver_stage_{self._stages}")
@@ -200,43 +234,77 @@ class Applier:
 
     # --- writing
 
-    async def _flush(self) -> None:
+    async def _hand_over(self, record: CommitHook | None = None) -> None:
+        """Start to write what is pending, and to commit if there is a record, behind what is being written."""
         rows = self._batch.rows
-        for table in self._batch.take():
-            self._where = str(table.shape.relation)
-            await self._write(self._writers[table.shape.relation.id], table)
-            self._where = _TARGET
+        work = [self._work_of(table) for table in self._batch.take()]
+        await self._settle()
+        commit = (record, self.last) if record and self.last else None
+        self._writing = asyncio.create_task(self._write_all(work, self._span(), commit), name="write changes")
         self.uncommitted_rows += rows
         self._since = self._until
 
-    async def _write(self, writer: TableWriter, table: TableBatch) -> None:
+    def _work_of(self, table: TableBatch) -> _Work:
+        with self._errors(f"{table.shape.relation}, {self._span()}"):
+            return _Work(self._writers[table.shape.relation.id], table.phases(), table.changes)
+
+    async def _settle(self) -> None:
+        """Wait for what is being written; raise what it raised."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            await writing
+
+    async def _abandon(self) -> None:
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+
+    async def _write_all(
+        self,
+        work: Sequence[_Work],
+        span: str,
+        commit: tuple[CommitHook, SourceTransaction] | None,
+    ) -> None:
+        for table in work:
+            with self._errors(f"{table.writer.relation}, {span}"):
+                await self._write(table)
+        if commit is not None:
+            record, last = commit
+            with self._errors(f"{_TARGET}, {span}"):
+                async with self._conn.cursor() as cursor:
+                    await record(cursor, last)
+                await self._conn.commit()
+            self._deferred = False
+
+    async def _write(self, table: _Work) -> None:
         if not self._deferred:
             await self._cursor.execute("SET CONSTRAINTS ALL DEFERRED")
             self._deferred = True
-        await writer.prepare(table)
+        await table.writer.prepare(table.phases)
         await self._cursor.execute("SAVEPOINT archiver")
         try:
-            await writer.write(table)
+            await table.writer.write(table.phases)
         except psycopg.IntegrityError:
             # Two rows may have swapped unique values, which the net effect cannot show.
             await self._cursor.execute("ROLLBACK TO SAVEPOINT archiver")
-            await writer.write_singly(table.changes)
+            await table.writer.write_singly(table.changes)
             self.sequential_batches += 1
         await self._cursor.execute("RELEASE SAVEPOINT archiver")
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _errors(self, where: str | None = None) -> Iterator[None]:
         """Errors leave with the place: the table, and the LSNs between which the change lies."""
         try:
             yield
         except psycopg.Error as exc:
-            raise postgres_error(exc, self._place()) from exc
+            raise postgres_error(exc, where or f"{_TARGET}, {self._span()}") from exc
         except (IntegrityError, PostgresError) as exc:
-            exc.where = exc.where or self._place()
+            exc.where = exc.where or where or f"{_TARGET}, {self._span()}"
             raise
 
-    def _place(self) -> str:
-        return f"{self._where}, changes of {self._since} to {self._until}"
+    def _span(self) -> str:
+        return f"changes of {self._since} to {self._until}"
 
 
 async def _prepare(conn: psycopg.AsyncConnection[Any]) -> bool:

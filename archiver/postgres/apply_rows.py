@@ -17,7 +17,7 @@ from psycopg.adapt import Dumper
 
 from archiver.errors import IntegrityError
 from archiver.format.pgmessages import UNCHANGED, Delete, Insert, Row, RowMessage, Update
-from archiver.policy.batch import DELETE, INSERT, REPLACE, UPDATE, KeyedNet, MultisetNet, Phase, Shape, TableBatch
+from archiver.policy.batch import DELETE, INSERT, REPLACE, UPDATE, KeyedNet, MultisetNet, NewRows, Phase, Shape
 from archiver.postgres.apply_sql import Statements
 from archiver.postgres.copytext import blocks
 from archiver.postgres.tables import Table
@@ -60,21 +60,23 @@ class TableWriter:
 
     # --- net effects
 
-    async def write(self, batch: TableBatch) -> None:
+    async def write(self, phases: Iterable[Phase]) -> None:
         """Apply the phases of a batch."""
-        for phase in batch.phases:
+        for phase in phases:
             if isinstance(phase, list):
                 await self.write_singly(phase)
             elif len(phase) <= _FEW:
                 await self._run(self._singles_of(phase))
+            elif isinstance(phase, NewRows):
+                await self._copy(self._statements.copy(), map(self._write_of, phase.rows))
             elif isinstance(phase, KeyedNet):
                 await self._write_keyed(phase)
             else:
                 await self._write_multiset(phase)
 
-    async def prepare(self, batch: TableBatch) -> None:
+    async def prepare(self, phases: Iterable[Phase]) -> None:
         """Make what `write` needs; outside of a savepoint, so that it outlives a rollback to it."""
-        if not self._staged and any(map(_needs_stage, batch.phases)):
+        if not self._staged and any(map(_needs_stage, phases)):
             await self._cursor.execute(self._statements.create_stage())
             self._staged = True
 
@@ -92,11 +94,11 @@ class TableWriter:
         """Deletes first: they make room for unique values that updates and inserts take."""
         if gone := net.rows(DELETE, REPLACE):
             await self._stage(self._key, map(self._key_of, gone))
-            await self._counted(self._statements.delete_staged(), len(gone))
+            await self._joined(self._statements.delete_staged(), len(gone))
         for columns, rows in self._by_columns(net.rows(UPDATE)).items():
             staged = (*self._key, *columns)
             await self._stage(staged, map(_picker(staged), rows))
-            await self._counted(self._statements.update_staged(columns), len(rows))
+            await self._joined(self._statements.update_staged(columns), len(rows))
         if new := net.rows(INSERT, REPLACE):
             await self._copy(self._statements.copy(), map(self._write_of, new))
 
@@ -129,6 +131,12 @@ class TableWriter:
             for block in blocks(rows):
                 await copy.write(block)
 
+    async def _joined(self, statement: bytes, expected: int) -> None:
+        """By the key's index: the planner may prefer to read the whole table and hash it, which takes longer."""
+        await self._cursor.execute("SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off")
+        await self._counted(statement, expected)
+        await self._cursor.execute("SET LOCAL enable_hashjoin = DEFAULT; SET LOCAL enable_mergejoin = DEFAULT")
+
     async def _counted(self, statement: bytes, expected: int) -> None:
         await self._cursor.execute(statement)
         self._check(self._cursor.rowcount, expected)
@@ -156,7 +164,9 @@ class TableWriter:
         return await cursor.execute(statement, values)
 
     def _singles_of(self, net: Phase) -> Iterator[Single]:
-        if isinstance(net, KeyedNet):
+        if isinstance(net, NewRows):
+            yield from map(self._insert, net.rows)
+        elif isinstance(net, KeyedNet):
             for row in net.rows(DELETE, REPLACE):
                 yield self._statements.delete_one(), self._key_of(row)
             for columns, rows in self._by_columns(net.rows(UPDATE)).items():
@@ -198,7 +208,7 @@ class TableWriter:
 
 
 def _needs_stage(phase: Phase) -> bool:
-    if isinstance(phase, list) or len(phase) <= _FEW:
+    if isinstance(phase, list | NewRows) or len(phase) <= _FEW:
         return False
     if isinstance(phase, MultisetNet):
         return any(count < 0 for count in phase.delta.values())

@@ -7,7 +7,7 @@ Never: a target that holds anything else is touched.
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Collection, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, LiteralString
 
 import psycopg
@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 from archiver.errors import PostgresError
 from archiver.format.dump import Entry
 from archiver.format.dump_roles import Skipped, split_ownership
-from archiver.postgres.session import postgres_error
+from archiver.postgres.session import connect, postgres_error
 from archiver.postgres.snapshot_tables import copy_in_query
 
 # --- The target ----------------------------------------------------------------------------------------
@@ -65,17 +65,50 @@ async def ensure_empty(conn: psycopg.AsyncConnection[Any]) -> None:
     )
 
 
+_CLAIM: Final = int.from_bytes(b"archiver", "big")
+_AT_WORK: Final = _CLAIM + 1
+_LOCK: Final[LiteralString] = "SELECT pg_catalog.pg_advisory_lock(%s)"
+_SHARE: Final[LiteralString] = "SELECT pg_catalog.pg_advisory_lock_shared(%s)"
+
+
 async def claim(conn: psycopg.AsyncConnection[Any]) -> None:
-    """Keep every other restore out of this database while the connection lives. Raises PostgresError."""
+    """Keep every other restore out of this database while the connection lives. Raises PostgresError.
+
+    None of its connections are left either: a server finishes the statement of a client that was killed, and a commit
+    that was on its way still counts.
+    """
     try:
-        await conn.execute("SET lock_timeout = '5s'")  # a killed restore's backend may need a moment to notice
-        await conn.execute("SELECT pg_catalog.pg_advisory_lock(%s)", (int.from_bytes(b"archiver", "big"),))
+        await _notice_dead_clients(conn)
+        await conn.execute("SET lock_timeout = '15s'")
+        await conn.execute(_LOCK, (_CLAIM,))
+        await conn.execute(_LOCK, (_AT_WORK,))
+        await conn.execute("SELECT pg_catalog.pg_advisory_unlock(%s)", (_AT_WORK,))
         await conn.execute("SET lock_timeout = 0")
     except psycopg.errors.LockNotAvailable as exc:
         where, hint = conn.info.dbname, "Wait for it, or end its connections to the target."
         raise PostgresError("another restore into this database is running", where=where, hint=hint) from exc
     except psycopg.Error as exc:
         raise postgres_error(exc, "claiming the target") from exc
+
+
+@asynccontextmanager
+async def worker(dsn: str, *, purpose: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    """One more connection of a restore that has claimed the target. Raises PostgresError."""
+    conn = await connect(dsn, purpose=purpose)
+    try:
+        await _notice_dead_clients(conn)
+        await conn.execute(_SHARE, (_AT_WORK,))
+        yield conn
+    except psycopg.Error as exc:
+        raise postgres_error(exc, purpose) from exc
+    finally:
+        await conn.close()
+
+
+async def _notice_dead_clients(conn: psycopg.AsyncConnection[Any]) -> None:
+    """Have the server end a statement whose client is gone, where its system lets it see that."""
+    with suppress(psycopg.errors.InvalidParameterValue):
+        await conn.execute("SET client_connection_check_interval = '1s'")
 
 
 async def target_major(conn: psycopg.AsyncConnection[Any]) -> int:

@@ -85,8 +85,7 @@ async def test_a_missing_table_or_column_is_named(source: Source, target: str) -
 async def test_a_connection_that_breaks_is_reported_as_unavailable(source: Source, target: str) -> None:
     source.run("INSERT INTO plain SELECT i, 'x' FROM generate_series(1, 100) i")
     conn = await connect(target, purpose="test")
-    async with conn:
-        broken = await Applier.open(conn)
+    async with conn, Applier.open(conn) as broken:
         source.run(f"SELECT pg_terminate_backend({conn.info.backend_pid}, 5000)")
         transactions = assembler()
         (transaction,) = filter(None, map(transactions.feed, source.messages()))

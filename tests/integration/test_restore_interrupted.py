@@ -26,7 +26,7 @@ from tests.fix_shop import (
 
 def commit_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many transactions at the target, so that an interruption falls between two of them."""
-    monkeypatch.setattr("archiver.restore.COMMIT_ROWS", 100)
+    monkeypatch.setattr("archiver.replay.COMMIT_ROWS", 100)
     monkeypatch.setattr("archiver.postgres.apply.Batch", partial(Batch, max_rows=50))
 
 

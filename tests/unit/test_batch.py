@@ -9,7 +9,7 @@ import pytest
 
 from archiver.errors import IntegrityError
 from archiver.format.pgmessages import UNCHANGED, Column, Delete, Insert, Relation, Row, RowMessage, Update
-from archiver.policy.batch import Batch, KeyedNet, MultisetNet, Shape, TableBatch
+from archiver.policy.batch import Batch, KeyedNet, MultisetNet, NewRows, Shape, TableBatch
 
 RELATION = Relation(1, "public", "t", "d", tuple(Column(name, 25, -1, name == "k") for name in "kab"))
 KEYED = Shape(RELATION, (0,))
@@ -91,14 +91,20 @@ def test_a_move_that_the_batch_cannot_express_stands_between_two_net_effects() -
     move = update(b"2", b"z", UNCHANGED, old=OLD)
     back = update(b"1", b"z", UNCHANGED, old=(b"2", None, None))
     for change in (update(b"1", b"q", UNCHANGED), insert(b"9", b"", b""), move, back, insert(b"8", b"", b"")):
-        batch.add(change)
-    first, moves, last = batch.phases
+        batch.changes.append(change)
+    first, moves, last = batch.phases()
     assert isinstance(first, KeyedNet)
     assert list(first.pending) == [b"1", b"9"]
     assert moves == [move, back]
     assert isinstance(last, KeyedNet)
     assert list(last.pending) == [b"8"]
     assert len(batch.changes) == 5
+
+
+def test_inserts_alone_need_no_net_effect() -> None:
+    for shape in (KEYED, BAG):
+        batch = TableBatch(shape, [insert(*NEW), insert(b"2", b"x", b"y")])
+        assert batch.phases() == [NewRows([NEW, (b"2", b"x", b"y")])]
 
 
 def test_rows_without_a_key_are_counted() -> None:
@@ -141,7 +147,7 @@ def test_the_net_effect_is_the_effect(seed: int) -> None:
     table: dict[bytes, Row] = {b"%d" % k: (b"%d" % k, b"0", b"0") for k in range(10)}
     before, batch = dict(table), TableBatch(KEYED)
     for _ in range(200):
-        batch.add(_random_change(generator, table))
+        batch.changes.append(_random_change(generator, table))
     assert _applied(batch, before) == table
 
 
@@ -166,8 +172,10 @@ def _random_change(generator: random.Random, table: dict[bytes, Row]) -> RowMess
 
 
 def _applied(batch: TableBatch, table: dict[bytes, Row]) -> dict[bytes, Row]:
-    for phase in batch.phases:
-        if isinstance(phase, KeyedNet):
+    for phase in batch.phases():
+        if isinstance(phase, NewRows):
+            table |= {_key(row): row for row in phase.rows}
+        elif isinstance(phase, KeyedNet):
             for row in phase.rows("D", "R"):
                 del table[_key(row)]
             for row in phase.rows("U"):
