@@ -122,7 +122,7 @@ CREATE DOMAIN "My Types".pairs AS "My Types".pair[];
 CREATE TYPE "My Types".none AS ();
 """
 USERS_EDGES: Final[dict[str, list[str]]] = {
-    "\"My Types\".\"mood '1'\"": ["", "it's", 'a"b', "ü,{}"],
+    '"My Types"."mood \'1\'"': ["", "it's", 'a"b', "ü,{}"],
     '"My Types".positive': ["0.01", "999999.99"],
     '"My Types".words': ["{}", "{NULL}", '{"NULL","","a\\\\b\\""}'],
     '"My Types".pair': ["(,,)", '("(1,""a,\\\\\\\\b"")","{\\"\\",\\"ü,{}\\",NULL}",1.00)', '("(,)",{},)'],

@@ -130,9 +130,7 @@ async def test_every_built_in_type_comes_back_exactly(make_setup: MakeSetup) -> 
     assert_same_bytes(setup, await check_types(setup, types))
 
 
-async def test_xml_comes_back_exactly(
-    make_setup: MakeSetup, make_database: MakeDatabase, pg15: PostgresServer
-) -> None:
+async def test_xml_comes_back_exactly(make_setup: MakeSetup, make_database: MakeDatabase, pg15: PostgresServer) -> None:
     setup = make_setup(make_database(pg15))
     setup.make_database = lambda **options: make_database(pg15, **options)
     await check_types(setup, {"xml": EDGES["xml"]})
