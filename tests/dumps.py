@@ -10,6 +10,7 @@ from pathlib import Path
 import psycopg
 
 from archiver.format import dump as dump_format
+from archiver.format.dump import Entry
 from archiver.postgres.client_programs import candidates
 
 _UNSTABLE = re.compile(r"^(\\(un)?restrict |SELECT pg_catalog\.setval\().*\n", re.MULTILINE)
@@ -22,7 +23,8 @@ def pg_dump(dsn: str, *options: str) -> list[str]:
     text = _run(program, dsn, *options)
     entries = dump_format.split(_UNSTABLE.sub("", text))
     publication = _publication(dsn)
-    return _sorted_inserts("".join(entry.text for entry in entries if not dump_format.is_own(entry, publication)))
+    own = [entry for entry in entries if not dump_format.is_own(entry, publication)]
+    return [line for entry in own for line in _lines(entry)]
 
 
 def _run(program: Path, dsn: str, *options: str) -> str:
@@ -36,18 +38,25 @@ def _publication(dsn: str) -> str:
     return row[0] if row else ""
 
 
-def _sorted_inserts(text: str) -> list[str]:
-    """Rows have no order: each table's are sorted. The other lines stay where they are."""
+def _lines(entry: Entry) -> list[str]:
+    """Rows have no order: each table's are sorted, whole, for a value may hold newlines."""
+    if "INSERT INTO " not in entry.text:
+        return entry.text.splitlines()
     lines: list[str] = []
     rows: list[str] = []
-    for line in text.splitlines():
-        if line.startswith("INSERT INTO "):
-            rows.append(line)
-            continue
-        lines += sorted(rows)
-        rows = []
-        lines.append(line)
+    for statement in dump_format.statements(entry.text):
+        before, insert, row = statement.partition("INSERT INTO ")
+        if _is_comment(before) and insert:
+            lines, rows = (lines + sorted(rows), []) if before.strip() else (lines, rows)
+            lines += before.splitlines()
+            rows.append(insert + row.rstrip("\n"))
+        else:
+            lines, rows = lines + sorted(rows) + statement.splitlines(), []
     return lines + sorted(rows)
+
+
+def _is_comment(text: str) -> bool:
+    return all(line.startswith("--") for line in text.splitlines() if line)
 
 
 def difference(found: list[str], expected: list[str]) -> str:

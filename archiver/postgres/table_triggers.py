@@ -28,6 +28,34 @@ class ListedPublication:
     guard: bool
 
 
+# The tables that a statement may have changed: those it names, with their partitions and children. What a DROP took
+# along, an index or a column of a key, belongs to tables that nobody names: then all published ones are looked at.
+_TOUCHED: Final[LiteralString] = """
+CREATE OR REPLACE FUNCTION archiver.touched_tables(tag text) RETURNS SETOF oid LANGUAGE sql STABLE
+    SET search_path = pg_catalog, pg_temp AS $touched$
+    WITH RECURSIVE named AS (
+        SELECT coalesce(k.conrelid, d.objid) AS oid FROM pg_event_trigger_ddl_commands() d
+          LEFT JOIN pg_constraint k ON d.classid = 'pg_constraint'::regclass AND k.oid = d.objid
+         WHERE d.classid IN ('pg_constraint'::regclass, 'pg_class'::regclass)
+        UNION
+        SELECT i.inhrelid FROM named JOIN pg_inherits i ON i.inhparent = named.oid
+    ), touched AS (
+        SELECT oid FROM named UNION SELECT oid FROM (__PUBLISHED__) AS published (oid) WHERE tag LIKE 'DROP %'
+    )
+    SELECT c.oid FROM touched JOIN pg_class c ON c.oid = touched.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname !~ '^(pg_|archiver$|information_schema$)'
+$touched$;
+"""
+_ALL_TABLES: Final[LiteralString] = "SELECT oid FROM pg_class"
+_LISTED_TABLES: Final[LiteralString] = """
+    SELECT prrelid FROM pg_publication_rel WHERE prpubid = (SELECT oid FROM pg_publication WHERE pubname = __NAME__)
+"""
+_TAGS: Final = (
+    *("CREATE TABLE", "CREATE TABLE AS", "SELECT INTO", "CREATE SCHEMA", "ALTER TABLE", "DROP INDEX", "DROP TYPE"),
+    *("DROP DOMAIN", "DROP EXTENSION", "DROP SCHEMA", "DROP OWNED", "DROP OPERATOR CLASS", "DROP OPERATOR FAMILY"),
+)
+"""What can make a table, or take its key away. DROP TABLE cannot, and is common for temporary ones."""
+
 # Runs as whoever creates the table, who owns it. It never fails their statement: without this a table
 # without a key would be published and every UPDATE of it refused.
 _GUARD: Final[LiteralString] = """
@@ -36,13 +64,11 @@ DECLARE
     found record;
 BEGIN
     FOR found IN
-        SELECT DISTINCT c.oid::pg_catalog.regclass AS name
-          FROM pg_catalog.pg_event_trigger_ddl_commands() d
-          JOIN pg_catalog.pg_class c ON c.oid = d.objid OR c.oid = (
-               SELECT k.conrelid FROM pg_catalog.pg_constraint k WHERE k.oid = d.objid)
-         WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND c.relreplident IN ('d', 'n')
-           AND NOT (c.relreplident = 'd' AND EXISTS (
-               SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary))
+        SELECT c.oid::pg_catalog.regclass AS name
+          FROM archiver.touched_tables(tg_tag) AS touched JOIN pg_catalog.pg_class c ON c.oid = touched
+         WHERE c.relreplident IN ('d', 'i', 'n') AND NOT EXISTS (
+               SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indimmediate
+                  AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END)
     LOOP
         BEGIN
             EXECUTE pg_catalog.format('ALTER TABLE %s REPLICA IDENTITY FULL', found.name);
@@ -65,17 +91,15 @@ DECLARE
     found record;
 BEGIN
     FOR found IN
-        SELECT DISTINCT c.oid, c.oid::regclass AS name, p.oid IS NOT NULL AS published,
+        SELECT c.oid, c.oid::regclass AS name, p.oid IS NOT NULL AS published,
                c.relreplident = 'f' OR c.relreplident IN ('d', 'i') AND EXISTS (
-                   SELECT FROM pg_index i WHERE i.indrelid = c.oid
+                   SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indimmediate
                       AND CASE c.relreplident WHEN 'd' THEN i.indisprimary ELSE i.indisreplident END) AS keyed
-          FROM pg_event_trigger_ddl_commands() d
-          JOIN pg_class c ON c.oid = d.objid OR c.oid = (SELECT k.conrelid FROM pg_constraint k WHERE k.oid = d.objid)
+          FROM archiver.touched_tables(tg_tag) AS touched JOIN pg_class c ON c.oid = touched
           JOIN pg_namespace n ON n.oid = c.relnamespace
           LEFT JOIN pg_publication_rel p ON p.prrelid = c.oid
            AND p.prpubid = (SELECT oid FROM pg_publication WHERE pubname = __NAME__)
-         WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname !~ '^(pg_|archiver$|information_schema$)'
-           AND n.nspname || '.' || c.relname <> ALL (__EXCLUDED__::text[])
+         WHERE n.nspname || '.' || c.relname <> ALL (__EXCLUDED__::text[])
     LOOP
         IF found.published AND NOT found.keyed THEN
             EXECUTE format('ALTER PUBLICATION %I DROP TABLE %s', __NAME__, found.name);
@@ -105,7 +129,8 @@ $publish$;
 
 def install_statements(listed: ListedPublication | None, *, rows_limit: int) -> str:
     """The guard, where keyless tables are published, and with `listed` what publishes new tables."""
-    text = ""
+    published = _ALL_TABLES if listed is None else _LISTED_TABLES.replace("__NAME__", literal(listed.name))
+    text = _TOUCHED.replace("__PUBLISHED__", published)
     if listed is None or listed.guard:
         text += _GUARD + _trigger(GUARD, "guard_keyless")
     if listed is not None:
@@ -122,7 +147,7 @@ def _array_element(text: str) -> str:
 def _trigger(name: str, function: str) -> str:
     return f"""
 CREATE EVENT TRIGGER {name} ON ddl_command_end
-    WHEN TAG IN ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'ALTER TABLE')
+    WHEN TAG IN ({", ".join(map(literal, _TAGS))})
     EXECUTE FUNCTION archiver.{function}();
 ALTER EVENT TRIGGER {name} ENABLE ALWAYS;
 """
