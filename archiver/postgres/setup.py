@@ -42,12 +42,13 @@ class PublishedTable:
         return f"{self.schema}.{self.name}"
 
 
-# relreplident: d default (primary key), i index, f full, n nothing (pg_class). Partitions are published by leaf.
+# relreplident: d default (primary key, unless it is deferrable), i index, f full, n nothing (pg_class). Partitions are
+# published by leaf.
 _TABLES = """
 SELECT n.nspname, c.relname,
        c.relreplident = 'f' AND NOT v.has
        OR c.relreplident = 'd' AND EXISTS (SELECT FROM pg_catalog.pg_index i
-                                            WHERE i.indrelid = c.oid AND i.indisprimary)
+                                            WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate)
        OR c.relreplident = 'i' AND EXISTS (SELECT FROM pg_catalog.pg_index i
                                             WHERE i.indrelid = c.oid AND i.indisreplident),
        v.has

@@ -42,7 +42,7 @@ BEGIN
                SELECT k.conrelid FROM pg_catalog.pg_constraint k WHERE k.oid = d.objid)
          WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND c.relreplident IN ('d', 'n')
            AND NOT (c.relreplident = 'd' AND EXISTS (
-               SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary))
+               SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate))
     LOOP
         BEGIN
             EXECUTE pg_catalog.format('ALTER TABLE %s REPLICA IDENTITY FULL', found.name);
@@ -68,9 +68,11 @@ BEGIN
         SELECT DISTINCT c.oid, c.oid::regclass AS name, p.oid IS NOT NULL AS published,
                c.relreplident = 'f' OR c.relreplident IN ('d', 'i') AND EXISTS (
                    SELECT FROM pg_index i WHERE i.indrelid = c.oid
-                      AND CASE c.relreplident WHEN 'd' THEN i.indisprimary ELSE i.indisreplident END) AS keyed
+                      AND CASE c.relreplident WHEN 'd' THEN i.indisprimary AND i.indimmediate
+                                              ELSE i.indisreplident END) AS keyed
           FROM pg_event_trigger_ddl_commands() d
-          JOIN pg_class c ON c.oid = d.objid OR c.oid = (SELECT k.conrelid FROM pg_constraint k WHERE k.oid = d.objid)
+          JOIN pg_class c ON c.oid = d.objid OR c.oid = (
+               SELECT k.conrelid FROM pg_constraint k WHERE k.oid = d.objid)
           JOIN pg_namespace n ON n.oid = c.relnamespace
           LEFT JOIN pg_publication_rel p ON p.prrelid = c.oid
            AND p.prpubid = (SELECT oid FROM pg_publication WHERE pubname = __NAME__)
