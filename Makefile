@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint bench lock clean
+.PHONY: install demo test fuzz lint bench lock clean
 
 install: $(VENV)/.installed  ## .venv with the command, the embedded parts and the test tools
 
@@ -25,6 +25,10 @@ lint: install  ## ruff, mypy strict, the import contract
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+SECONDS ?= 600
+fuzz: install  ## random schemas, DDL and DML, restored and compared: SECONDS=600, or SEED=7 for one
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 bench: install  ## the capture path against pg_recvlogical
 	$(BIN)/python bench/capture.py

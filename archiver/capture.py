@@ -195,10 +195,11 @@ class Capture:
         """Add the sequences that moved. Read after the segment's last commit, they are never below it."""
         try:
             sequences = await self._monitor.ask(read_sequences)
+            read_at = (await self._monitor.sample()).lsn
         except PostgresError as exc:
             log.warning("sequences not read", error=str(exc))
             return False
-        changed = self._sequences.changed([state.to_json() for state in sequences.states])
+        changed = self._sequences.changed([state.to_json() for state in sequences.states], read_at, cut.end)
         if changed:
             cut.body += segment.encode(segment.Sequences(changed))
         return True

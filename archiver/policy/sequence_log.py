@@ -2,6 +2,10 @@
 
 In: the states of all sequences as JSON values. Out: the changed ones as bytes for a SEQUENCES record, and back.
 A restore folds the records from the base snapshot on; each connection starts with all of them.
+
+They are read some time after a segment was cut. A base snapshot may begin in between, with states of before a change
+and a position behind the segment: then that segment is not needed to restore from it. So a change is told
+again by each segment, until one reaches the position at which it was read.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from archiver.errors import IntegrityError
+from archiver.lsn import Lsn
 
 
 class SequenceLog:
@@ -18,11 +23,22 @@ class SequenceLog:
 
     def __init__(self) -> None:
         self._told: dict[tuple[str, str], Mapping[str, Any]] = {}
+        self._again_before: dict[tuple[str, str], Lsn] = {}
 
-    def changed(self, states: Iterable[Mapping[str, Any]]) -> bytes:
-        """The states that differ from what was told before, empty if none does."""
-        fresh = [state for state in states if self._told.get(_key(state)) != state]
-        self._told.update({_key(state): state for state in fresh})
+    def changed(self, states: Iterable[Mapping[str, Any]], read_at: Lsn, segment_end: Lsn) -> bytes:
+        """The states that a segment must tell, empty if there is none.
+
+        `read_at`: a position of the source after it was asked for the states.
+        """
+        fresh = []
+        for state in states:
+            key = _key(state)
+            if self._told.get(key) != state:
+                self._told[key] = state
+                self._again_before[key] = read_at
+            if key in self._again_before:
+                fresh.append(state)
+        self._again_before = {key: lsn for key, lsn in self._again_before.items() if segment_end < lsn}
         return json.dumps(fresh, ensure_ascii=False).encode() if fresh else b""
 
 

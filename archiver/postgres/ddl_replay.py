@@ -244,17 +244,18 @@ def _ends(applier: Applier, start: Lsn) -> Iterator[Event]:
 
 
 async def _insert(conn: Conn, schema: str, name: str, rows: list[str]) -> None:
-    found = await conn.execute(
+    cursor = psycopg.AsyncRawCursor(conn)  # a name may hold %
+    await cursor.execute(
         "SELECT a.attname::text FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid"
-        " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s"
+        " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2"
         " AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum",
         [schema, name],
     )
-    columns = [sql.Identifier(column) for (column,) in await found.fetchall()]
-    await conn.execute(
+    columns = [sql.Identifier(column) for (column,) in await cursor.fetchall()]
+    await cursor.execute(
         sql.SQL(
             "INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE"
-            " SELECT {values} FROM (SELECT (line::{table}).* FROM pg_catalog.unnest(%s::text[]) AS line) AS r"
+            " SELECT {values} FROM (SELECT (line::{table}).* FROM pg_catalog.unnest($1::text[]) AS line) AS r"
         ).format(
             table=sql.Identifier(schema, name),
             columns=sql.SQL(", ").join(columns),

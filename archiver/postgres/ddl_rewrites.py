@@ -36,6 +36,21 @@ END
 $note$;
 """
 
+# A snapshot does not list one's own transaction, nor its subtransactions, as in progress: as soon as a later one of
+# somebody else has ended, they look as if they had, too. Of visible rows, though, only one's own are in progress.
+_IS_OURS: Final[LiteralString] = """
+CREATE OR REPLACE FUNCTION archiver.is_ours(written xid) RETURNS bool LANGUAGE plpgsql STABLE __CANONICAL__ AS $ours$
+DECLARE
+    top bigint := pg_current_xact_id()::text::bigint;
+    ahead bigint := (written::text::bigint - top) & 4294967295;
+BEGIN
+    RETURN ahead < 2147483648 AND pg_xact_status((top + ahead)::text::xid8) = 'in progress';
+EXCEPTION WHEN invalid_parameter_value THEN  -- a frozen row's, of before the numbers wrapped around
+    RETURN false;
+END
+$ours$;
+"""
+
 # Of the columns that this very transaction wrote.
 _VOLATILE_DEFAULT: Final[LiteralString] = """
 CREATE OR REPLACE FUNCTION archiver.has_volatile_default(rewritten oid) RETURNS bool LANGUAGE sql STABLE __CANONICAL__
@@ -44,9 +59,7 @@ AS $volatile$
         SELECT FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
           LEFT JOIN pg_type t ON t.oid = a.atttypid
          WHERE a.attrelid = rewritten AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
-           AND NOT pg_visible_in_snapshot(
-               (pg_current_xact_id()::text::bigint / 4294967296 * 4294967296 + a.xmin::text::bigint)::text::xid8,
-               pg_current_snapshot())
+           AND archiver.is_ours(a.xmin)
            AND (a.attidentity <> '' OR t.typdefaultbin IS NOT NULL OR EXISTS (
                SELECT FROM regexp_matches(d.adbin::text, ':(?:op)?funcid ([0-9]+)', 'g') AS f
                  JOIN pg_proc p ON p.oid = f[1]::oid WHERE p.provolatile = 'v')
@@ -115,4 +128,4 @@ END
 $rows$;
 """
 
-FUNCTIONS: Final = (_VOLATILE_DEFAULT, _CALLS_VOLATILE, _NOTE_REWRITE, _ROWS, _REWRITTEN)
+FUNCTIONS: Final = (_IS_OURS, _VOLATILE_DEFAULT, _CALLS_VOLATILE, _NOTE_REWRITE, _ROWS, _REWRITTEN)

@@ -83,7 +83,8 @@ CREATE OR REPLACE FUNCTION archiver.record_ddl(
 ) RETURNS void LANGUAGE plpgsql __CANONICAL__ AS $record$
 DECLARE
     message jsonb := session::jsonb || jsonb_build_object('event', event, 'tag', tag, 'role', current_user);
-    below text := substr(stack, position('PL/pgSQL function archiver.capture_ddl()' IN stack));
+    -- a signature is kept as the settings were when its function was first called
+    below text := substring(stack FROM 'PL/pgSQL function (?:"?archiver"?\\.)?"?capture_ddl"?\\(\\).*');
     line_end int := position(E'\\n' IN below);
     origin text := CASE WHEN line_end = 0 THEN '' ELSE substr(below, line_end + 1) END;
     nested bool := origin ~ '^SQL (statement|function) "';

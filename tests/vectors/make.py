@@ -191,7 +191,7 @@ def cuts() -> list[Cut]:
     )
     states = [{"schema": "shop", "name": "item_id_seq", "last_value": 6, "is_called": True, "increment": 1}]
     second = stream.cut()
-    second.body += segment.encode(segment.Sequences(SequenceLog().changed(states)))
+    second.body += segment.encode(segment.Sequences(SequenceLog().changed(states, Lsn(0), Lsn(0))))
     stream.feed([b"k" + (0x1600).to_bytes(8, "big") + bytes(9)])
     return [first, second, stream.cut()]
 

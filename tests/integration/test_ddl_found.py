@@ -1,0 +1,47 @@
+"""What the generator of tests/fuzz found, each as the shortest script that failed before it was mended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.fix_archive import Setup
+from tests.integration.test_ddl import check
+
+MakeSetup = Callable[..., Setup]
+
+FOUND: dict[str, list[str]] = {
+    "a deferrable primary key is no replica identity": [
+        "CREATE TABLE t (id int PRIMARY KEY DEFERRABLE, v int); INSERT INTO t VALUES (1, 2), (3, 4)",
+        "UPDATE t SET v = 5 WHERE id = 1; DELETE FROM t WHERE id = 3",
+    ],
+    "rewritten rows of a table with a percent sign in its names": [
+        'CREATE TABLE "%s" (id int PRIMARY KEY, "%(x)s" int); INSERT INTO "%s" VALUES (1, 2)',
+        'ALTER TABLE "%s" ADD "%b" float DEFAULT random()',
+    ],
+    "names are quoted all over": [
+        "SET quote_all_identifiers = on",
+        "CREATE TABLE t (a int); INSERT INTO t VALUES (1); UPDATE t SET a = 2",
+        "ALTER TABLE t ADD b float DEFAULT random(); RESET quote_all_identifiers",
+    ],
+}
+
+
+@pytest.mark.parametrize("found", FOUND)
+async def test_it_comes_back(make_setup: MakeSetup, found: str) -> None:
+    assert await check(make_setup(), FOUND[found], "SELECT 1") == []
+
+
+async def test_a_volatile_default_is_seen_when_later_transactions_have_ended(make_setup: MakeSetup) -> None:
+    setup = make_setup()
+    with setup.connect() as conn:
+        conn.execute("CREATE TABLE elsewhere (id int PRIMARY KEY); CREATE EXTENSION dblink")
+    later = f"SELECT dblink_exec('{setup.dsn}', 'INSERT INTO elsewhere VALUES (%s)')"
+    statements = [
+        "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 9)",
+        "CREATE TABLE u (id int PRIMARY KEY); INSERT INTO u SELECT generate_series(1, 9)",
+        f"BEGIN; SELECT pg_current_xact_id(); {later % 1}; ALTER TABLE t ADD r float DEFAULT random();"
+        f" SAVEPOINT a; INSERT INTO u VALUES (0); {later % 2}; ALTER TABLE u ADD r float DEFAULT random(); COMMIT",
+    ]
+    assert await check(setup, statements, "SELECT 1") == []
