@@ -96,7 +96,7 @@ class WrongKey(IntegrityError):
 
 class RegionsDisagree(IntegrityError):
     def __init__(self, name: str, *regions: str) -> None:
-        hint = "Compare the regions: archiver verify. Nothing was overwritten, and nothing confirmed since."
+        hint = "Compare them: archiver verify. Where one holds all changes of the other: archiver verify --repair"
         super().__init__(f"regions disagree about {name}", hint=hint, where=", ".join(regions))
 
 

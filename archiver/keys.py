@@ -23,6 +23,7 @@ from archiver.format import layout
 from archiver.format import wrap as wrapping
 from archiver.format.manifest import Archive
 from archiver.format.seal import KEY_BYTES
+from archiver.store.base import Store
 from archiver.store.mirror import Mirror
 
 SIGNING = "signing"
@@ -138,8 +139,12 @@ class Keyring:
         """The data key with this id. Raises WrongKey, IntegrityError."""
         async with self._lock:
             if key_id not in self._secrets:
-                self._secrets[key_id] = await self._open(key_id, await self._read(key_id))
+                self._secrets[key_id] = await self._store.first(lambda store: self.open_copy(store, key_id))
         return self._secrets[key_id]
+
+    async def open_copy(self, store: Store, key_id: str) -> bytes:
+        """The key, as one region holds it. Raises WrongKey, IntegrityError."""
+        return await self._open(key_id, await store.get(layout.key(key_id)))
 
     async def wrapped_by(self, key_ids: Iterable[str]) -> set[str]:
         """The ids of those KEKs of ours that open these keys."""

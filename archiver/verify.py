@@ -1,8 +1,8 @@
 """Verification: every manifest, every hash, in every region, and the regions against each other.
 
-In: an archive. Out: a report of findings, each with its exact range; it writes nothing. Without `read_data` the
-bytes of every object are compared with their signed hash; with it everything is also decrypted, decompressed and
-parsed as a restore would.
+In: an archive. Out: a report of findings, each with its exact range. `verify` writes nothing; `repair` writes what
+another region holds whole (archiver.mend). Without `read_data` the bytes of every object are compared with their signed
+hash; with it everything is also decrypted, decompressed and parsed as a restore would.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from archiver import mend
 from archiver.archive import OpenArchive, Place, drill_place
 from archiver.errors import ArchiverError, IntegrityError, ObjectNotFound
 from archiver.format import layout, manifest, segment
@@ -50,6 +51,7 @@ class Report:
     read_data: bool = False
     head: str | None = None
     findings: list[Finding] = field(default_factory=list)
+    repaired: list[Finding] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -72,26 +74,43 @@ async def verify(archive: OpenArchive, *, read_data: bool = False, progress: Pro
     return await work.run()
 
 
+async def repair(archive: OpenArchive, *, read_data: bool = False, progress: Progress | None = None) -> Report:
+    """Look at everything, mend what another region holds whole, and look again: `repaired` and what is left."""
+    work = _Verification(archive, Report(read_data=read_data), progress or (lambda _done, _total: None))
+    found = (await work.run()).findings
+    if not found:
+        return work.report
+    log = await mend.history(archive, work.longest)
+    for store in archive.store.stores:
+        damaged = {finding.object for finding in found if finding.region == store.name}
+        if damaged and len(archive.store.stores) > 1:
+            await mend.Mending(archive, store, log).mend(damaged)
+    left = await verify(archive, read_data=read_data, progress=progress)
+    left.repaired = [finding for finding in found if finding not in left.findings]
+    return left
+
+
 class _Verification:
     def __init__(self, archive: OpenArchive, report: Report, progress: Progress) -> None:
         self._archive = archive
-        self._report = report
+        self.report = report
         self._progress = progress
+        self.longest: Sequence[Signed] = ()
 
     async def run(self) -> Report:
         logs = {store.name: await self._read_log(store) for store in self._archive.store.stores}
         await self._catch_up(logs)
         self._compare(logs)
-        best = max(logs.values(), key=len)
-        self._report.manifests = len(best)
-        self._report.head = best[-1].hash if best else None
+        self.longest = best = max(logs.values(), key=len)
+        self.report.manifests = len(best)
+        self.report.head = best[-1].hash if best else None
         self._check_positions(best)
         await self._compare_small_objects()
         await self._check_rollups({signed.seq: signed.data for signed in best})
         await self._check_objects(list(_objects(best)))
-        if self._report.read_data:
+        if self.report.read_data:
             await self._read_everything(best)
-        return self._report
+        return self.report
 
     # --- the log ---
 
@@ -217,8 +236,8 @@ class _Verification:
         for start in range(0, len(objects), 256):
             batch = objects[start : start + 256]
             await asyncio.gather(*(check(store, item) for store in self._archive.store.stores for item in batch))
-        self._report.objects = len(objects)
-        self._report.stored_bytes = sum(item.ref.size for item in objects)
+        self.report.objects = len(objects)
+        self.report.stored_bytes = sum(item.ref.size for item in objects)
 
     async def _check_object(self, store: Store, item: _Object) -> None:
         try:
@@ -258,10 +277,10 @@ class _Verification:
         self._note(store.name, name, what, concerns)
 
     def _note(self, region: str, name: str, what: str, concerns: str) -> None:
-        self._report.findings.append(Finding(region, name, what, concerns))
+        self.report.findings.append(Finding(region, name, what, concerns))
 
     def _has_finding(self, region: str, prefix: str) -> bool:
-        return any(f.region == region and f.object.startswith(prefix) for f in self._report.findings)
+        return any(f.region == region and f.object.startswith(prefix) for f in self.report.findings)
 
 
 def _objects(log: Sequence[Signed]) -> Iterator[_Object]:

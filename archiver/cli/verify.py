@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import typer
@@ -9,9 +10,12 @@ import typer
 from archiver.cli.options import ConfigOption, JsonOption, RegionOption, load, opened, run_async
 from archiver.cli.output import print_json, progress, say, size
 from archiver.config import Config
-from archiver.errors import IntegrityError
+from archiver.errors import IntegrityError, UsageError
 from archiver.verify import Report
+from archiver.verify import repair as repair_archive
 from archiver.verify import verify as verify_archive
+
+Work = Callable[..., Awaitable[Report]]
 
 
 def verify(
@@ -19,16 +23,23 @@ def verify(
     read_data: Annotated[
         bool, typer.Option("--read-data", help="Also decrypt, decompress and parse everything, as a restore would.")
     ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Write again, from another region that holds it whole, what is damaged.")
+    ] = False,
     region: RegionOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check the manifest log, the hash of every object, and the regions against each other.
 
-    Exits 0 if the archive is whole everywhere, 5 if anything is altered, missing or reordered. It writes nothing.
+    Exits 0 if the archive is whole everywhere, 5 if anything is altered, missing or reordered. It writes nothing,
+    unless --repair says so: then what could be mended is listed, and only what is left counts.
 
     Example: archiver verify -c archiver.toml --read-data
     """
-    report = run_async(_verify(load(config), region, read_data=read_data))
+    if repair and region:
+        raise UsageError("--repair needs every region", hint="Leave --region out.")
+    work = repair_archive if repair else verify_archive
+    report = run_async(_verify(load(config), region, work, read_data=read_data))
     if as_json:
         print_json(report.to_json())
     else:
@@ -37,19 +48,21 @@ def verify(
         raise IntegrityError(
             f"the archive is not whole: {len(report.findings)} findings",
             where=report.findings[0].object,
-            hint="Keep what is there; restore with --region from a region that is whole.",
+            hint="No region holds this whole. Keep what is there, and take a base snapshot: archiver snapshot"
+            if repair
+            else "Mend it from the other region: archiver verify --repair. A restore reads whichever region is whole.",
         )
 
 
-async def _verify(config: Config, region: str | None, *, read_data: bool) -> Report:
+async def _verify(config: Config, region: str | None, work: Work, *, read_data: bool) -> Report:
     async with opened(config, region) as archive:
         with progress() as report:
-            return await verify_archive(
-                archive, read_data=read_data, progress=lambda done, total: report("objects", done, total)
-            )
+            return await work(archive, read_data=read_data, progress=lambda done, total: report("objects", done, total))
 
 
 def _show(report: Report) -> None:
+    for finding in report.repaired:
+        say(f"repaired: {finding.region}: {finding.object}: {finding.what}; concerns {finding.concerns}")
     for finding in report.findings:
         say(f"{finding.region}: {finding.object}: {finding.what}; concerns {finding.concerns}")
     how = "decrypted and read" if report.read_data else "hashes compared"

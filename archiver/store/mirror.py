@@ -91,10 +91,10 @@ class Mirror:
                 raise IntegrityError("the object is not what it should be", where=f"{store.name}: {key}")
             return data
 
-        return await self._first(read)
+        return await self.first(read)
 
     async def size(self, key: str) -> int | None:
-        return await self._first(lambda store: store.size(key))
+        return await self.first(lambda store: store.size(key))
 
     async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Entry]:
         """What any region that answers holds: one that lost objects cannot hide those of another.
@@ -131,7 +131,8 @@ class Mirror:
         await self.replicas.abandon()
         await self._everywhere(lambda store: store.close())
 
-    async def _first(self, read: Callable[[Store], Awaitable[T]]) -> T:
+    async def first(self, read: Callable[[Store], Awaitable[T]]) -> T:
+        """What `read` makes of the first region in which it fails with neither a StoreError nor an IntegrityError."""
         while True:
             errors: list[ArchiverError] = []
             for store in self._in_order():

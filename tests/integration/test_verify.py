@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from archiver.archive import OpenArchive
+from archiver.config import Config
 from archiver.format import layout
-from archiver.format.manifest import Changes
+from archiver.format.manifest import Changes, Fence
 from archiver.policy import catalog
 from archiver.recovery_plan import read_history
-from archiver.verify import Finding, Report, verify
+from archiver.verify import Finding, Report, repair, verify
 from tests.damage import HOWS, damage
 from tests.fix_archive import MakeSetup, Setup
 from tests.integration.test_crash import file_regions
@@ -156,3 +157,78 @@ async def test_a_damaged_roll_up_is_named(whole: Whole, monkeypatch: pytest.Monk
     damage("cut", rolled[0], rolled[0])
     (finding,) = (await whole.verify()).findings
     assert (finding.region, finding.object) == ("primary", f"catalog/{rolled[0].name}")
+
+
+# --- repair ---
+
+
+def everything(whole: Whole, region: str) -> dict[str, bytes]:
+    root = whole.folder / region
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+async def repaired(whole: Whole) -> Report:
+    async with whole.setup.open() as archive:
+        return await repair(archive, read_data=True)
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("region", ["primary", "secondary"])
+async def test_whatever_is_damaged_in_one_region_is_written_again_from_the_other(
+    whole: Whole, how: str, region: str
+) -> None:
+    before = everything(whole, region)
+    keys = [key_of(whole.changes[0]), whole.snapshot_parts[0], layout.manifest(3), layout.manifest(whole.manifests)]
+    keys.append(next(key for key in before if key.startswith("keys/changes-")))
+    other = {key: whole.path(layout.manifest(2), region) for key in keys}
+    for key in keys:
+        damage(how, whole.path(key, region), other[key])
+    report = await repaired(whole)
+    assert report.ok, report.findings
+    assert {finding.object for finding in report.repaired} >= {keys[0], keys[1], keys[4]}
+    assert everything(whole, region) == before
+
+
+async def test_a_region_that_was_emptied_or_set_back_is_filled_again(whole: Whole) -> None:
+    before = everything(whole, "secondary")
+    for key in before:
+        whole.path(key, "secondary").unlink()
+    report = await repaired(whole)
+    assert report.ok, report.findings
+    assert everything(whole, "secondary") == before
+
+
+async def test_what_no_region_holds_whole_is_left_and_named(whole: Whole) -> None:
+    key = key_of(whole.changes[0])
+    for path in whole.paths(key):
+        path.chmod(0o600)
+        path.write_bytes(b"rubbish")
+    report = await repaired(whole)
+    assert {finding.object for finding in report.findings} == {key}
+    assert [path.read_bytes() for path in whole.paths(key)] == [b"rubbish", b"rubbish"]
+
+
+async def test_a_history_that_ended_is_replaced_only_when_the_other_holds_all_its_changes(whole: Whole) -> None:
+    """As after a crash with a region down: each region has another manifest in the same place."""
+    kept = everything(whole, "secondary")
+    with whole.setup.connect() as conn:
+        conn.execute("INSERT INTO item VALUES (-4)")
+    async with whole.setup.daemon():
+        await whole.setup.archived()
+    longer = everything(whole, "primary")
+    for key in everything(whole, "secondary").keys() - kept.keys():
+        whole.path(key, "secondary").unlink()
+    fork = Setup(whole.setup.dsn, _only(whole.setup, "secondary"), whole.setup.make_database)
+    async with fork.open() as archive:
+        await archive.take_over(Fence(host="elsewhere", pid=1, version="0"))
+    async with whole.setup.open() as archive:
+        assert not (await verify(archive)).ok
+    report = await repaired(whole)
+    assert report.ok, report.findings
+    assert everything(whole, "primary") == longer
+    assert everything(whole, "secondary").items() >= {key: longer[key] for key in longer if "manifests" in key}.items()
+
+
+def _only(setup: Setup, region: str) -> Config:
+    fields = setup.config.model_dump()
+    return Config.model_validate(fields | {"region": [one for one in fields["region"] if one["name"] == region]})

@@ -1,0 +1,124 @@
+"""Mending an archive at rest: what `verify` found in one region is written again from another one that holds it whole.
+
+In: an archive, and findings. Out: nothing but the writes; verify again to see what is left. Only what the signed log
+vouches for is written, and only over bytes that cannot be it. A signed manifest that differs is another history: it is
+replaced only when all of its changes are in the log that goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import structlog
+
+from archiver.archive import OpenArchive
+from archiver.errors import ArchiverError, IntegrityError, ObjectNotFound, WrongKey
+from archiver.format import layout, manifest
+from archiver.format.manifest import Changes, Fence, Gap, ObjectRef, Signed
+from archiver.lsn import Lsn
+from archiver.policy import catalog
+from archiver.repair import Repair, refs
+from archiver.store.base import Store
+from archiver.store.mirror import Mirror
+
+log = structlog.get_logger()
+
+
+class Mending:
+    """Mends one region from the others. `history` is the log that all regions should hold."""
+
+    def __init__(self, archive: OpenArchive, region: Store, history: Sequence[Signed]) -> None:
+        others = Mirror([store for store in archive.store.stores if store is not region])
+        self._identity = archive.identity
+        self._keys = archive.keys
+        self._region = region
+        self._others = others
+        self._repair = Repair(archive.identity, others, region)
+        self._history = history
+
+    async def mend(self, damaged: Iterable[str]) -> None:
+        """Write again each of the damaged objects, and every manifest that is not what it should be."""
+        damaged = set(damaged)
+        await self._mend_small(damaged)
+        await self._mend_objects([ref for signed in self._history for ref in refs(signed.entry) if ref.key in damaged])
+        await self._mend_manifests()
+        await self._mend_rollups(name for name in damaged if name.startswith(layout.CATALOG))
+
+    async def _mend_objects(self, objects: Iterable[ObjectRef]) -> None:
+        for ref in objects:
+            try:
+                await self._repair.replace(ref)
+            except (IntegrityError, ObjectNotFound) as exc:
+                log.error("no region holds this object whole", object=ref.key, error=str(exc))
+
+    async def _mend_small(self, damaged: set[str]) -> None:
+        for name in damaged:
+            if not (name == layout.ARCHIVE or name.startswith(layout.KEYS)) or await self._is_sound(self._region, name):
+                continue
+            for store in self._others.stores:
+                if await self._is_sound(store, name):
+                    await self._region.put(name, await store.get(name))
+                    break
+
+    async def _is_sound(self, store: Store, name: str) -> bool:
+        """Whether a region holds an identity that is signed, or a key that opens."""
+        try:
+            if name == layout.ARCHIVE:
+                manifest.parse_archive(await store.get(name))
+            else:
+                await self._keys.open_copy(store, name.removeprefix(layout.KEYS).removesuffix(".json"))
+        except WrongKey:
+            return True  # whole, as far as anyone without its KEK can say
+        except (IntegrityError, ObjectNotFound):
+            return False
+        return True
+
+    # --- the log ---
+
+    async def _mend_manifests(self) -> None:
+        """From the first that differs on, each after all that it names."""
+        held = {signed.seq: await self._held(signed.seq) for signed in self._history}
+        wrong = [signed for signed in self._history if (other := held[signed.seq]) is None or other.data != signed.data]
+        fork = [other for signed in wrong if (other := held[signed.seq]) is not None]
+        if fork and not self._is_covered(fork):
+            log.error("the region holds another history, which is left as it is", region=self._region.name,
+                      object=layout.manifest(fork[0].seq))  # fmt: skip
+            return
+        for signed in wrong:
+            await self._repair.copy_objects(refs(signed.entry))
+            await self._region.put(layout.manifest(signed.seq), signed.data)
+
+    async def _held(self, seq: int) -> Signed | None:
+        """The manifest that a region holds in this place, if it is one of this place."""
+        try:
+            signed = manifest.parse(await self._region.get(layout.manifest(seq)), self._identity.verifier)
+        except (IntegrityError, ObjectNotFound):
+            return None
+        return signed if signed.seq == seq and signed.manifest.archive == self._identity.archive else None
+
+    def _is_covered(self, fork: Sequence[Signed]) -> bool:
+        """Whether the log that goes on holds all changes of one that ended, with no gap since they parted."""
+        since = [signed.entry for signed in self._history if signed.seq >= fork[0].seq]
+        if not all(isinstance(signed.entry, Changes | Fence) for signed in fork):
+            return False
+        if any(isinstance(entry, Gap) for entry in since):
+            return False
+        ends = [entry.end_lsn for entry in since if isinstance(entry, Changes)]
+        forked = [signed.entry.end_lsn for signed in fork if isinstance(signed.entry, Changes)]
+        return max(forked, default=Lsn(0)) <= max(ends, default=Lsn(0))
+
+    async def _mend_rollups(self, names: Iterable[str]) -> None:
+        lines = {signed.seq: signed.data for signed in self._history}
+        for name in names:
+            first, last = layout.rollup_range(name) or (1, 0)
+            block = [lines[seq] for seq in range(first, last + 1) if seq in lines]
+            if block and len(block) == last - first + 1:
+                await self._region.put(name, catalog.pack(block))
+
+
+async def history(archive: OpenArchive, longest: Sequence[Signed]) -> Sequence[Signed]:
+    """The log that all regions together hold; where they disagree, the longest that one of them holds."""
+    try:
+        return [signed async for signed in archive.log.scan()]
+    except ArchiverError:
+        return longest
