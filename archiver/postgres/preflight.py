@@ -18,6 +18,7 @@ from archiver.config import SourceSection
 from archiver.errors import PostgresError
 from archiver.postgres.client_programs import find_pg_dump
 from archiver.postgres.replication_slot import PLUGIN, SlotInfo, slot_info
+from archiver.postgres.roles import may_read_passwords
 from archiver.postgres.sequences import read_sequences
 from archiver.postgres.session import is_local, postgres_error
 from archiver.postgres.setup import has_triggers, publishable_tables, unpublished_tables
@@ -315,6 +316,14 @@ async def check_coverage(conn: Conn, _source: SourceSection) -> list[Check]:
     return checks
 
 
+async def check_roles(conn: Conn, _source: SourceSection) -> list[Check]:
+    """Whether base snapshots hold the roles' passwords."""
+    if await may_read_passwords(conn):
+        return [Check("roles", "ok", "archived with their passwords' hashes")]
+    hint = "GRANT SELECT ON pg_authid would give it; on a managed service set passwords after restore --globals."
+    return [Check("roles", "warn", "archived without their passwords, which the role may not read", hint)]
+
+
 async def check_pg_dump(conn: Conn, configured: str | None) -> list[Check]:
     """A pg_dump that is new enough: a base snapshot takes the schema with it."""
     major = conn.info.server_version // 10000
@@ -338,6 +347,7 @@ _ALL: tuple[Look, ...] = (
     check_keys,
     check_readable,
     check_coverage,
+    check_roles,
 )
 _BEFORE_INIT: tuple[Look, ...] = (
     check_server,
