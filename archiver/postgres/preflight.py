@@ -221,12 +221,22 @@ def _foreign(slot: SlotInfo, database: str) -> Check | None:
     return Check("slot", "fail", detail, "Choose another name in [source] slot.")
 
 
+_OPTIONS: Final[LiteralString] = """
+select pubviaroot as by_root, pubinsert and pubupdate and pubdelete and pubtruncate as whole
+  from pg_catalog.pg_publication where pubname = %s
+"""
+
+
 async def check_publication(conn: Conn, source: SourceSection) -> list[Check]:
     """The publication, and tables that it does not carry though nobody excluded them."""
     name = source.publication
     everything = await publishes_all(conn, name)
     if everything is None:
         return [Check("publication", "warn", f"there is no publication {name}", "Make it with: archiver init")]
+    [options] = await _fetch(conn, _OPTIONS, (name,))
+    if options["by_root"] or not options["whole"]:
+        what = "publishes partitions as their root" if options["by_root"] else "leaves out kinds of changes"
+        return [Check("publication", "fail", f"{name} {what}: changes are lost", "archiver init mends it.")]
     missing = await unpublished_tables(conn, name, source.exclude)
     if missing:
         hint = "archiver init publishes them, unless they are without a key and were left out on purpose."
