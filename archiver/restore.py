@@ -27,9 +27,10 @@ from archiver.policy.sequence_log import SequenceStates
 from archiver.policy.target import Plan
 from archiver.postgres import always_triggers, load
 from archiver.postgres.build import build_all
+from archiver.postgres.roles import create_roles
 from archiver.postgres.sequences import SequenceState, raise_to_columns, set_sequences
 from archiver.postgres.session import connect, postgres_error
-from archiver.recovery_plan import identity, settle
+from archiver.recovery_plan import identity, missing_roles, settle
 from archiver.replay import Replay
 from archiver.snapshots import Index, IndexedTable, part_place, read_index
 from archiver.tasks import task_group
@@ -49,24 +50,39 @@ class Summary:
     rows_loaded: int = 0
     transactions_replayed: int = 0
     resumed: bool = False
+    roles_created: list[str] = field(default_factory=list)
+    roles_kept: list[str] = field(default_factory=list)
     phases: dict[str, timedelta] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
 
 async def run_restore(
-    archive: OpenArchive, plan: Plan, dsn: str, *, jobs: int = 2, progress: Progress | None = None
+    archive: OpenArchive,
+    plan: Plan,
+    dsn: str,
+    *,
+    jobs: int = 2,
+    with_globals: bool = False,
+    progress: Progress | None = None,
 ) -> Summary:
-    """Carry the plan out in an empty database, or go on with one that was interrupted."""
-    work = _Restore(archive, plan, dsn, jobs, progress or (lambda _phase, _done, _total: None))
+    """Carry the plan out in an empty database, or go on with one that was interrupted.
+
+    `with_globals`: the roles that the target lacks are made first, for its whole server.
+    """
+    report = progress or (lambda _phase, _done, _total: None)
+    work = _Restore(archive, plan, dsn, jobs=jobs, with_globals=with_globals, progress=report)
     return await work.run()
 
 
 class _Restore:
-    def __init__(self, archive: OpenArchive, plan: Plan, dsn: str, jobs: int, progress: Progress) -> None:
+    def __init__(
+        self, archive: OpenArchive, plan: Plan, dsn: str, *, jobs: int, with_globals: bool, progress: Progress
+    ) -> None:
         self._archive = archive
         self._plan = plan
         self._dsn = dsn
         self._jobs = jobs
+        self._with_globals = with_globals
         self._progress = progress
         self._summary = Summary(last_commit=plan.last_commit)
         self._sequences = SequenceStates()
@@ -80,6 +96,8 @@ class _Restore:
             self._summary.last_commit = self._plan.last_commit
             self._summary.tables = len(index.tables)
             self._summary.rows_loaded = self._plan.snapshot.rows
+            if self._with_globals:
+                await self._create_roles(conn, index)
             script = await self._script(conn, index)
             phases = {
                 "schema": self._create_schema,
@@ -99,6 +117,14 @@ class _Restore:
         finally:
             await conn.close()
         return self._summary
+
+    async def _create_roles(self, conn: psycopg.AsyncConnection[Any], index: Index) -> None:
+        wanted, kept = missing_roles(index, await load.existing_roles(conn))
+        self._skip(await create_roles(conn, wanted))
+        self._summary.roles_created = [role.name for role in wanted.roles]
+        self._summary.roles_kept = kept
+        if wanted.roles and not wanted.passwords:
+            self._summary.warnings.append("roles were created without passwords, which the archive does not hold")
 
     async def _script(self, conn: psycopg.AsyncConnection[Any], index: Index) -> dump.Script:
         """The archived schema, fitted to the target's version and roles."""

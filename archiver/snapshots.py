@@ -26,11 +26,13 @@ from archiver.errors import IntegrityError, PostgresUnavailable
 from archiver.format import layout
 from archiver.format.digest import RowDigest
 from archiver.format.manifest import ObjectRef, Snapshot
+from archiver.format.roles import Globals
 from archiver.format.seal import Kind, Sealer, inflate
 from archiver.lsn import Lsn
 from archiver.policy import parts
 from archiver.postgres.client_programs import dump_schema, find_pg_dump
 from archiver.postgres.replication_slot import Blocker, create_slot
+from archiver.postgres.roles import read_globals
 from archiver.postgres.sequences import read_sequences
 from archiver.postgres.session import connect, postgres_error
 from archiver.postgres.setup import published_tables
@@ -65,23 +67,29 @@ class IndexedTable:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """Part 0 of a base snapshot: everything about it that names things of the database."""
+    """Part 0 of a base snapshot: everything about it that names things of the database.
+
+    `roles` is None in base snapshots taken before they were archived.
+    """
 
     database: DatabaseInfo
     publication: str
     schema: str
     tables: tuple[IndexedTable, ...]
     sequences: list[dict[str, Any]]
+    roles: Globals | None = None
 
     def encode(self) -> bytes:
         tables = [{"info": t.info.to_json(), "digest": str(t.digest), "parts": t.parts} for t in self.tables]
-        fields = {
+        fields: dict[str, Any] = {
             "database": self.database.to_json(),
             "publication": self.publication,
             "schema": self.schema,
             "tables": tables,
             "sequences": self.sequences,
         }
+        if self.roles is not None:
+            fields["globals"] = self.roles.to_json()
         return json.dumps(fields, ensure_ascii=False).encode()
 
     @classmethod
@@ -94,7 +102,8 @@ class Index:
                 for t in fields["tables"]
             ]
             database = DatabaseInfo.from_json(fields["database"])
-            return cls(database, fields["publication"], fields["schema"], tuple(tables), fields["sequences"])
+            roles = Globals.from_json(fields["globals"]) if "globals" in fields else None
+            return cls(database, fields["publication"], fields["schema"], tuple(tables), fields["sequences"], roles)
         except (ValueError, KeyError, TypeError) as exc:
             raise IntegrityError(f"the index of a base snapshot cannot be read: {exc!r}") from None
 
@@ -179,6 +188,7 @@ class _Snapshot:
             tables = [_Table(info) for info in await self._archived_tables(reader)]
             await lock_tables(reader, [table.info for table in tables])
             database = await describe_database(reader)
+            roles = await read_globals(reader)
             schema = await dump_schema(dsn, program, snapshot=slot.snapshot)
             await self._copy(tables, slot.snapshot)
             sequences = [state.to_json() for state in (await read_sequences(reader)).states]
@@ -188,6 +198,7 @@ class _Snapshot:
             schema,
             tuple(IndexedTable(t.info, t.digest, tuple(sorted(t.parts))) for t in tables),
             sequences,
+            roles,
         )
         return await self._commit(index, consistent_at)
 

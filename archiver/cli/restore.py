@@ -35,9 +35,11 @@ from archiver.config import Config
 from archiver.errors import UsageError
 from archiver.format.manifest import CommitRef, format_time
 from archiver.policy.target import Plan, Target
+from archiver.postgres.load import existing_roles
 from archiver.postgres.session import connect
-from archiver.recovery_plan import make_plan, settle_plan
+from archiver.recovery_plan import make_plan, missing_roles, settle_plan
 from archiver.restore import Summary, run_restore
+from archiver.snapshots import read_index
 
 
 def restore(
@@ -51,6 +53,9 @@ def restore(
     target_name: TargetNameOption = None,
     latest: LatestOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    with_globals: Annotated[
+        bool, typer.Option("--globals", help="First create the roles that the target's server lacks.")
+    ] = False,
     region: RegionOption = None,
     jobs: JobsOption = 2,
     yes: YesOption = False,
@@ -67,7 +72,7 @@ def restore(
         --target-time 2026-11-22T03:00:00Z -c archiver.toml
     """
     target = one_target(given_targets(target_time, target_lsn, target_name, latest=latest))
-    order = Order(load(config), target, into, region, jobs, dry_run=dry_run, yes=yes, as_json=as_json)
+    order = Order(load(config), target, into, region, jobs, with_globals, dry_run=dry_run, yes=yes, as_json=as_json)
     run_async(_restore(order))
 
 
@@ -80,6 +85,7 @@ class Order:
     into: str
     region: str | None
     jobs: int
+    with_globals: bool
     dry_run: bool
     yes: bool
     as_json: bool
@@ -90,7 +96,7 @@ async def _restore(order: Order) -> None:
         plan = await make_plan(archive, order.target)
         await _refuse_source(order, archive)
         plan, resumes = await settle_plan(archive, plan, order.into)
-        described = describe(plan, archive)
+        described = describe(plan, archive) | {"roles": await _roles(order, archive, plan)}
         if not order.as_json:
             _show_plan(described, resumes=resumes)
         summary = None if order.dry_run else await _carry_out(order, archive, plan)
@@ -105,7 +111,9 @@ async def _carry_out(order: Order, archive: OpenArchive, plan: Plan) -> Summary:
     confirm("Restore now?", yes=order.yes)
     try:
         with progress() as report:
-            return await run_restore(archive, plan, order.into, jobs=order.jobs, progress=report)
+            return await run_restore(
+                archive, plan, order.into, jobs=order.jobs, with_globals=order.with_globals, progress=report
+            )
     except asyncio.CancelledError:
         note("interrupted; the same command goes on where this one stopped")
         raise
@@ -127,6 +135,19 @@ async def _refuse_source(order: Order, archive: OpenArchive) -> None:
             where=archive.identity.database,
             hint="Restore into a new database beside it, look at it, and rename it then: ALTER DATABASE … RENAME TO.",
         )
+
+
+async def _roles(order: Order, archive: OpenArchive, plan: Plan) -> dict[str, list[str]]:
+    """The source's roles: which the restore creates, which are there and stay as they are, which will be missing."""
+    index = await read_index(archive, plan.snapshot)
+    async with await connect(order.into, purpose="restore") as conn:
+        there = await existing_roles(conn)
+    if order.with_globals:
+        wanted, kept = missing_roles(index, there)
+        return {"create": [role.name for role in wanted.roles], "keep": kept, "missing": []}
+    names = index.database.roles
+    kept = [name for name in names if name in there]
+    return {"create": [], "keep": kept, "missing": [name for name in names if name not in there]}
 
 
 # --- the plan ---
@@ -169,8 +190,17 @@ def _show_plan(plan: dict[str, Any], *, resumes: bool) -> None:
     say(f"  last commit      {_last(plan['last_commit'])}")
     say(f"  stops at LSN     {plan['stop_lsn']}")
     say(f"  estimate         {plan['estimate_seconds']:.0f} s")
+    _show_roles(plan["roles"])
     if resumes:
         say("  the target holds this restore, interrupted: it goes on where it stopped")
+
+
+def _show_roles(roles: dict[str, list[str]]) -> None:
+    if roles["create"]:
+        say(f"  roles to create  {', '.join(roles['create'])}")
+    if roles["missing"]:
+        say(f"  roles missing    {', '.join(roles['missing'])}: what is theirs or names them is left out")
+        say("                   hint: create them first, or restore with --globals")
 
 
 def _tables(snapshot: dict[str, Any]) -> str:
@@ -193,6 +223,8 @@ def _result(summary: Summary) -> dict[str, Any]:
         "rows_loaded": summary.rows_loaded,
         "transactions_replayed": summary.transactions_replayed,
         "resumed": summary.resumed,
+        "roles_created": summary.roles_created,
+        "roles_kept": summary.roles_kept,
         "phases": {name: round(time.total_seconds(), 3) for name, time in summary.phases.items()},
         "seconds": round(sum(time.total_seconds() for time in summary.phases.values()), 3),
         "warnings": summary.warnings,
@@ -204,6 +236,9 @@ def _show_result(result: dict[str, Any]) -> None:
     say(f"  last commit      {_last(result['last_commit'])}")
     say(f"  loaded           {result['tables']} tables, {result['rows_loaded']} rows")
     say(f"  replayed         {result['transactions_replayed']} transactions")
+    if result["roles_created"] or result["roles_kept"]:
+        say(f"  roles created    {', '.join(result['roles_created']) or 'none'}")
+        say(f"  roles left alone {', '.join(result['roles_kept']) or 'none'}")
     phases = ", ".join(f"{name} {time:.1f} s" for name, time in result["phases"].items())
     say(f"  took             {result['seconds']:.1f} s: {phases}")
     for warning in result["warnings"]:

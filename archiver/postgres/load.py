@@ -177,7 +177,7 @@ async def run_script(conn: psycopg.AsyncConnection[Any], preamble: Entry, entrie
     skipped: list[Skipped] = []
     for entry in entries:
         if entry.type in _MAY_BE_DENIED:
-            refused = await _attempt(conn, [entry.sql.encode()], entry.label, entry.type, _LACKING)
+            refused = await attempt(conn, [entry.sql.encode()], entry.label, entry.type, _LACKING)
             skipped += [refused] if refused else []
         else:
             skipped += await _run_owned(conn, entry)
@@ -189,7 +189,7 @@ async def _run_owned(conn: psycopg.AsyncConnection[Any], entry: Entry) -> list[S
     bare, given = split_ownership(entry)
     await _run(conn, bare.sql, entry.label)
     denied = psycopg.errors.InsufficientPrivilege
-    refused = [await _attempt(conn, [part.encode()], entry.label, part.strip(), denied) for part in given]
+    refused = [await attempt(conn, [part.encode()], entry.label, part.strip(), denied) for part in given]
     return [skipped for skipped in refused if skipped is not None]
 
 
@@ -211,7 +211,7 @@ async def refresh_views(conn: psycopg.AsyncConnection[Any], views: Sequence[tupl
 async def _refresh(conn: psycopg.AsyncConnection[Any], view: tuple[str, str]) -> Skipped | None:
     label = f"MATERIALIZED VIEW {'.'.join(view)}"
     query = sql.SQL("REFRESH MATERIALIZED VIEW {}").format(sql.Identifier(*view))
-    return await _attempt(conn, [query], label, "REFRESH MATERIALIZED VIEW", psycopg.DatabaseError)
+    return await attempt(conn, [query], label, "REFRESH MATERIALIZED VIEW", psycopg.DatabaseError)
 
 
 async def apply_settings(
@@ -241,10 +241,10 @@ async def _apply_setting(conn: psycopg.AsyncConnection[Any], role: str, setting:
         sql.SQL("SELECT pg_catalog.set_config({}, {}, true)").format(name, value),
         sql.SQL("ALTER {} SET {} FROM CURRENT").format(owner, sql.Identifier(*name.split("."))),
     ]
-    return await _attempt(conn, commands, "DATABASE SETTING", setting, psycopg.DatabaseError)
+    return await attempt(conn, commands, "DATABASE SETTING", setting, psycopg.DatabaseError)
 
 
-async def _attempt(
+async def attempt(
     conn: psycopg.AsyncConnection[Any],
     queries: Sequence[sql.Composed | bytes],
     label: str,

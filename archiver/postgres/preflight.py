@@ -18,6 +18,7 @@ from archiver.config import SourceSection
 from archiver.errors import PostgresError
 from archiver.postgres.client_programs import find_pg_dump
 from archiver.postgres.replication_slot import PLUGIN, SlotInfo, slot_info
+from archiver.postgres.roles import may_read_passwords
 from archiver.postgres.sequences import read_sequences
 from archiver.postgres.session import is_local, postgres_error
 from archiver.postgres.setup import has_triggers, publishable_tables, unpublished_tables
@@ -220,12 +221,22 @@ def _foreign(slot: SlotInfo, database: str) -> Check | None:
     return Check("slot", "fail", detail, "Choose another name in [source] slot.")
 
 
+_OPTIONS: Final[LiteralString] = """
+select pubviaroot as by_root, pubinsert and pubupdate and pubdelete and pubtruncate as whole
+  from pg_catalog.pg_publication where pubname = %s
+"""
+
+
 async def check_publication(conn: Conn, source: SourceSection) -> list[Check]:
     """The publication, and tables that it does not carry though nobody excluded them."""
     name = source.publication
     everything = await publishes_all(conn, name)
     if everything is None:
         return [Check("publication", "warn", f"there is no publication {name}", "Make it with: archiver init")]
+    [options] = await _fetch(conn, _OPTIONS, (name,))
+    if options["by_root"] or not options["whole"]:
+        what = "publishes partitions as their root" if options["by_root"] else "leaves out kinds of changes"
+        return [Check("publication", "fail", f"{name} {what}: changes are lost", "archiver init mends it.")]
     missing = await unpublished_tables(conn, name, source.exclude)
     if missing:
         hint = "archiver init publishes them, unless they are without a key and were left out on purpose."
@@ -315,6 +326,14 @@ async def check_coverage(conn: Conn, _source: SourceSection) -> list[Check]:
     return checks
 
 
+async def check_roles(conn: Conn, _source: SourceSection) -> list[Check]:
+    """Whether base snapshots hold the roles' passwords."""
+    if await may_read_passwords(conn):
+        return [Check("roles", "ok", "archived with their passwords' hashes")]
+    hint = "GRANT SELECT ON pg_authid would give it; on a managed service set passwords after restore --globals."
+    return [Check("roles", "warn", "archived without their passwords, which the role may not read", hint)]
+
+
 async def check_pg_dump(conn: Conn, configured: str | None) -> list[Check]:
     """A pg_dump that is new enough: a base snapshot takes the schema with it."""
     major = conn.info.server_version // 10000
@@ -338,6 +357,7 @@ _ALL: tuple[Look, ...] = (
     check_keys,
     check_readable,
     check_coverage,
+    check_roles,
 )
 _BEFORE_INIT: tuple[Look, ...] = (
     check_server,

@@ -129,7 +129,7 @@ async def _set_up(
         await conn.execute(install_statements(None, superuser=True).encode())
         if exists is None:
             await conn.execute(sql.SQL("CREATE PUBLICATION {} FOR ALL TABLES").format(sql.Identifier(name)))
-        await _publish_generated(conn, name)
+        await _set_options(conn, name)
         return f"publication {name} for all tables"
     if exists:
         raise PostgresError(
@@ -162,16 +162,21 @@ async def _publish_listed(conn: Conn, name: str, tables: Sequence[PublishedTable
     listed = sql.SQL(", ").join(sql.SQL("ONLY {}").format(sql.Identifier(t.schema, t.name)) for t in tables)
     if new:
         await conn.execute(sql.SQL("CREATE PUBLICATION {}").format(sql.Identifier(name)))
-    await _publish_generated(conn, name)
+    await _set_options(conn, name)
     if tables:
         await conn.execute(sql.SQL("ALTER PUBLICATION {} SET TABLE {}").format(sql.Identifier(name), listed))
 
 
-async def _publish_generated(conn: Conn, name: str) -> None:
-    """From 18 on a table with REPLICA IDENTITY FULL refuses UPDATEs while its generated columns are not published."""
+async def _set_options(conn: Conn, name: str) -> None:
+    """Every kind of change, each partition under its own name, whatever an earlier publication of this name said.
+
+    From 18 on a table with REPLICA IDENTITY FULL refuses UPDATEs while its generated columns are not published.
+    """
+    options = "publish = 'insert, update, delete, truncate', publish_via_partition_root = false"
+    query = sql.SQL("ALTER PUBLICATION {} SET ({})")
+    await conn.execute(query.format(sql.Identifier(name), sql.SQL(options)))
     if conn.info.server_version >= 180000:
-        query = sql.SQL("ALTER PUBLICATION {} SET (publish_generated_columns = stored)")
-        await conn.execute(query.format(sql.Identifier(name)))
+        await conn.execute(query.format(sql.Identifier(name), sql.SQL("publish_generated_columns = stored")))
 
 
 async def _publishes_all(conn: Conn, name: str) -> bool | None:

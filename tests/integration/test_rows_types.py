@@ -11,7 +11,7 @@ import pytest
 from archiver.embedded import PostgresServer
 from tests.fix_archive import Setup
 from tests.fix_servers import MakeDatabase
-from tests.integration.edge_values import EDGES, EDGES_SINCE_17, USERS_EDGES, USERS_TYPES, WITHOUT_VALUES
+from tests.integration.edge_values import EDGES, EDGES_SINCE, USERS_EDGES, USERS_TYPES, WITHOUT_VALUES
 from tests.integration.whole_chain import Restored, binary_rows, restore_both_ways
 
 MakeSetup = Callable[..., Setup]
@@ -35,8 +35,9 @@ SELECT EXISTS (SELECT FROM pg_opclass o JOIN pg_type t ON t.oid = %s::regtype
 def edges(conn: psycopg.Connection[tuple[object, ...]]) -> dict[str, list[str]]:
     """The types and values that this server knows."""
     every = dict(EDGES)
-    if conn.info.server_version >= 170000:
-        every |= {name: every[name] + more for name, more in EDGES_SINCE_17.items()}
+    for since, known in EDGES_SINCE.items():
+        if conn.info.server_version >= since * 10_000:
+            every |= {name: every[name] + more for name, more in known.items()}
     try:
         conn.execute("SELECT '<a/>'::xml")
     except psycopg.errors.FeatureNotSupported:  # built without libxml: the next test asks Debian's

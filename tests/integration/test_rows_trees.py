@@ -1,0 +1,119 @@
+"""Partitions, by leaf and by root, inheritance, row-level security and unlogged tables, through the whole chain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from archiver.embedded import PostgresServer
+from archiver.policy.target import ToLatest
+from archiver.recovery_plan import make_plan
+from archiver.restore import run_restore
+from tests.dumps import difference, pg_dump
+from tests.fix_archive import Setup
+from tests.fix_cli import Site
+from tests.integration.whole_chain import restore_both_ways
+
+MakeSetup = Callable[..., Setup]
+
+PARTITIONS = [
+    """
+    CREATE TABLE part (id int, region text, v int, PRIMARY KEY (id, region)) PARTITION BY LIST (region);
+    CREATE TABLE part_eu (v int, region text NOT NULL, gone int, id int NOT NULL); ALTER TABLE part_eu DROP gone;
+    ALTER TABLE part ATTACH PARTITION part_eu FOR VALUES IN ('eu');
+    CREATE TABLE part_us PARTITION OF part FOR VALUES IN ('us') PARTITION BY RANGE (id);
+    CREATE TABLE part_us_1 PARTITION OF part_us FOR VALUES FROM (0) TO (20);
+    CREATE TABLE part_us_2 PARTITION OF part_us FOR VALUES FROM (20) TO (1000);
+    CREATE TABLE part_else PARTITION OF part DEFAULT;
+    CREATE TABLE base (id int PRIMARY KEY, v int);
+    CREATE TABLE derived (w text, PRIMARY KEY (id)) INHERITS (base); CREATE TABLE loose (x json) INHERITS (derived);
+    """,
+    "INSERT INTO part SELECT i, (ARRAY['eu', 'us', 'xx'])[i % 3 + 1], i FROM generate_series(1, 90) i",
+    "UPDATE part SET v = -v WHERE id % 2 = 0; UPDATE part SET region = 'us' WHERE id % 9 = 0; DELETE FROM part WHERE id = 50",
+    "UPDATE part SET id = id + 100 WHERE region = 'us' AND id < 20; UPDATE part_eu SET v = 0 WHERE id = 3",
+    "INSERT INTO base SELECT i, i FROM generate_series(1, 30) i; INSERT INTO derived SELECT i, i, 'w' FROM generate_series(1, 30) i",
+    "INSERT INTO loose SELECT i % 3, i % 3, 'w', '{}' FROM generate_series(1, 30) i; UPDATE base SET v = v * 2",
+    "DELETE FROM ONLY base WHERE id = 4; UPDATE ONLY derived SET id = -id; DELETE FROM base WHERE id = 2",
+    "TRUNCATE part_us; INSERT INTO part VALUES (1, 'us', 1)",
+]
+
+
+async def test_partitions_and_children_come_back(make_setup: MakeSetup) -> None:
+    before, *changes = PARTITIONS
+    await restore_both_ways(make_setup(), before, changes)
+
+
+async def test_a_publication_by_root_is_published_by_leaf_again(make_setup: MakeSetup) -> None:
+    """Base snapshots hold the leaves, and a leaf that is attached later has rows of its own."""
+    before, *changes = PARTITIONS
+    setup = make_setup()
+    name = setup.config.require_source().publication
+    published = f'CREATE PUBLICATION "{name}" FOR ALL TABLES WITH (publish_via_partition_root = true);'
+    await restore_both_ways(setup, before + published, changes)
+
+
+@pytest.mark.parametrize("option", ["publish_via_partition_root = true", "publish = 'insert, update, delete'"])
+def test_check_fails_where_a_publication_would_lose_changes(site: Site, option: str) -> None:
+    assert site.run("init").returncode == 0
+    [(name,)] = site.execute("SELECT pubname FROM pg_publication")
+    site.execute(f'ALTER PUBLICATION "{name}" SET ({option})')
+    result = site.run("check")
+    assert result.returncode == 3
+    assert "changes are lost" in result.stdout + result.stderr
+    assert site.run("init").returncode == 0
+    assert site.run("check").returncode == 0
+
+
+async def test_policies_hide_no_row_from_archive_or_restore(make_setup: MakeSetup, pg: PostgresServer) -> None:
+    before = """
+        CREATE TABLE item (id int PRIMARY KEY, v text); ALTER TABLE item ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE item FORCE ROW LEVEL SECURITY; CREATE POLICY none ON item USING (false);
+        CREATE TABLE later (id int PRIMARY KEY, v text); INSERT INTO item VALUES (0), (-1);"""
+    changes = [
+        "INSERT INTO item SELECT i FROM generate_series(1, 60) i; UPDATE item SET v = 'x'; DELETE FROM item WHERE id = 7",
+        "INSERT INTO later SELECT i FROM generate_series(1, 60) i",
+        "ALTER TABLE later ENABLE ROW LEVEL SECURITY; ALTER TABLE later FORCE ROW LEVEL SECURITY",
+        "CREATE POLICY none ON later USING (false); INSERT INTO later SELECT i FROM generate_series(61, 90) i",
+        "UPDATE later SET v = 'y' WHERE id > 30; DELETE FROM later WHERE id < 20",
+    ]
+    setup = make_setup()
+    await restore_both_ways(setup, before, changes)
+    dsn = setup.make_database(stem="owned")
+    name = str(conninfo_to_dict(dsn)["dbname"])
+    pg.execute(f"CREATE ROLE {name}_owner LOGIN")
+    pg.execute(f"ALTER DATABASE {name} OWNER TO {name}_owner")
+    try:
+        async with setup.open() as archive:
+            first = await make_plan(archive, ToLatest())
+            await run_restore(archive, first, pg.dsn(name, user=f"{name}_owner"))
+        owners = f"OWNER TO {name}_owner;"
+        found = [line.replace(owners, "OWNER TO postgres;") for line in pg_dump(dsn)]
+        assert difference([line for line in found if line.startswith("INSERT")], rows_of(setup)) == ""
+    finally:
+        pg.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        pg.execute(f"DROP ROLE {name}_owner")
+
+
+def rows_of(setup: Setup) -> list[str]:
+    return [line for line in pg_dump(setup.dsn) if line.startswith("INSERT")]
+
+
+async def test_unlogged_tables_come_back_empty_and_the_restore_says_so(make_setup: MakeSetup) -> None:
+    setup = make_setup()
+    with setup.connect() as conn:
+        conn.execute("CREATE UNLOGGED TABLE quick (id int PRIMARY KEY); INSERT INTO quick VALUES (1)")
+        await setup.init()
+        async with setup.daemon():
+            await setup.archived()
+            conn.execute(
+                "INSERT INTO quick VALUES (2); CREATE TABLE kept (id int PRIMARY KEY); INSERT INTO kept VALUES (1)"
+            )
+            await setup.archived()
+    restored, summary = await setup.restore()
+    assert summary.warnings == ["unlogged table public.quick is empty: its rows are never archived"]
+    with psycopg.connect(restored) as conn:
+        assert conn.execute("SELECT (SELECT count(*) FROM quick), (SELECT count(*) FROM kept)").fetchone() == (0, 1)
+        assert conn.execute("SELECT relpersistence FROM pg_class WHERE relname = 'quick'").fetchone() == ("u",)
