@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test fuzz test-versions lint bench lock clean
+.PHONY: install demo test fuzz test-versions lint bench bench-restore lock clean
 
 install: $(VENV)/.installed  ## .venv with the command, the embedded parts and the test tools
 
@@ -38,6 +38,9 @@ fuzz: install  ## random schemas, DDL and DML, restored and compared: SECONDS=60
 
 bench: install  ## the capture path against pg_recvlogical
 	$(BIN)/python bench/capture.py
+
+bench-restore: install  ## a restore against pg_restore and the apply worker
+	$(BIN)/python bench/restore.py
 
 lock:  ## resolve the dependencies again (needs uv)
 	uv pip compile pyproject.toml --extra embedded --group dev --universal --python-version 3.11 \

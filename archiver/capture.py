@@ -173,22 +173,11 @@ class Capture:
         async with self._in_order:
             told = await self._add_sequences(cut)
         worth_storing = cut.messages > 0 or len(cut.body) > size
-        return Changes(
-            ordinal=cut.ordinal,
-            connection=self._connection,
-            start_lsn=cut.start,
-            end_lsn=cut.end,
+        return cut.entry(
+            self._connection,
             covered_until=sample.time if sample else self.covered_until,
-            messages=cut.messages,
-            commits=cut.commits,
-            first_commit_time=cut.first_commit_time,
-            max_commit_time=cut.max_commit_time,
-            last_commit=cut.last_commit,
-            open_from=cut.open_from,
-            restore_points=tuple(cut.restore_points),
-            lost=tuple(cut.lost),
             sequences=told,
-            object=await self._store(cut) if worth_storing else None,
+            stored=await self._store(cut) if worth_storing else None,
         )
 
     async def _add_sequences(self, cut: Cut) -> bool:

@@ -200,7 +200,7 @@ END $$
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scale", type=int, default=50, help="of pgbench: 100 000 rows each")
+    parser.add_argument("--scale", type=int, default=100, help="of pgbench: 100 000 rows each")
     parser.add_argument("--changes", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "restore.json")

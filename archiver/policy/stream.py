@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from archiver.errors import PostgresError
-from archiver.format.manifest import CommitRef, Lost, RestorePoint
+from archiver.format.manifest import Changes, CommitRef, Lost, ObjectRef, RestorePoint
 from archiver.format.pgoutput import from_pg_time
 from archiver.format.segment import LENGTH, Context, Relation, encode
 from archiver.lsn import Lsn
@@ -61,6 +61,28 @@ class Cut:
             self.first_time = self.max_time = time
         elif time > self.max_time:
             self.max_time = time
+
+    def entry(
+        self, connection: int, *, covered_until: datetime | None, sequences: bool, stored: ObjectRef | None
+    ) -> Changes:
+        """What the manifest log says of this segment."""
+        return Changes(
+            ordinal=self.ordinal,
+            connection=connection,
+            start_lsn=self.start,
+            end_lsn=self.end,
+            covered_until=covered_until,
+            messages=self.messages,
+            commits=self.commits,
+            first_commit_time=self.first_commit_time,
+            max_commit_time=self.max_commit_time,
+            last_commit=self.last_commit,
+            open_from=self.open_from,
+            restore_points=tuple(self.restore_points),
+            lost=tuple(self.lost),
+            sequences=sequences,
+            object=stored,
+        )
 
     @property
     def first_commit_time(self) -> datetime | None:

@@ -25,7 +25,6 @@ from archiver.format.digest import RowDigest
 from archiver.format.drill import Check, Copy, Phase, Record
 from archiver.format.manifest import (
     Archive,
-    Changes,
     CommitRef,
     Drill,
     Entry,
@@ -200,23 +199,7 @@ def append_changes(objects: Objects, cut: Cut, covered: float) -> None:
     key = layout.segment(cut.ordinal, cut.start, cut.end, WRITER)
     place = Place(Kind.CHANGES, cut.ordinal, cut.start, cut.end)
     ref = objects.seal(key, place, bytes(cut.body)) if cut.messages else None
-    objects.append(
-        Changes(
-            ordinal=cut.ordinal,
-            connection=1,
-            start_lsn=cut.start,
-            end_lsn=cut.end,
-            covered_until=at(covered),
-            messages=cut.messages,
-            commits=cut.commits,
-            first_commit_time=cut.first_commit_time,
-            max_commit_time=cut.max_commit_time,
-            last_commit=cut.last_commit,
-            open_from=cut.open_from,
-            restore_points=tuple(cut.restore_points),
-            object=ref,
-        )
-    )
+    objects.append(cut.entry(1, covered_until=at(covered), sequences=False, stored=ref))
 
 
 # --- a base snapshot ---
