@@ -106,6 +106,12 @@ class Capture:
             self.streaming = False
             await stream.close()
 
+    async def abandon(self) -> None:
+        """End what outlives a connection: a manifest on its way. Who opens the log next sees whether it got there."""
+        if self._committing is not None:
+            self._committing.cancel()
+            await asyncio.wait([self._committing])
+
     def take_progress(self) -> bool:
         """Whether anything was committed since the last call: then a lost connection is a new misfortune."""
         progressed, self._progressed = self._progressed, False

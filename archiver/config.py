@@ -82,6 +82,7 @@ class SourceSection(_Section):
     slot: str = Field(default="", pattern=r"^[a-z0-9_]{1,63}$")
     publication: str = Field(default="", min_length=1)
     exclude: tuple[str, ...] = ()
+    drop_slot_at: Annotated[Size, Field(ge=2**20)] | None = None
 
 
 class RegionSection(_Section):

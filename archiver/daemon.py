@@ -11,7 +11,7 @@ import contextlib
 import os
 import random
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -21,39 +21,38 @@ from typing import Any, TypeVar
 import structlog
 
 from archiver import __version__
-from archiver.archive import OpenArchive, open_archive, require_same_database
-from archiver.capture import Capture, Position
+from archiver.alignment import BACKOFF_CAP, Alignment, patiently, second_reader
+from archiver.archive import OpenArchive, open_archive
+from archiver.capture import Capture
 from archiver.config import Config
 from archiver.errors import (
     ConfigError,
-    Fenced,
     IntegrityError,
     PostgresError,
     PostgresUnavailable,
     RegionsDisagree,
+    SlotLost,
     StoreError,
-    StoreUnavailable,
     UsageError,
 )
-from archiver.format.manifest import Fence, Gap
+from archiver.format.manifest import Fence
 from archiver.http import serve
-from archiver.lsn import Lsn
 from archiver.metrics import Metrics
-from archiver.postgres.replication_slot import SlotInfo, create_slot, drop_slot, identify_system, slot_info
-from archiver.postgres.session import connect
-from archiver.postgres.source import Source
+from archiver.policy.slot_danger import SlotDanger
+from archiver.postgres.source import Sample, Source
 from archiver.regions import open_keks, open_regions
 from archiver.snapshots import take_snapshot
 from archiver.store.mirror import Mirror
 from archiver.tasks import task_group
 
 SAMPLE_SECONDS = 1.0
+SAMPLE_PATIENCE = 5.0
+SLOT_ALARM = 3600.0  # seconds before the slot is lost
+SLOT_WARN_EVERY = timedelta(minutes=1)
 STOP_SECONDS = 26.0  # SIGTERM promises 30
 TRAIL_SECONDS = 2.0  # for what one region has and the others were getting
-SLOT_PATIENCE = timedelta(seconds=10)  # a killed daemon's walsender is gone by then
 SNAPSHOT_RETRY = 60.0
 REPAIR_RETRY = 60.0
-BACKOFF_CAP = 30.0
 THREADS = 4
 
 log = structlog.get_logger()
@@ -67,6 +66,9 @@ class Daemon:
         self._config = config
         self._source = config.require_source()
         self.metrics = Metrics()
+        self._danger = SlotDanger(self._source.drop_slot_at)
+        self._alignment = Alignment(self._source, self.metrics.gaps_total.inc)
+        self._warned = datetime.min.replace(tzinfo=UTC)
         self._monitor = Source(self._source.dsn, self._source.slot)
         self._capture: Capture | None = None
 
@@ -86,15 +88,32 @@ class Daemon:
         mirror = open_regions(self._config, patience=None, metrics=self.metrics)
         try:
             async with self._http():
-                archive = await _unless_stopped(self._start(mirror), stop)
-                if archive is not None:
-                    await self._work(archive, stop)
+                if await self._run_to_the_end(mirror, stop):
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(TRAIL_SECONDS):
                             await mirror.replicas.finish()
         finally:
             await self._monitor.close()
             await mirror.close()
+
+    async def _run_to_the_end(self, mirror: Mirror, stop: asyncio.Event) -> bool:
+        """Start and work; after a lost slot start again, which records the gap. False if nothing was started."""
+        while (archive := await _unless_stopped(self._start(mirror), stop)) is not None:
+            try:
+                await self._work(archive, stop)
+            except SlotLost as exc:
+                log.error("the replication slot is lost", error=str(exc))
+                await self._abandon()
+            else:
+                return True
+        return False
+
+    async def _abandon(self) -> None:
+        if self._capture is not None:
+            await self._capture.abandon()
+        if self._danger.must_give_up:
+            await patiently(self._alignment.drop_slot)
+        self._danger = SlotDanger(self._source.drop_slot_at)
 
     @asynccontextmanager
     async def _http(self) -> AsyncIterator[None]:
@@ -104,22 +123,22 @@ class Daemon:
                 await stack.enter_async_context(serve(self._config.http, self.metrics, self.not_ready))
             except ConfigError:
                 with contextlib.suppress(PostgresError):
-                    slot = await self._slot()
+                    slot = await self._alignment.slot()
                     if slot is not None and slot.active:
-                        raise _second_reader(slot) from None
+                        raise second_reader(slot) from None
                 raise
             yield
 
     async def _start(self, mirror: Mirror) -> OpenArchive:
         """Open the archive, wait for the source and its slot, take over, and find where to go on."""
         archive = await open_archive(mirror, self._config.archive.name, open_keks(self._config))
-        reached = await self._patiently(lambda: self._check_identity(archive))
-        await self._wait_for_slot()
+        reached = await patiently(lambda: self._alignment.check_identity(archive))
+        await self._alignment.wait_for_slot()
         self._show_regions(archive)
         await archive.follow()
-        await self._require_all_seen(archive)
+        await self._alignment.require_all_seen(archive)
         await archive.take_over(Fence(host=socket.gethostname(), pid=os.getpid(), version=__version__))
-        position = await self._align(archive, reached)
+        position = await self._alignment.align(archive, reached)
         self._capture = Capture(
             archive=archive,
             source=self._source,
@@ -154,95 +173,6 @@ class Daemon:
             log.warning("stopped before everything was durable: PostgreSQL will send the rest again")
             capture.cancel()
 
-    # --- start ---
-
-    async def _check_identity(self, archive: OpenArchive) -> Lsn:
-        """The source's position. Raises ConfigError when it is not the database that the archive was made for."""
-        conn = await connect(self._source.dsn, purpose="start", replication=True)
-        try:
-            system = await identify_system(conn)
-            require_same_database(archive.identity, system.system_id, system.database)
-            return system.position
-        finally:
-            await conn.close()
-
-    async def _slot(self) -> SlotInfo | None:
-        conn = await connect(self._source.dsn, purpose="start")
-        try:
-            return await slot_info(conn, self._source.slot)
-        finally:
-            await conn.close()
-
-    async def _wait_for_slot(self) -> None:
-        """Give a walsender that nobody listens to any more time to notice; then somebody else reads this slot."""
-        deadline = asyncio.get_running_loop().time() + SLOT_PATIENCE.total_seconds()
-        while (slot := await self._patiently(self._slot)) and slot.active:
-            if asyncio.get_running_loop().time() > deadline:
-                raise _second_reader(slot)
-            await asyncio.sleep(0.25)
-
-    async def _require_all_seen(self, archive: OpenArchive) -> None:
-        """A region that cannot be asked may hold what seems to be missing: nothing is written over its head."""
-        slot, end = await self._patiently(self._slot), self._end_of_log(archive)
-        continues = slot and not slot.is_lost and end and (slot.confirmed_flush_lsn or 0) <= end.lsn
-        if archive.log.unseen and not continues:
-            raise StoreUnavailable(
-                "the replication slot is ahead of what the regions that answer hold",
-                where=", ".join(sorted(archive.log.unseen)) + " not seen",
-                hint="Bring that region back. Once it is out of the configuration, a gap is recorded.",
-            )
-
-    async def _align(self, archive: OpenArchive, reached: Lsn) -> Position:
-        """Compare slot and log, and decide where to go on. What the slot no longer has becomes a gap."""
-        slot = await self._patiently(self._slot)
-        state = archive.log.state
-        position = self._end_of_log(archive)
-        if position is not None and reached < position.lsn:
-            raise PostgresError(
-                "the source stands before the end of the archive: it was set back, or a standby took over",
-                where=f"source at {reached}, archive at {position.lsn}",
-                hint="Its history is another one now. Give it a new archive: another [archive] name and prefix.",
-            )
-        if slot is None and state.changes is None and state.snapshot is None:
-            raise ConfigError(f"there is no replication slot {self._source.slot!r}", hint="Make it with: archiver init")
-        if slot is None or slot.is_lost:
-            how = f"was invalidated: {slot.invalidation}" if slot else "was dropped"
-            return await self._bridge(archive, position, await self._new_slot(slot), f"the replication slot {how}")
-        confirmed = slot.confirmed_flush_lsn
-        if confirmed is None:
-            raise PostgresError("the replication slot is not a logical one that is ready", where=slot.name)
-        if position is None:  # no daemon ran yet: changes are wanted from the first base snapshot on
-            position = Position(1, min(confirmed, state.snapshot.lsn) if state.snapshot else confirmed)
-        if confirmed > position.lsn:
-            return await self._bridge(archive, position, confirmed, "the replication slot was moved by someone else")
-        return position
-
-    def _end_of_log(self, archive: OpenArchive) -> Position | None:
-        state = archive.log.state
-        ends = [state.changes.end_lsn] if state.changes else []
-        ends += [state.gap.before_lsn] if state.gap else []
-        return Position(state.changes.ordinal + 1 if state.changes else 1, max(ends)) if ends else None
-
-    async def _new_slot(self, lost: SlotInfo | None) -> Lsn:
-        watch = await connect(self._source.dsn, purpose="start")
-        conn = await connect(self._source.dsn, purpose="start", replication=True)
-        try:
-            if lost is not None:
-                await drop_slot(watch, lost.name)
-            created = await create_slot(conn, self._source.slot, export=False, watch=watch)
-            return created.lsn
-        finally:
-            await conn.close()
-            await watch.close()
-
-    async def _bridge(self, archive: OpenArchive, position: Position | None, resume: Lsn, reason: str) -> Position:
-        """Record that the changes up to `resume` are not in the archive; a base snapshot must follow."""
-        after = position or Position(1, Lsn(0))
-        log.error("gap: changes are missing from the archive", after=str(after.lsn), before=str(resume), reason=reason)
-        await archive.log.append(Gap(after_lsn=after.lsn, before_lsn=resume, reason=reason))
-        self.metrics.gaps_total.inc()
-        return Position(after.ordinal, resume)
-
     # --- tasks ---
 
     async def _keep_capturing(self, archive: OpenArchive, capture: Capture, stop: asyncio.Event) -> None:
@@ -268,14 +198,11 @@ class Daemon:
 
     async def _check_unmoved(self, archive: OpenArchive, capture: Capture) -> None:
         """Raise when what we reconnect to is not what we lost: the next start records the gap."""
-        await self._check_identity(archive)
-        slot = await self._slot()
+        await self._alignment.check_identity(archive)
+        slot = await self._alignment.slot()
         if slot is None or slot.is_lost or (slot.confirmed_flush_lsn or 0) > capture.durable:
-            raise PostgresError(
-                "the replication slot is gone or was moved while the connection was lost",
-                where=f"archive at {capture.durable}",
-                hint="Start archiver run again: it records the gap and takes a base snapshot.",
-            )
+            what = "the replication slot is gone or was moved while the connection was lost"
+            raise SlotLost(what, where=f"archive at {capture.durable}")
 
     def _observe_drill(self, archive: OpenArchive) -> None:
         """Drills are appended by other processes: the log tells of them as soon as we append behind them."""
@@ -311,14 +238,33 @@ class Daemon:
         while True:
             self._observe_drill(archive)
             try:
-                sample = await self._monitor.sample()
+                async with asyncio.timeout(SAMPLE_PATIENCE):
+                    sample = await self._monitor.sample()
                 if self._capture is not None:
                     self._capture.observe(sample)
-            except PostgresError as exc:
+                self._watch_slot(sample)
+            except SlotLost:
+                raise
+            except (PostgresError, TimeoutError) as exc:
+                if isinstance(exc, TimeoutError):  # frozen: what was asked may be answered at any time, to nobody
+                    await self._monitor.close()
                 log.warning("the source does not answer", error=str(exc))
                 if self._capture is not None:
                     self._capture.observe_silence(datetime.now(UTC))
             await asyncio.sleep(SAMPLE_SECONDS)
+
+    def _watch_slot(self, sample: Sample) -> None:
+        """Say how near the slot is to being lost. Raises SlotLost where it must be given up to save the source."""
+        self._danger.observe(sample.time, sample.retained, sample.room)
+        left = self._danger.seconds_left()
+        self.metrics.slot_seconds_left.set(left)
+        if self._danger.must_give_up:
+            reason = f"was given up at {sample.retained} bytes, to save the source's disk"
+            self._alignment.given_up = reason
+            raise SlotLost(f"the replication slot {reason}", where=f"slot {self._source.slot}")
+        if left < SLOT_ALARM and sample.time - self._warned > SLOT_WARN_EVERY:
+            self._warned = sample.time
+            log.error("the replication slot will be lost", seconds=round(left), retained=sample.retained)
 
     async def _take_snapshots(self, archive: OpenArchive) -> None:
         """A base snapshot at once if there is none since the last gap, then one every `snapshot.every`."""
@@ -345,27 +291,6 @@ class Daemon:
             return 0.0
         due = state.snapshot.finished_at + self._config.snapshot.every
         return max(0.0, (due - datetime.now(UTC)).total_seconds())
-
-    async def _patiently(self, action: Callable[[], Awaitable[T]]) -> T:
-        """Repeat what fails because the source is not available yet: at start, as later, the daemon waits for it."""
-        attempt = 0
-        while True:
-            try:
-                return await action()
-            except PostgresUnavailable as exc:
-                attempt += 1
-                pause = min(BACKOFF_CAP, 0.5 * 2**attempt)
-                log.warning("the source is not available", error=str(exc), retry_in=pause)
-                await asyncio.sleep(pause)
-
-
-def _second_reader(slot: SlotInfo) -> Fenced:
-    return Fenced(
-        "another archiver is reading the replication slot",
-        where=f"slot {slot.name}, walsender pid {slot.active_pid}",
-        hint="Run one daemon for an archive. If it is gone for good, end its walsender: "
-        f"SELECT pg_terminate_backend({slot.active_pid});",
-    )
 
 
 async def _unless_stopped(starting: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:

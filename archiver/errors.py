@@ -4,7 +4,8 @@
     ├── UsageError                2   a wrong argument
     │   └── ConfigError           2   an unreadable or invalid configuration
     ├── PostgresError             3   the source or the target PostgreSQL refuses or is not as needed
-    │   └── PostgresUnavailable   3   ... and may answer if asked again (transient)
+    │   ├── PostgresUnavailable   3   ... and may answer if asked again (transient)
+    │   └── SlotLost              3   the slot is gone, was moved or is given up: the next start records the gap
     ├── StoreError                4   an object store refuses
     │   ├── StoreUnavailable      4   ... and may answer if asked again (transient)
     │   ├── AccessDenied          4
@@ -60,6 +61,10 @@ class PostgresError(ArchiverError):
 
 class PostgresUnavailable(PostgresError):
     transient = True
+
+
+class SlotLost(PostgresError):
+    pass
 
 
 class StoreError(ArchiverError):

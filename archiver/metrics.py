@@ -18,6 +18,7 @@ class Metrics:
             "recovery_point_age_seconds", "How much would be lost if the source vanished now"
         )
         self.slot_retained_bytes = self._gauge("slot_retained_bytes", "WAL that the slot keeps at the source")
+        self.slot_seconds_left = self._gauge("slot_seconds_left", "Until the slot is lost, if it goes on to grow so")
         self.region_up = self._gauge("region_up", "1 while the region answers", "region")
         self.region_unreplicated_segments = self._gauge(
             "region_unreplicated_segments", "Change segments that the region does not hold yet", "region"

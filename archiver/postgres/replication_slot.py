@@ -112,10 +112,12 @@ async def _create(conn: psycopg.AsyncConnection[Any], name: str, temporary: bool
 
 
 def create_statement(conn: psycopg.AsyncConnection[Any], name: str, *, temporary: bool, export: bool) -> sql.Composed:
-    """Options in parentheses came with PostgreSQL 15."""
+    """Options in parentheses came with 15. From 17 on a lasting slot follows a failover, if the standby syncs slots."""
     kept = sql.SQL("TEMPORARY ") if temporary else sql.SQL("")
     if conn.info.server_version >= 150000:
-        snapshot = sql.SQL("(SNAPSHOT 'export')") if export else sql.SQL("(SNAPSHOT 'nothing')")
+        options = ["SNAPSHOT 'export'" if export else "SNAPSHOT 'nothing'"]
+        options += ["FAILOVER"] if conn.info.server_version >= 170000 and not temporary else []
+        snapshot = sql.SQL(f"({', '.join(options)})")
     else:
         snapshot = sql.SQL("EXPORT_SNAPSHOT") if export else sql.SQL("NOEXPORT_SNAPSHOT")
     head = sql.SQL("CREATE_REPLICATION_SLOT {} {}LOGICAL {} ")
@@ -167,10 +169,11 @@ async def _undo(
     await conn.close()
     if not refused:
         async with asyncio.timeout(_GONE_WITHIN):
-            await _drop_when_idle(watch, name)
+            await drop_when_idle(watch, name)
 
 
-async def _drop_when_idle(watch: psycopg.AsyncConnection[Any], name: str) -> None:
+async def drop_when_idle(watch: psycopg.AsyncConnection[Any], name: str) -> None:
+    """Drop a slot, if it is there, once its walsender has noticed that nobody reads any more."""
     while (info := await slot_info(watch, name)) is not None:
         if info.active:
             await asyncio.sleep(0.05)

@@ -25,10 +25,11 @@ _SAMPLE = """
 SELECT pg_catalog.clock_timestamp(),
        CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
             ELSE pg_catalog.pg_current_wal_insert_lsn() END::text,
-       (SELECT pg_catalog.pg_wal_lsn_diff(
-                 CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
-                      ELSE pg_catalog.pg_current_wal_insert_lsn() END, restart_lsn)
-          FROM pg_catalog.pg_replication_slots WHERE slot_name = %s)
+       pg_catalog.pg_wal_lsn_diff(
+           CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
+                ELSE pg_catalog.pg_current_wal_insert_lsn() END, restart_lsn),
+       safe_wal_size
+  FROM (SELECT) AS one LEFT JOIN pg_catalog.pg_replication_slots ON slot_name = %s
 """
 
 
@@ -36,12 +37,13 @@ SELECT pg_catalog.clock_timestamp(),
 class Sample:
     """What was committed by `time` (the source's clock) lies at or before `lsn`.
 
-    `retained` is how many bytes of WAL the slot then kept.
+    `retained` is how many bytes of WAL the slot then kept, `room` how many more it may keep: None is no limit.
     """
 
     lsn: Lsn
     time: datetime
     retained: int
+    room: int | None
 
 
 class Source:
@@ -57,11 +59,11 @@ class Source:
         async def ask(conn: psycopg.AsyncConnection[Any]) -> Any:
             return await (await conn.execute(_SAMPLE, (self._slot,))).fetchone()
 
-        time, lsn, retained = await self.ask(ask)
+        time, lsn, retained, room = await self.ask(ask)
         if lsn is None:
             raise PostgresUnavailable("the standby has not replayed any WAL yet")
         # The clock was read first, but a commit takes its time a moment before its place in the WAL.
-        return Sample(Lsn.parse(lsn).before_page_header(), time - COMMIT_MARGIN, max(0, int(retained or 0)))
+        return Sample(Lsn.parse(lsn).before_page_header(), time - COMMIT_MARGIN, max(0, int(retained or 0)), room)
 
     async def ask(self, question: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]]) -> T:
         """Run a question on the connection. Raises PostgresError, PostgresUnavailable."""
@@ -79,5 +81,7 @@ class Source:
         return self._conn
 
     async def close(self) -> None:
+        """End the connection; the next question opens another."""
         if self._conn is not None:
             await self._conn.close()
+            self._conn = None

@@ -202,7 +202,7 @@ async def test_a_daemon_that_was_overtaken_stops_and_confirms_nothing(item: Setu
 
 
 async def test_a_second_daemon_is_refused_and_the_first_goes_on(item: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("archiver.daemon.SLOT_PATIENCE", timedelta(seconds=1))
+    monkeypatch.setattr("archiver.alignment.SLOT_PATIENCE", timedelta(seconds=1))
     async with item.daemon():
         await item.archived()
         with pytest.raises(Fenced, match="another archiver is reading"):

@@ -1,0 +1,161 @@
+"""Where a daemon goes on: the replication slot and the manifest log are compared before anything is streamed.
+
+In: the source and an archive. Out: the position to stream from. What the slot no longer has becomes a gap in the log,
+and never anything else; whatever does not fit together is an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import TypeVar
+
+import structlog
+
+from archiver.archive import OpenArchive, require_same_database
+from archiver.capture import Position
+from archiver.config import SourceSection
+from archiver.errors import ConfigError, Fenced, PostgresError, PostgresUnavailable, StoreUnavailable
+from archiver.format.manifest import Gap
+from archiver.lsn import Lsn
+from archiver.postgres.replication_slot import (
+    SlotInfo,
+    create_slot,
+    drop_slot,
+    drop_when_idle,
+    identify_system,
+    slot_info,
+)
+from archiver.postgres.session import connect
+
+SLOT_PATIENCE = timedelta(seconds=10)  # a killed daemon's walsender is gone by then
+BACKOFF_CAP = 30.0
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+
+class Alignment:
+    """What a daemon asks of the source before it streams. `given_up`: why the slot is no more, if we dropped it."""
+
+    def __init__(self, source: SourceSection, on_gap: Callable[[], None]) -> None:
+        self._source = source
+        self._on_gap = on_gap
+        self.given_up: str | None = None
+
+    async def check_identity(self, archive: OpenArchive) -> Lsn:
+        """The source's position. Raises ConfigError when it is not the database that the archive was made for."""
+        conn = await connect(self._source.dsn, purpose="start", replication=True)
+        try:
+            system = await identify_system(conn)
+            require_same_database(archive.identity, system.system_id, system.database)
+            return system.position
+        finally:
+            await conn.close()
+
+    async def slot(self) -> SlotInfo | None:
+        conn = await connect(self._source.dsn, purpose="start")
+        try:
+            return await slot_info(conn, self._source.slot)
+        finally:
+            await conn.close()
+
+    async def wait_for_slot(self) -> None:
+        """Give a walsender that nobody listens to any more time to notice; then somebody else reads this slot."""
+        deadline = asyncio.get_running_loop().time() + SLOT_PATIENCE.total_seconds()
+        while (slot := await patiently(self.slot)) and slot.active:
+            if asyncio.get_running_loop().time() > deadline:
+                raise second_reader(slot)
+            await asyncio.sleep(0.25)
+
+    async def require_all_seen(self, archive: OpenArchive) -> None:
+        """A region that cannot be asked may hold what seems to be missing: nothing is written over its head."""
+        slot, end = await patiently(self.slot), _end_of_log(archive)
+        continues = slot and not slot.is_lost and end and (slot.confirmed_flush_lsn or 0) <= end.lsn
+        if archive.log.unseen and not continues:
+            raise StoreUnavailable(
+                "the replication slot is ahead of what the regions that answer hold",
+                where=", ".join(sorted(archive.log.unseen)) + " not seen",
+                hint="Bring that region back. Once it is out of the configuration, a gap is recorded.",
+            )
+
+    async def align(self, archive: OpenArchive, reached: Lsn) -> Position:
+        """Compare slot and log, and decide where to go on. What the slot no longer has becomes a gap."""
+        slot = await patiently(self.slot)
+        state = archive.log.state
+        position = _end_of_log(archive)
+        if position is not None and reached < position.lsn:
+            raise PostgresError(
+                "the source stands before the end of the archive: it was set back, or a standby took over",
+                where=f"source at {reached}, archive at {position.lsn}",
+                hint="Its history is another one now. Give it a new archive: another [archive] name and prefix.",
+            )
+        if slot is None and state.changes is None and state.snapshot is None:
+            raise ConfigError(f"there is no replication slot {self._source.slot!r}", hint="Make it with: archiver init")
+        if slot is None or slot.is_lost:
+            how = f"was invalidated: {slot.invalidation}" if slot else self.given_up or "was dropped"
+            return await self._bridge(archive, position, await self._new_slot(slot), f"the replication slot {how}")
+        confirmed = slot.confirmed_flush_lsn
+        if confirmed is None:
+            raise PostgresError("the replication slot is not a logical one that is ready", where=slot.name)
+        if position is None:  # no daemon ran yet: changes are wanted from the first base snapshot on
+            position = Position(1, min(confirmed, state.snapshot.lsn) if state.snapshot else confirmed)
+        if confirmed > position.lsn:
+            return await self._bridge(archive, position, confirmed, "the replication slot was moved by someone else")
+        return position
+
+    async def drop_slot(self) -> None:
+        """Give the slot up: what it kept is free again, and the next `align` records the gap."""
+        async with await connect(self._source.dsn, purpose="start") as conn:
+            await drop_when_idle(conn, self._source.slot)
+
+    async def _new_slot(self, lost: SlotInfo | None) -> Lsn:
+        watch = await connect(self._source.dsn, purpose="start")
+        conn = await connect(self._source.dsn, purpose="start", replication=True)
+        try:
+            if lost is not None:
+                await drop_slot(watch, lost.name)
+            created = await create_slot(conn, self._source.slot, export=False, watch=watch)
+            return created.lsn
+        finally:
+            await conn.close()
+            await watch.close()
+
+    async def _bridge(self, archive: OpenArchive, position: Position | None, resume: Lsn, reason: str) -> Position:
+        """Record that the changes up to `resume` are not in the archive; a base snapshot must follow."""
+        after = position or Position(1, Lsn(0))
+        log.error("gap: changes are missing from the archive", after=str(after.lsn), before=str(resume), reason=reason)
+        await archive.log.append(Gap(after_lsn=after.lsn, before_lsn=resume, reason=reason))
+        self._on_gap()
+        return Position(after.ordinal, resume)
+
+
+def _end_of_log(archive: OpenArchive) -> Position | None:
+    state = archive.log.state
+    ends = [state.changes.end_lsn] if state.changes else []
+    ends += [state.gap.before_lsn] if state.gap else []
+    return Position(state.changes.ordinal + 1 if state.changes else 1, max(ends)) if ends else None
+
+
+async def patiently(action: Callable[[], Awaitable[T]]) -> T:
+    """Repeat what fails because the source is not available yet: at start, as later, the daemon waits for it."""
+    attempt = 0
+    while True:
+        try:
+            return await action()
+        except PostgresUnavailable as exc:
+            attempt += 1
+            pause = min(BACKOFF_CAP, 0.5 * 2**attempt)
+            log.warning("the source is not available", error=str(exc), retry_in=pause)
+            await asyncio.sleep(pause)
+
+
+def second_reader(slot: SlotInfo) -> Fenced:
+    """What to say when somebody else reads the slot."""
+    return Fenced(
+        "another archiver is reading the replication slot",
+        where=f"slot {slot.name}, walsender pid {slot.active_pid}",
+        hint="Run one daemon for an archive. If it is gone for good, end its walsender: "
+        f"SELECT pg_terminate_backend({slot.active_pid});",
+    )
