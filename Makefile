@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test fuzz test-versions lint bench bench-restore lock clean
+.PHONY: install demo test fuzz soak test-versions lint bench bench-restore lock clean
 
 install: $(VENV)/.installed  ## .venv with the command, the embedded parts and the test tools
 
@@ -35,6 +35,10 @@ lint: install  ## ruff, mypy strict, the import contract
 SECONDS ?= 600
 fuzz: install  ## random schemas, DDL and DML, restored and compared: SECONDS=600, or SEED=7 for one
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+POLICY ?= degrade
+soak: install  ## random faults under load, then a restore that must be equal: SECONDS=600, POLICY=all, degrade or any
+	$(BIN)/python -m tests.soak --seconds $(SECONDS) --policy $(POLICY) $(if $(SEED),--seed $(SEED))
 
 bench: install  ## the capture path against pg_recvlogical
 	$(BIN)/python bench/capture.py

@@ -105,8 +105,10 @@ class ManifestLog:
         self._key = key
         async for signed in self.scan():
             self._observe(signed)
+        newest = {region.name: await self._ask_newest(region) for region in self._store.stores}
+        await self._read_on(max(filter(None, newest.values()), default=0))
         for region in self._store.stores:
-            await self._find_standing(region)
+            await self._find_standing(region, newest[region.name])
         if self._store.replicas.policy.patience is None:
             for region in self._store.replicas.behind:
                 await self.rejoin(region)
@@ -182,40 +184,43 @@ class ManifestLog:
             await repair.copy_unnamed(key)
             missed.discard(key)
 
-    async def _find_standing(self, region: Store) -> None:
-        """Whether a region holds the log's end."""
-        head, replicas = self.state.head, self._store.replicas
-        if head is None:
-            return
-        patience = replicas.policy.patience
+    async def _ask_newest(self, region: Store) -> int | None:
+        """The newest manifest of a region; None where it cannot be asked and the policy goes on without it."""
+        patience = self._store.replicas.policy.patience
         try:
             async with asyncio.timeout(patience.total_seconds() if patience else None):
-                newest = await self._newest(region, head.seq)
-                if newest < head.seq:
-                    self._replicated[region.name] = await self._ordinal_at(newest)
+                return await newest_manifest(region)
         except (StoreError, TimeoutError) as exc:
             if patience is None:
                 raise
             self.unseen.add(region.name)
-            replicas.fall_behind(region.name, str(exc) or "it does not answer")
-        else:
-            if newest < head.seq:
-                replicas.fall_behind(region.name, f"it lacks manifests {newest + 1} to {head.seq}")
+            self._store.replicas.fall_behind(region.name, str(exc) or "it does not answer")
+            return None
+
+    async def _read_on(self, newest: int) -> None:
+        """A region that did not answer the scan, and answers now, may hold more than was seen."""
+        seen = self.state.head.seq if self.state.head else 0
+        for seq in range(seen + 1, newest + 1):
+            signed = await self._read(layout.manifest(seq))
+            manifest.check_chain(self.state.head, signed, self._archive.archive)
+            self._observe(signed)
+
+    async def _find_standing(self, region: Store, newest: int | None) -> None:
+        """Whether a region holds the log's end. A daemon that runs may just be writing the newest manifest there."""
+        head = self.state.head.seq if self.state.head else 0
+        for _ in range(_ASK_AGAIN):
+            if newest is None or newest >= head:
+                return
+            await asyncio.sleep(_ASK_AGAIN_SECONDS)
+            newest = await self._ask_newest(region)
+        if newest is not None and newest < head:
+            self._replicated[region.name] = await self._ordinal_at(newest)
+            self._store.replicas.fall_behind(region.name, f"it lacks manifests {newest + 1} to {head}")
 
     def _fell_behind(self, region: str, why: str) -> None:
         """From here on a region gets nothing: what it lacks is counted."""
         self._replicated.setdefault(region, self.state.changes.ordinal if self.state.changes else 0)
         log.error("a region is behind: it is repaired from the others when it answers", region=region, reason=why)
-
-    async def _newest(self, region: Store, head: int) -> int:
-        """A daemon that runs may just be writing the newest one there."""
-        newest = 0
-        for _ in range(_ASK_AGAIN):
-            newest = await newest_manifest(region)
-            if newest >= head:
-                break
-            await asyncio.sleep(_ASK_AGAIN_SECONDS)
-        return newest
 
     async def _ordinal_at(self, seq: int) -> int:
         """The newest change segment that the log holds up to a place."""

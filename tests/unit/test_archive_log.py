@@ -362,3 +362,34 @@ async def test_a_roll_up_that_claims_more_than_it_holds_does_not_hide_the_end_of
     first = [signed.data for signed in expected[:2]]
     stores[1].objects[layout.rollup(1, 999_999)] = catalog.pack(first)
     assert await scanned(await reopen(stores)) == expected
+
+
+# --- regions that come and go ---
+
+
+async def test_what_only_a_region_holds_that_missed_the_scan_is_not_written_over() -> None:
+    """The first region is behind, the second answers only after the first has been read."""
+    stores = regions()
+    await written(stores, 3)
+    kept = dict(stores[0].objects)
+    for name in (layout.manifest(3), layout.manifest(4)):
+        del stores[0].objects[name]
+
+    class Late(Faulty):
+        failed = 0
+
+        def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Entry]:
+            self.failed += 1
+            return _unavailable() if self.failed <= 2 else super().list(prefix, start_after=start_after)
+
+    late = Late(stores[1], lambda _when, _key: None)
+    archive = await open_archive(Mirror([stores[0], late]), "shop", [KEK])
+    await archive.take_over(FENCE)
+    assert late.failed > 2
+    assert {name: stores[0].objects[name] for name in kept} == kept
+    assert stores[0].objects == stores[1].objects
+
+
+async def _unavailable() -> AsyncIterator[Entry]:
+    raise StoreUnavailable("not yet")
+    yield Entry("", 0)
