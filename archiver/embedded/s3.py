@@ -62,9 +62,9 @@ class S3Server(Server):
         self.access_key = secrets.token_hex(10)
         self.secret_key = secrets.token_hex(20)
         self._buckets = tuple(buckets)
-        self._ports = dict(zip(_WEED_PORTS, free_ports(len(_WEED_PORTS)), strict=True))
         self._weed = _embedded_weed()
         self._s3: Any = None
+        self._choose_ports()
 
     @property
     def endpoint(self) -> str:
@@ -111,6 +111,10 @@ class S3Server(Server):
         """Go on after `freeze`."""
         if self._process is not None:
             self._process.send_signal(signal.SIGCONT)
+
+    def _choose_ports(self) -> None:
+        self._ports = dict(zip(_WEED_PORTS, free_ports(len(_WEED_PORTS)), strict=True))
+        self._s3 = None
 
     def _create(self) -> None:
         identity = {

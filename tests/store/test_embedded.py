@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -173,3 +174,12 @@ def test_trust_is_for_loopback_only(pg: PostgresServer) -> None:
     assert pg.execute("SHOW listen_addresses") == [("127.0.0.1",)]
     with psycopg.connect(pg.dsn(), autocommit=True) as connection:
         assert connection.info.host == "127.0.0.1"
+
+
+def test_a_new_server_whose_port_was_taken_meanwhile_starts_on_another() -> None:
+    with closing(S3Server()) as server, socket.socket() as other:
+        taken = server._ports["s3.port"]
+        other.bind(("127.0.0.1", taken))
+        other.listen()
+        server.start()
+        assert server._ports["s3.port"] != taken
