@@ -9,7 +9,9 @@ from archiver.errors import UsageError
 
 _TEXT = re.compile(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
 _PAGE = 8192
+_PAGE_HEADER = 24
 _LONG_PAGE_HEADER = 40
+_WAL_SEGMENT = 16 << 20
 
 
 class Lsn(int):
@@ -34,8 +36,10 @@ class Lsn(int):
     def before_page_header(self) -> Lsn:
         """The end of the last record when this is an insert position just behind a page header.
 
-        `pg_current_wal_insert_lsn()` skips the header of a fresh page (24 or 40 bytes, xlog_internal.h);
-        the end of the record before it is the page border itself.
+        `pg_current_wal_insert_lsn()` skips the header of a fresh page (24 bytes, 40 in a segment's first page,
+        xlog_internal.h); the end of the record before it is the page border itself. Elsewhere 40 bytes into a page
+        is where a record ends that began on the page before.
         """
         offset = self % _PAGE
-        return Lsn(self - offset) if offset <= _LONG_PAGE_HEADER else self
+        header = _LONG_PAGE_HEADER if self // _PAGE * _PAGE % _WAL_SEGMENT == 0 else _PAGE_HEADER
+        return Lsn(self - offset) if offset <= header else self

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from archiver.errors import IntegrityError
+from archiver.format.own_messages import subtransaction
 from archiver.format.pgoutput import (
     ROW_TAGS,
     Commit,
@@ -107,7 +108,8 @@ class SourceTransaction:
             if message[0] == Tag.MESSAGE and not (self._aborted and message[XID_FIELD] in self._aborted):
                 decoded = decode(message, streamed=self._streamed)
                 assert isinstance(decoded, LogicalMessage)
-                yield decoded
+                if not self._undone(decoded):
+                    yield decoded
 
     def close(self) -> None:
         """Free the memory or the file. Needed only to free it early."""
@@ -120,8 +122,13 @@ class SourceTransaction:
         elif isinstance(decoded, Truncate):
             relations = tuple(self._look_up(seen, oid) for oid in decoded.relation_ids)
             yield NO_RELATION, Truncated(relations, decoded.cascade, decoded.restart_identity)
-        elif isinstance(decoded, LogicalMessage):
+        elif isinstance(decoded, LogicalMessage) and not self._undone(decoded):
             yield NO_RELATION, decoded
+
+    def _undone(self, message: LogicalMessage) -> bool:
+        """Whether a rolled back subtransaction wrote a message: its xid field names the whole transaction."""
+        xid = subtransaction(message) if self._aborted else None
+        return xid is not None and xid.to_bytes(4, "big") in self._aborted
 
     def _look_up(self, seen: dict[int, Relation], oid: int) -> Relation:
         relation = seen.get(oid) or self._relations.get(oid)

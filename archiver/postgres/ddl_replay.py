@@ -19,15 +19,13 @@ from archiver.format import ddl
 from archiver.format.ddl import Event
 from archiver.format.ddl_rewrite import Replay, TargetFacts, for_target
 from archiver.format.dump_roles import Skipped
+from archiver.format.own_messages import DDL, LOST, ROWS
 from archiver.format.pgmessages import LogicalMessage
 from archiver.lsn import Lsn
 from archiver.postgres import always_triggers
 from archiver.postgres.apply import Applier, MessageHandler
 from archiver.postgres.session import postgres_error
 
-DDL: Final = "archiver.ddl"
-ROWS: Final = "archiver.rows"
-LOST: Final = "archiver.ddl_lost"
 MAX_STATEMENTS: Final = 100
 """DDL statements in one target transaction: each keeps locks, of which max_locks_per_transaction allows few."""
 

@@ -26,7 +26,7 @@ BEGIN
         needed := needed OR archiver.has_volatile_default(rewritten);
     END IF;
     IF reason & 4 <> 0 THEN
-        needed := needed OR source ~* '\\musing\\M' AND archiver.calls_volatile(source);
+        needed := needed OR source ~* E'\\\\musing\\\\M' AND archiver.calls_volatile(source);
     END IF;
     IF needed THEN
         PERFORM set_config('archiver.rewritten',
@@ -70,8 +70,8 @@ $volatile$;
 _CALLS_VOLATILE: Final[LiteralString] = """
 CREATE OR REPLACE FUNCTION archiver.calls_volatile(source text) RETURNS bool LANGUAGE sql STABLE __CANONICAL__
 AS $calls$
-    SELECT source ~* '\\m(current_|localtime|session_user|user\\M|reg[a-z]+\\M)' OR EXISTS (
-        SELECT FROM regexp_matches(source, '([[:alnum:]_$]+)"?\\s*\\(', 'g') AS f
+    SELECT source ~* E'\\\\m(current_|localtime|session_user|user\\\\M|reg[a-z]+\\\\M)' OR EXISTS (
+        SELECT FROM regexp_matches(source, E'([[:alnum:]_$]+)"?\\\\s*\\\\(', 'g') AS f
           JOIN pg_proc p ON p.proname IN (f[1], lower(f[1])) WHERE p.provolatile <> 'i')
 $calls$;
 """
@@ -101,7 +101,8 @@ $rewritten$;
 _ROWS: Final[LiteralString] = """
 CREATE OR REPLACE FUNCTION archiver.record_rows(rel oid) RETURNS void LANGUAGE plpgsql __CANONICAL__ AS $rows$
 DECLARE
-    message jsonb := (SELECT jsonb_build_object('schema', n.nspname, 'name', c.relname)
+    message jsonb := (SELECT jsonb_build_object('schema', n.nspname, 'name', c.relname,
+                                                  'subxact', archiver.subxact())
                         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = rel);
     rows text[] := '{}';
     size int := 0;

@@ -6,6 +6,8 @@ the application's statement: what cannot be captured becomes a message `archiver
 
 `capture_ddl` has no SET clause, for that would hide the session's settings, and it runs as whoever runs the
 statement. All that needs a safe search_path and canonical output is in the functions that it calls.
+Patterns are E'' strings: whether a backslash escapes in plain ones is the session's choice, and so it must be for
+expressions that are described, since they are replayed under the same settings.
 """
 
 from __future__ import annotations
@@ -77,6 +79,22 @@ END
 $capture$;
 """
 
+# In a streamed transaction a message comes with the xid of the whole transaction (pgoutput_message), where a row
+# comes with its subtransaction's: without this, what a ROLLBACK TO undid would be replayed. The caller's block
+# with EXCEPTION is a subtransaction; writing makes it take its xid, and the youngest xid that one holds is its.
+_SUBXACT: Final[LiteralString] = """
+CREATE OR REPLACE FUNCTION archiver.subxact() RETURNS bigint LANGUAGE plpgsql __CANONICAL__ AS $subxact$
+DECLARE
+    top bigint := pg_current_xact_id()::text::bigint;
+BEGIN
+    PERFORM pg_logical_emit_message(true, 'archiver.pad', '');
+    RETURN (SELECT transactionid::text::bigint FROM pg_locks
+             WHERE locktype = 'transactionid' AND pid = pg_backend_pid() AND mode = 'ExclusiveLock' AND granted
+             ORDER BY (transactionid::text::bigint - top) & 4294967295 DESC LIMIT 1);
+END
+$subxact$;
+"""
+
 _RECORD: Final[LiteralString] = """
 CREATE OR REPLACE FUNCTION archiver.record_ddl(
     event text, tag text, stack text, query text, rewritten oid, reason int, session text
@@ -84,13 +102,16 @@ CREATE OR REPLACE FUNCTION archiver.record_ddl(
 DECLARE
     message jsonb := session::jsonb || jsonb_build_object('event', event, 'tag', tag, 'role', current_user);
     -- a signature is kept as the settings were when its function was first called
-    below text := substring(stack FROM 'PL/pgSQL function (?:"?archiver"?\\.)?"?capture_ddl"?\\(\\).*');
+    below text := substring(stack FROM E'PL/pgSQL function (?:"?archiver"?\\\\.)?"?capture_ddl"?\\\\(\\\\).*');
     line_end int := position(E'\\n' IN below);
     origin text := CASE WHEN line_end = 0 THEN '' ELSE substr(below, line_end + 1) END;
     nested bool := origin ~ '^SQL (statement|function) "';
     source text := CASE WHEN nested THEN origin ELSE query END;
     place int;
 BEGIN
+    IF event <> 'table_rewrite' THEN
+        message := message || jsonb_build_object('subxact', archiver.subxact());
+    END IF;
     IF event = 'ddl_command_start' THEN
         PERFORM pg_logical_emit_message(true, 'archiver.ddl', message::text);
     ELSIF event = 'table_rewrite' THEN
@@ -121,14 +142,14 @@ DECLARE
     kept jsonb;
     place int;
 BEGIN
-    IF source !~ ';\\s*\\S' THEN
+    IF source !~ E';\\\\s*\\\\S' THEN
         RETURN 1;
     END IF;
     IF nested THEN
         kept := nullif(current_setting('archiver.counts', true), '')::jsonb;
     ELSE
         SELECT statement INTO prepared FROM pg_prepared_statements WHERE name = 'archiver_count';
-        kept := substring(prepared FROM '\\{[^}]*\\}')::jsonb;
+        kept := substring(prepared FROM E'\\\\{[^}]*\\\\}')::jsonb;
     END IF;
     IF kept IS NULL OR kept ->> 'at' <> now THEN
         kept := jsonb_build_object('at', now);
@@ -151,7 +172,7 @@ $count$;
 _BODIES: Final[LiteralString] = """
 CREATE OR REPLACE FUNCTION archiver.bodies_of(source text) RETURNS jsonb LANGUAGE sql STABLE __CANONICAL__ AS $bodies$
     SELECT jsonb_agg(p.prosrc) FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
-     WHERE l.lanname = 'sql' AND p.proname = substring(source, '^SQL function "([^\\n]*)" statement [0-9]+')
+     WHERE l.lanname = 'sql' AND p.proname = substring(source, E'^SQL function "([^\\\\n]*)" statement [0-9]+')
 $bodies$;
 """
 
@@ -186,7 +207,7 @@ BEGIN
            array_agg(objid) FILTER (WHERE classid = 'pg_class'::regclass)
       INTO objects, tables FROM pg_event_trigger_ddl_commands()
      WHERE NOT in_extension AND schema_name IS DISTINCT FROM 'pg_temp' AND schema_name IS DISTINCT FROM 'archiver'
-       AND coalesce(object_identity, '') !~ '(^| on )(pg_temp|archiver)(\\.|$)';
+       AND coalesce(object_identity, '') !~ E'(^| on )(pg_temp|archiver)(\\\\.|$)';
     IF objects IS NULL AND tag NOT IN (
         'CREATE TABLE AS', 'SELECT INTO', 'DROP OWNED', 'CREATE EXTENSION', 'ALTER EXTENSION'
     ) THEN
@@ -281,6 +302,7 @@ def install_statements(listed: ListedPublication | None, *, superuser: bool) -> 
 
 
 _FUNCTIONS: Final = (
+    _SUBXACT,
     _COUNT,
     _BODIES,
     _DROP,

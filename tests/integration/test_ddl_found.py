@@ -25,12 +25,36 @@ FOUND: dict[str, list[str]] = {
         "CREATE TABLE t (a int); INSERT INTO t VALUES (1); UPDATE t SET a = 2",
         "ALTER TABLE t ADD b float DEFAULT random(); RESET quote_all_identifiers",
     ],
+    "backslashes escape in the session that first runs the triggers": [
+        "SET standard_conforming_strings = off; SET escape_string_warning = off",
+        "CREATE TABLE t AS SELECT 1 AS a; CREATE TABLE u (a int); CREATE TABLE v (a int); DROP TABLE v",
+        "DO $$ BEGIN CREATE TABLE w (a int); ALTER TABLE w ADD b int; END $$",
+    ],
 }
 
 
 @pytest.mark.parametrize("found", FOUND)
 async def test_it_comes_back(make_setup: MakeSetup, found: str) -> None:
     assert await check(make_setup(), FOUND[found], "SELECT 1") == []
+
+
+async def test_ddl_of_a_savepoint_that_was_streamed_and_rolled_back_is_not_replayed(make_setup: MakeSetup) -> None:
+    setup = make_setup()
+    fill = "INSERT INTO big (id, v) SELECT i, 'row ' || i FROM generate_series({}, {}) i;"
+    statements = [
+        "CREATE TABLE big (id int PRIMARY KEY, v text)",
+        f"BEGIN; {fill.format(1, 9)} SAVEPOINT a; COMMENT ON TABLE big IS 'never was'; SAVEPOINT b;"
+        f" ALTER TABLE big ADD r float DEFAULT random(); RELEASE b; CREATE TABLE undone AS SELECT * FROM big;"
+        f" {fill.format(10, 9000)} ROLLBACK TO a; COMMENT ON COLUMN big.v IS 'is'; {fill.format(9001, 20000)} COMMIT",
+    ]
+    with setup.connect() as conn:
+        conn.execute("ALTER SYSTEM SET logical_decoding_work_mem = '64kB'")
+        conn.execute("SELECT pg_reload_conf()")
+        try:
+            assert await check(setup, statements, "SELECT 1") == []
+        finally:
+            conn.execute("ALTER SYSTEM RESET logical_decoding_work_mem")
+            conn.execute("SELECT pg_reload_conf()")
 
 
 async def test_a_volatile_default_is_seen_when_later_transactions_have_ended(make_setup: MakeSetup) -> None:
