@@ -178,3 +178,14 @@ def test_every_module_s_document_is_there() -> None:
     for path in (ROOT / "archiver").rglob("*.py"):
         for name in re.findall(r"docs/[\w/.-]+\.md", path.read_text(encoding="utf-8")):
             assert (ROOT / name).exists(), f"{name} in {relative(path)}"
+
+
+def test_every_fault_in_the_table_names_a_test_that_is_there() -> None:
+    rows = re.findall(
+        r"^\| .+ \| `(test_\w+)` \|$", (ROOT / "docs/reliability.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    there = {
+        name for path in ROOT.glob("tests/**/*.py") for name in re.findall(r"def (test_\w+)", path.read_text("utf-8"))
+    }
+    assert len(rows) >= 40
+    assert set(rows) <= there
