@@ -54,7 +54,7 @@ class Replicas:
         self.on_behind = on_behind
         self._missed: dict[str, set[str]] = {}
         self._trailing: dict[str, dict[asyncio.Task[None], str]] = {store.name: {} for store in stores}
-        self._failure: IntegrityError | None = None
+        self._failure: BaseException | None = None
 
     @property
     def in_step(self) -> list[Store]:
@@ -85,10 +85,9 @@ class Replicas:
     async def put(self, key: str, data: bytes) -> None:
         """Write an object, also to a region that rejoins meanwhile."""
         self._raise_failure()
-        wrote: set[str] = set()
-        while todo := [store for store in self.in_step if store.name not in wrote]:
-            wrote |= {store.name for store in todo}
-            await self._spread({store: store.put(key, data) for store in todo}, key)
+        have: set[Store] = set()
+        while todo := [store for store in self.in_step if store not in have]:
+            await self._spread({store: store.put(key, data) for store in todo}, key, have)
         self._note_missed(key)
 
     async def put_if_absent(self, key: str, data: bytes) -> None:
@@ -97,7 +96,7 @@ class Replicas:
         decided = await self._decide(key, data)
         followers = [store for store in self.in_step if store is not decided]
         writes = {store: self._follow(decided, store, key, data, self._under_way(store)) for store in followers}
-        await self._spread(writes, key, counted=True)
+        await self._spread(writes, key, {decided})
         self._note_missed(key)
 
     def _note_missed(self, key: str) -> None:
@@ -118,30 +117,37 @@ class Replicas:
 
     # --- one write in several regions ---
 
-    async def _spread(self, writes: dict[Store, Coroutine[Any, Any, None]], key: str, *, counted: bool = False) -> None:
-        """Run the writes at once, until the policy is content. `counted`: another region has this object already."""
+    async def _spread(self, writes: dict[Store, Coroutine[Any, Any, None]], key: str, have: set[Store]) -> None:
+        """Run the writes at once, until the policy is content. `have`: the regions that hold it, or are getting it.
+
+        Only a region that is in step counts: one that falls behind meanwhile may not be the only one that has it.
+        """
         tasks = {asyncio.create_task(write, name=f"put {store.name}"): store for store, write in writes.items()}
         started = asyncio.get_running_loop().time()
         pending = set(tasks)
         try:
-            while pending and not (counted and self.policy.first):
-                done, pending = await asyncio.wait(
-                    pending, timeout=self._left(started) if counted else None, return_when=asyncio.FIRST_COMPLETED
-                )
+            while pending and not (self.policy.first and self._counts(have)):
+                left = self._left(started) if self._counts(have) else None
+                done, pending = await asyncio.wait(pending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    counted = self._finished(task, tasks[task], counted=counted) or counted
-                if counted and self._left(started) == 0:
+                    if self._finished(task, tasks[task], have):
+                        have.add(tasks[task])
+                if self._counts(have) and self._left(started) == 0:
                     break
         except BaseException:
             await _cancel(pending)
             raise
         if self.policy.first:
             for task in pending:
+                have.add(tasks[task])
                 self._trail(tasks[task], task, key)
             return
         for task in pending:
             self.fall_behind(tasks[task].name, f"{key} was not written within {self.policy.patience}")
         await _cancel(pending)
+
+    def _counts(self, have: set[Store]) -> bool:
+        return not have.isdisjoint(self.in_step)
 
     def _left(self, started: float) -> float | None:
         """Seconds until patience ends."""
@@ -149,14 +155,14 @@ class Replicas:
             return None
         return max(0.0, started + self.policy.patience.total_seconds() - asyncio.get_running_loop().time())
 
-    def _finished(self, task: asyncio.Task[None], store: Store, *, counted: bool) -> bool:
+    def _finished(self, task: asyncio.Task[None], store: Store, have: set[Store]) -> bool:
         """Whether the write was done. An error ends all, unless the policy lets its region fall behind."""
         error = task.exception()
         if error is None:
             return True
         if self.policy.patience is None or not isinstance(error, ArchiverError) or isinstance(error, IntegrityError):
             raise error
-        if len(self.in_step) == 1 and not counted:
+        if self.in_step == [store] and not self._counts(have):
             raise error
         self.fall_behind(store.name, str(error))
         return False
@@ -226,16 +232,16 @@ class Replicas:
 
     def _trailed(self, store: Store, task: asyncio.Task[None]) -> None:
         key = self._trailing[store.name].pop(task)
-        if task.cancelled():
-            if store.name in self._missed:
-                self._missed[store.name].add(key)
-        elif (error := task.exception()) is not None:
-            if isinstance(error, IntegrityError):
-                self._failure = error
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
             self.fall_behind(store.name, str(error))
+            if isinstance(error, IntegrityError) or store.name not in self._missed:
+                self._failure = error  # a disagreement, or the last region in step lacks what counts already
+        if (task.cancelled() or error) and store.name in self._missed:
+            self._missed[store.name].add(key)
 
     def _raise_failure(self) -> None:
-        """Regions that disagree are found late when nobody waits for the second one; the next write says so."""
+        """What failed while nobody waited for it; the next write says so."""
         if self._failure is not None:
             raise self._failure
 

@@ -121,6 +121,35 @@ async def test_regions_that_disagree_halt_whatever_the_policy(policy: WritePolic
         await world.replicas.put_if_absent("m", b"ours")
 
 
+async def test_a_write_waits_for_the_last_region_in_step_when_only_one_that_fell_behind_has_it() -> None:
+    """Two writes at once, each done in another region first: the region that stays must get both."""
+    world = World(ALL)
+    gates = {(region.name, key): asyncio.Event() for region in (world.one, world.two) for key in ("k", "l")}
+
+    def gated(region: Region) -> None:
+        put = region.put
+
+        async def wait(key: str, data: bytes, *, if_absent: bool = False) -> None:
+            await gates[region.name, key].wait()
+            await put(key, data, if_absent=if_absent)
+
+        region.put = wait  # type: ignore[method-assign]
+
+    gated(world.one)
+    gated(world.two)
+    writes = [asyncio.create_task(world.replicas.put(key, b"x")) for key in ("k", "l")]
+    await asyncio.sleep(0.1)  # past all patience
+    gates["one", "l"].set()
+    gates["two", "k"].set()
+    await asyncio.sleep(0.1)
+    (left,) = world.replicas.in_step
+    for gate in gates.values():
+        gate.set()
+    await asyncio.gather(*writes)
+    region = world.one if left.name == "one" else world.two
+    assert region.objects == {"k": b"x", "l": b"x"}
+
+
 # --- ack = "any" ---
 
 
