@@ -94,6 +94,8 @@ class Setup:
                 row = conn.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
                 assert row is not None
                 lsn = Lsn.parse(row[0]).before_page_header()
+                # What no commit flushes (pruning) is sent up to 15 s later: an empty commit wakes the WAL writer.
+                conn.execute("SELECT pg_current_xact_id()")
         async with self.open() as archive:
             async with asyncio.timeout(60):
                 while True:

@@ -127,6 +127,7 @@ class Drive:
         with psycopg.connect(self.dsn, autocommit=True) as conn:
             row = conn.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
             assert row is not None
+            conn.execute("SELECT pg_current_xact_id()")  # wakes the WAL writer: all up to here is sent soon
         lsn = Lsn.parse(row[0]).before_page_header()
         self.frozen.append(Frozen(lsn, everything(self.dsn), sequences(self.dsn), len(self.steps)))
 

@@ -33,6 +33,20 @@ FOUND: dict[str, list[str]] = {
 }
 
 
+FOUND_BEFORE: dict[str, str] = {
+    "a table made LIKE another one has taken its names of NOT NULL": """
+CREATE TABLE total (id int PRIMARY KEY, "ä""b" int NOT NULL, c int NOT NULL); CREATE TABLE copied (LIKE total);
+CREATE TABLE young (x int NOT NULL) INHERITS (total);
+""",
+}
+"""What stood in the database when the base snapshot was taken."""
+
+
+@pytest.mark.parametrize("found", FOUND_BEFORE)
+async def test_it_comes_back_from_a_base_snapshot(make_setup: MakeSetup, found: str) -> None:
+    assert await check(make_setup(), [], FOUND_BEFORE[found]) == []
+
+
 @pytest.mark.parametrize("found", FOUND)
 async def test_it_comes_back(make_setup: MakeSetup, found: str) -> None:
     assert await check(make_setup(), FOUND[found], "SELECT 1") == []

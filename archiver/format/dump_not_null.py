@@ -1,0 +1,48 @@
+"""NOT NULL constraints of a dump under the names that they have at the source.
+
+From version 18 on they are constraints with names. pg_dump leaves a name out where it is the one that the server would
+choose; but the server chooses another one where a table made before, by LIKE for one, has taken it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Final
+
+from pglast import ast, parse_sql
+from pglast.enums import ConstrType
+
+from archiver.format.ddl import quote
+from archiver.format.dump import Entry
+
+_TYPES: Final = frozenset({"TABLE", "FOREIGN TABLE"})
+_NOT_NULL: Final = "NOT NULL"
+
+
+def with_not_null_names(entry: Entry) -> Entry:
+    """The entry with every NOT NULL of a table named, as pg_dump means it: `<table>_<column>_not_null`."""
+    if entry.type not in _TYPES or _NOT_NULL not in entry.text:
+        return entry
+    text = entry.text
+    for at, name in sorted(_unnamed(text), reverse=True):
+        text = f"{text[:at]}CONSTRAINT {quote(name)} {text[at:]}"
+    return replace(entry, text=text)
+
+
+def _unnamed(text: str) -> Iterator[tuple[int, str]]:
+    """Where each constraint without a name stands, and the name."""
+    for raw in parse_sql(text):
+        create = raw.stmt.base if isinstance(raw.stmt, ast.CreateForeignTableStmt) else raw.stmt
+        if isinstance(create, ast.CreateStmt):
+            for column, constraint in _not_nulls(create):
+                if constraint.conname is None:
+                    yield constraint.location, f"{create.relation.relname}_{column}_not_null"
+
+
+def _not_nulls(create: Any) -> Iterator[tuple[str, Any]]:
+    for element in create.tableElts or ():
+        constraints = (element,) if isinstance(element, ast.Constraint) else element.constraints or ()
+        for constraint in constraints:
+            if constraint.contype == ConstrType.CONSTR_NOTNULL:
+                yield (element.colname if isinstance(element, ast.ColumnDef) else element.keys[0].sval), constraint
