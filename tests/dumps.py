@@ -15,15 +15,23 @@ from archiver.postgres.client_programs import candidates
 
 _UNSTABLE = re.compile(r"^(\\(un)?restrict |SELECT pg_catalog\.setval\().*\n", re.MULTILINE)
 """What pg_dump makes up for each run, and sequences, which may stand higher after a restore, never lower."""
+_STATE = re.compile(r"^SET default_table_access_method = .*;\n\n?", re.MULTILINE)
+_USUAL = "SET default_table_access_method = heap;"
+_STORED = {"TABLE", "MATERIALIZED VIEW"}
+"""Types of entries that mean something else under another default_table_access_method."""
 
 
 def pg_dump(dsn: str, *options: str) -> list[str]:
-    """Schema and rows, without what belongs to archiver, and without what pg_dump makes up for each run."""
+    """Schema and rows, without what belongs to archiver, and without what pg_dump makes up for each run.
+
+    Entries are sorted: their order in a dump also depends on other sessions' temporary objects.
+    """
     program = next(path for path in candidates("pg_dump") if "embedded" in str(path))
     text = _run(program, dsn, *options)
     entries = dump_format.split(_UNSTABLE.sub("", text))
     publication = _publication(dsn)
     own = [entry for entry in entries if not dump_format.is_own(entry, publication)]
+    own.sort(key=lambda entry: (entry.type, entry.schema, entry.name, _STATE.sub("", entry.text)))
     return [line for entry in own for line in _lines(entry)]
 
 
@@ -40,11 +48,12 @@ def _publication(dsn: str) -> str:
 
 def _lines(entry: Entry) -> list[str]:
     """Rows have no order: each table's are sorted, whole, for a value may hold newlines."""
-    if "INSERT INTO " not in entry.text:
-        return entry.text.splitlines()
-    lines: list[str] = []
+    text = _STATE.sub("", entry.text)
+    lines = [line for line in entry.state if entry.type in _STORED and line != _USUAL]
+    if "INSERT INTO " not in text:
+        return lines + text.splitlines()
     rows: list[str] = []
-    for statement in dump_format.statements(entry.text):
+    for statement in dump_format.statements(text):
         before, insert, row = statement.partition("INSERT INTO ")
         if _is_comment(before) and insert:
             lines, rows = (lines + sorted(rows), []) if before.strip() else (lines, rows)
