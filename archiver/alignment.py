@@ -21,6 +21,7 @@ from archiver.format.manifest import Gap
 from archiver.lsn import Lsn
 from archiver.postgres.replication_slot import (
     SlotInfo,
+    SystemIdentity,
     create_slot,
     drop_slot,
     drop_when_idle,
@@ -28,6 +29,7 @@ from archiver.postgres.replication_slot import (
     slot_info,
 )
 from archiver.postgres.session import connect
+from archiver.postgres.timeline import left_at
 
 SLOT_PATIENCE = timedelta(seconds=10)  # a killed daemon's walsender is gone by then
 BACKOFF_CAP = 30.0
@@ -44,13 +46,13 @@ class Alignment:
         self._on_gap = on_gap
         self.given_up: str | None = None
 
-    async def check_identity(self, archive: OpenArchive) -> Lsn:
-        """The source's position. Raises ConfigError when it is not the database that the archive was made for."""
+    async def check_identity(self, archive: OpenArchive) -> SystemIdentity:
+        """Who the source is, and where it stands. Raises ConfigError when the archive is another database's."""
         conn = await connect(self._source.dsn, purpose="start", replication=True)
         try:
             system = await identify_system(conn)
             require_same_database(archive.identity, system.system_id, system.database)
-            return system.position
+            return system
         finally:
             await conn.close()
 
@@ -80,30 +82,49 @@ class Alignment:
                 hint="Bring that region back. Once it is out of the configuration, a gap is recorded.",
             )
 
-    async def align(self, archive: OpenArchive, reached: Lsn) -> Position:
+    async def align(self, archive: OpenArchive, system: SystemIdentity) -> Position:
         """Compare slot and log, and decide where to go on. What the slot no longer has becomes a gap."""
         slot = await patiently(self.slot)
         state = archive.log.state
         position = _end_of_log(archive)
-        if position is not None and reached < position.lsn:
+        if position is not None and system.position < position.lsn:
             raise PostgresError(
                 "the source stands before the end of the archive: it was set back, or a standby took over",
-                where=f"source at {reached}, archive at {position.lsn}",
-                hint="Its history is another one now. Give it a new archive: another [archive] name and prefix.",
+                where=f"source at {system.position}, archive at {position.lsn}",
+                hint="Its history is another one now. Start again once it has written past the archive's end, and a "
+                "gap is recorded; or give it a new archive: another [archive] name and prefix.",
             )
         if slot is None and state.changes is None and state.snapshot is None:
             raise ConfigError(f"there is no replication slot {self._source.slot!r}", hint="Make it with: archiver init")
         if slot is None or slot.is_lost:
             how = f"was invalidated: {slot.invalidation}" if slot else self.given_up or "was dropped"
-            return await self._bridge(archive, position, await self._new_slot(slot), f"the replication slot {how}")
+            resume = await self._new_slot(slot)
+            return await self._bridge(archive, system, position, resume, f"the replication slot {how}")
         confirmed = slot.confirmed_flush_lsn
         if confirmed is None:
             raise PostgresError("the replication slot is not a logical one that is ready", where=slot.name)
         if position is None:  # no daemon ran yet: changes are wanted from the first base snapshot on
             position = Position(1, min(confirmed, state.snapshot.lsn) if state.snapshot else confirmed)
         if confirmed > position.lsn:
-            return await self._bridge(archive, position, confirmed, "the replication slot was moved by someone else")
+            reason = "the replication slot was moved by someone else"
+            return await self._bridge(archive, system, position, confirmed, reason)
+        if (left := await self._left_at(archive, system)) is not None and left < position.lsn:
+            reason = (
+                f"the source went on from {left} on timeline {system.timeline}: a standby took over, or it was set back"
+            )
+            return await self._bridge(archive, system, position, system.position, reason)
         return position
+
+    async def _left_at(self, archive: OpenArchive, system: SystemIdentity) -> Lsn | None:
+        """Where the source's history left that of the archive; None if it has not, or nobody can know."""
+        archived = _timeline(archive)
+        if archived is None or archived == system.timeline:
+            return None
+        conn = await connect(self._source.dsn, purpose="start", replication=True)
+        try:
+            return await left_at(conn, system.timeline, archived)
+        finally:
+            await conn.close()
 
     async def drop_slot(self) -> None:
         """Give the slot up: what it kept is free again, and the next `align` records the gap."""
@@ -122,11 +143,13 @@ class Alignment:
             await conn.close()
             await watch.close()
 
-    async def _bridge(self, archive: OpenArchive, position: Position | None, resume: Lsn, reason: str) -> Position:
+    async def _bridge(
+        self, archive: OpenArchive, system: SystemIdentity, position: Position | None, resume: Lsn, reason: str
+    ) -> Position:
         """Record that the changes up to `resume` are not in the archive; a base snapshot must follow."""
         after = position or Position(1, Lsn(0))
         log.error("gap: changes are missing from the archive", after=str(after.lsn), before=str(resume), reason=reason)
-        await archive.log.append(Gap(after_lsn=after.lsn, before_lsn=resume, reason=reason))
+        await archive.log.append(Gap(after_lsn=after.lsn, before_lsn=resume, timeline=system.timeline, reason=reason))
         self._on_gap()
         return Position(after.ordinal, resume)
 
@@ -136,6 +159,14 @@ def _end_of_log(archive: OpenArchive) -> Position | None:
     ends = [state.changes.end_lsn] if state.changes else []
     ends += [state.gap.before_lsn] if state.gap else []
     return Position(state.changes.ordinal + 1 if state.changes else 1, max(ends)) if ends else None
+
+
+def _timeline(archive: OpenArchive) -> int | None:
+    """The timeline of the log's end. No fence says it, since a fence is written before the two are compared."""
+    state = archive.log.state
+    if state.gap is not None and (state.changes is None or state.gap.before_lsn > state.changes.end_lsn):
+        return state.gap.timeline
+    return state.changes.timeline if state.changes else None
 
 
 async def patiently(action: Callable[[], Awaitable[T]]) -> T:

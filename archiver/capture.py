@@ -63,6 +63,7 @@ class Capture:
         monitor: Source,
         metrics: Metrics,
         start: Position,
+        timeline: int,
     ) -> None:
         self._archive = archive
         self._source = source
@@ -70,6 +71,7 @@ class Capture:
         self._monitor = monitor
         self._metrics = metrics
         self._durable = start
+        self.timeline = timeline
         self._connection = 0
         self._samples: deque[Sample] = deque(maxlen=_SAMPLES)
         self._sequences = SequenceLog()
@@ -181,6 +183,7 @@ class Capture:
         worth_storing = cut.messages > 0 or len(cut.body) > size
         return cut.entry(
             self._connection,
+            self.timeline,
             covered_until=sample.time if sample else self.covered_until,
             sequences=told,
             stored=await self._store(cut) if worth_storing else None,

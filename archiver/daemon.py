@@ -132,13 +132,13 @@ class Daemon:
     async def _start(self, mirror: Mirror) -> OpenArchive:
         """Open the archive, wait for the source and its slot, take over, and find where to go on."""
         archive = await open_archive(mirror, self._config.archive.name, open_keks(self._config))
-        reached = await patiently(lambda: self._alignment.check_identity(archive))
+        system = await patiently(lambda: self._alignment.check_identity(archive))
         await self._alignment.wait_for_slot()
         self._show_regions(archive)
         await archive.follow()
         await self._alignment.require_all_seen(archive)
         await archive.take_over(Fence(host=socket.gethostname(), pid=os.getpid(), version=__version__))
-        position = await self._alignment.align(archive, reached)
+        position = await self._alignment.align(archive, system)
         self._capture = Capture(
             archive=archive,
             source=self._source,
@@ -146,6 +146,7 @@ class Daemon:
             monitor=self._monitor,
             metrics=self.metrics,
             start=position,
+            timeline=system.timeline,
         )
         return archive
 
@@ -198,7 +199,9 @@ class Daemon:
 
     async def _check_unmoved(self, archive: OpenArchive, capture: Capture) -> None:
         """Raise when what we reconnect to is not what we lost: the next start records the gap."""
-        await self._alignment.check_identity(archive)
+        system = await self._alignment.check_identity(archive)
+        if system.timeline != capture.timeline:
+            raise SlotLost(f"a standby took over: the source is on timeline {system.timeline} now")
         slot = await self._alignment.slot()
         if slot is None or slot.is_lost or (slot.confirmed_flush_lsn or 0) > capture.durable:
             what = "the replication slot is gone or was moved while the connection was lost"

@@ -14,9 +14,10 @@ from archiver.format.digest import RowDigest
 from archiver.format.drill import Check
 from archiver.policy import drill as policy
 from archiver.policy.drill import SequenceFacts, TableState
+from archiver.policy.sequence_log import SequenceState
 from archiver.postgres import load, proof
 from archiver.postgres.client_programs import dump_schema, find_pg_dump
-from archiver.postgres.sequences import SequenceState, behind_columns, read_sequences
+from archiver.postgres.sequences import behind_columns, read_sequences
 from archiver.postgres.session import connect
 from archiver.postgres.snapshot_tables import TableInfo
 from archiver.restore import Progress

@@ -58,6 +58,8 @@ class Replay:
         first = int(done.get("segment", 0))
         self._segments = [changes for changes in plan.segments if changes.ordinal >= first]
         after = Lsn.parse(done["lsn"]) if done else plan.snapshot.lsn
+        self._stop = plan.stop
+        self._reaches_target = False
         self._assembler = TransactionAssembler(after=after, stop=plan.stop, spool=_spool)
 
     async def run(self, conn: psycopg.AsyncConnection[Any], on_segment: Done) -> None:
@@ -77,6 +79,7 @@ class Replay:
                     self._assembler.start_session()
                 session = _session(changes)
                 self._assembler.begin_segment(changes.ordinal)
+                self._reaches_target = changes.end_lsn >= self._stop
                 await self._replay_segment(applier, ddl, inflate(body, raw_bytes))
                 number += 1
                 on_segment(number, len(self._segments))
@@ -103,7 +106,7 @@ class Replay:
             case segment.Context(xid):
                 self._assembler.context(xid)
             case segment.Sequences(states):
-                self.sequences.fold(states)
+                self.sequences.fold(states, after_target=self._reaches_target)
 
     def _progress(self) -> partial[Any]:
         """Records how far the replay has come by now."""

@@ -24,12 +24,12 @@ from archiver.format.dump_roles import Skipped
 from archiver.format.manifest import CommitRef, ObjectRef
 from archiver.format.seal import inflate
 from archiver.policy.builds import builds_of
-from archiver.policy.sequence_log import SequenceStates
+from archiver.policy.sequence_log import SequenceState, SequenceStates
 from archiver.policy.target import Plan
 from archiver.postgres import always_triggers, load
 from archiver.postgres.build import build_all
 from archiver.postgres.roles import create_roles
-from archiver.postgres.sequences import SequenceState, raise_to_columns, set_sequences
+from archiver.postgres.sequences import raise_to_columns, set_sequences
 from archiver.postgres.session import connect, postgres_error
 from archiver.recovery_plan import identity, missing_roles, settle
 from archiver.replay import Replay

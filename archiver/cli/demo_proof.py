@@ -13,7 +13,8 @@ import psycopg
 
 from archiver.cli import demo_shop
 from archiver.format.digest import RowDigest
-from archiver.postgres.sequences import SequenceState, read_sequences
+from archiver.policy.sequence_log import SequenceState
+from archiver.postgres.sequences import read_sequences
 from archiver.postgres.session import postgres_error
 from archiver.postgres.snapshot import digest_table, snapshot_connection
 from archiver.postgres.snapshot_tables import TableInfo, list_tables

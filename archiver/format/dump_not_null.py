@@ -33,8 +33,8 @@ def with_not_null_names(entry: Entry) -> Entry:
 def _unnamed(text: str) -> Iterator[tuple[int, str]]:
     """Where each constraint without a name stands, and the name."""
     for raw in parse_sql(text):
-        create = raw.stmt.base if isinstance(raw.stmt, ast.CreateForeignTableStmt) else raw.stmt
-        if isinstance(create, ast.CreateStmt):
+        create: Any = raw.stmt.base if isinstance(raw.stmt, ast.CreateForeignTableStmt) else raw.stmt
+        if isinstance(raw.stmt, ast.CreateStmt | ast.CreateForeignTableStmt):
             for column, constraint in _not_nulls(create):
                 if constraint.conname is None:
                     yield constraint.location, f"{create.relation.relname}_{column}_not_null"
@@ -42,7 +42,7 @@ def _unnamed(text: str) -> Iterator[tuple[int, str]]:
 
 def _not_nulls(create: Any) -> Iterator[tuple[str, Any]]:
     for element in create.tableElts or ():
-        constraints = (element,) if isinstance(element, ast.Constraint) else element.constraints or ()
-        for constraint in constraints:
+        of_column = isinstance(element, ast.ColumnDef)
+        for constraint in (element.constraints or ()) if of_column else (element,):
             if constraint.contype == ConstrType.CONSTR_NOTNULL:
-                yield (element.colname if isinstance(element, ast.ColumnDef) else element.keys[0].sval), constraint
+                yield (element.colname if of_column else constraint.keys[0].sval), constraint

@@ -95,12 +95,13 @@ class Changes(Model):
     Every commit that ends after `start_lsn` and at or before `end_lsn` is in this segment. `covered_until`:
     no later segment holds a commit of an earlier time (source clock). `open_from` is the ordinal of the segment
     in which the oldest transaction begins that is still open at the end of this one. `sequences`: their states were
-    read after the last commit, and those that had moved are in the object.
+    read after the last commit, and those that had moved are in the object. `timeline` is the server's that sent it.
     """
 
     kind: Literal["changes"] = "changes"
     ordinal: int
     connection: int
+    timeline: int | None = None
     start_lsn: LsnField
     end_lsn: LsnField
     covered_until: TimeField | None
@@ -131,9 +132,13 @@ class Snapshot(Model):
 
 
 class Gap(Model):
-    """A span of LSNs that the archive does not hold: commits that end after `after_lsn` and up to `before_lsn`."""
+    """A span of LSNs that the archive does not hold: commits that end after `after_lsn` and up to `before_lsn`.
+
+    `timeline` is that of the server at `before_lsn`.
+    """
 
     kind: Literal["gap"] = "gap"
+    timeline: int | None = None
     after_lsn: LsnField
     before_lsn: LsnField
     reason: str

@@ -12,10 +12,48 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 from archiver.errors import IntegrityError
 from archiver.lsn import Lsn
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceState:
+    """Where a sequence stands. Without `is_called`, `last_value` itself is the next value it gives.
+
+    `last_value` already covers what sessions hold in their caches (CACHE n).
+    """
+
+    schema: str
+    name: str
+    last_value: int
+    is_called: bool
+    increment: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        return cls(**data)
+
+    def is_past(self, other: SequenceState) -> bool:
+        """Whether this state has given values that the other has not."""
+        direction = 1 if self.increment > 0 else -1
+        mine, theirs = (self.last_value * direction, self.is_called), (other.last_value * direction, other.is_called)
+        return mine > theirs
+
+
+def furthest(readings: Iterable[SequenceState]) -> list[SequenceState]:
+    """For each sequence the reading that is furthest along."""
+    best: dict[tuple[str, str], SequenceState] = {}
+    for state in readings:
+        known = best.get((state.schema, state.name))
+        if known is None or state.is_past(known):
+            best[state.schema, state.name] = state
+    return list(best.values())
 
 
 class SequenceLog:
@@ -48,12 +86,21 @@ class SequenceStates:
     def __init__(self, states: Iterable[Mapping[str, Any]] = ()) -> None:
         self._states = {_key(state): dict(state) for state in states}
 
-    def fold(self, record: bytes) -> None:
-        """Take over a SEQUENCES record. Raises IntegrityError."""
+    def fold(self, record: bytes, *, after_target: bool = False) -> None:
+        """Take over a SEQUENCES record. Raises IntegrityError.
+
+        One that was read after the recovery target may show a sequence that was set back since: it never lowers one.
+        """
         try:
-            self._states.update({_key(state): dict(state) for state in json.loads(record)})
+            for state in map(SequenceState.from_json, json.loads(record)):
+                self._take(state, after_target)
         except (ValueError, KeyError, TypeError):
             raise IntegrityError("a change segment holds sequence states that cannot be read") from None
+
+    def _take(self, state: SequenceState, after_target: bool) -> None:
+        known = self._states.get((state.schema, state.name))
+        if known is None or not after_target or state.is_past(SequenceState.from_json(known)):
+            self._states[state.schema, state.name] = state.to_json()
 
     def all(self) -> list[dict[str, Any]]:
         return list(self._states.values())

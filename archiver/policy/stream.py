@@ -63,12 +63,19 @@ class Cut:
             self.max_time = time
 
     def entry(
-        self, connection: int, *, covered_until: datetime | None, sequences: bool, stored: ObjectRef | None
+        self,
+        connection: int,
+        timeline: int,
+        *,
+        covered_until: datetime | None,
+        sequences: bool,
+        stored: ObjectRef | None,
     ) -> Changes:
         """What the manifest log says of this segment."""
         return Changes(
             ordinal=self.ordinal,
             connection=connection,
+            timeline=timeline,
             start_lsn=self.start,
             end_lsn=self.end,
             covered_until=covered_until,

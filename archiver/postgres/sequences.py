@@ -1,49 +1,22 @@
 """The state of sequences: read at the source, set at the target, and never below what rows already use.
 
 In: a connection. Out: SequenceState values, plain enough for JSON. Sequences are outside of transactions and
-of the stream: a state read after a position of the stream is at or past that position's true state, so of two
-states the one further along is safe for both (`furthest`).
+of the stream: a state read after a position of the stream is at or past that position's true state.
 Never: a sequence moved back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Final, LiteralString, Self
+from dataclasses import dataclass
+from typing import Any, Final, LiteralString
 
 import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
+from archiver.policy.sequence_log import SequenceState, furthest
 from archiver.postgres.session import postgres_error
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceState:
-    """Where a sequence stands. Without `is_called`, `last_value` itself is the next value it gives.
-
-    `last_value` already covers what sessions hold in their caches (CACHE n).
-    """
-
-    schema: str
-    name: str
-    last_value: int
-    is_called: bool
-    increment: int = 1
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        return cls(**data)
-
-    def is_past(self, other: SequenceState) -> bool:
-        """Whether this state has given values that the other has not."""
-        direction = 1 if self.increment > 0 else -1
-        mine, theirs = (self.last_value * direction, self.is_called), (other.last_value * direction, other.is_called)
-        return mine > theirs
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +25,6 @@ class Sequences:
 
     states: list[SequenceState]
     denied: list[str]
-
-
-def furthest(*readings: Iterable[SequenceState]) -> list[SequenceState]:
-    """For each sequence the reading that is furthest along."""
-    best: dict[tuple[str, str], SequenceState] = {}
-    for state in (state for reading in readings for state in reading):
-        known = best.get((state.schema, state.name))
-        if known is None or state.is_past(known):
-            best[state.schema, state.name] = state
-    return list(best.values())
 
 
 # --- Reading -------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ script gives the same again. `Drive` is used from a thread of its own, beside th
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -30,6 +31,10 @@ _OURS = ("does not have a replica identity", "archiver")
 _SEQUENCES = """
 SELECT format('%I.%I', schemaname, sequencename), last_value, increment_by FROM pg_sequences
  WHERE schemaname !~ '^(pg_|archiver$)' AND last_value IS NOT NULL ORDER BY 1
+"""
+_CONFIRMED = """
+SELECT bool_or(confirmed_flush_lsn >= %s::pg_lsn) FROM pg_replication_slots
+ WHERE database = current_database() AND NOT temporary
 """
 _BLOCKERS = """
 SELECT DISTINCT pid FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted AND pid = ANY (%s)
@@ -130,6 +135,17 @@ class Drive:
             conn.execute("SELECT pg_current_xact_id()")  # wakes the WAL writer: all up to here is sent soon
         lsn = Lsn.parse(row[0]).before_page_header()
         self.frozen.append(Frozen(lsn, everything(self.dsn), sequences(self.dsn), len(self.steps)))
+        self._wait_until_archived(lsn)
+
+    def _wait_until_archived(self, lsn: Lsn) -> None:
+        """A sequence that is set back before its state was read would have been, in the archive, never higher."""
+        with psycopg.connect(self.dsn, autocommit=True) as conn:
+            for _ in range(300):
+                row = conn.execute(_CONFIRMED, [str(lsn)]).fetchone()
+                if row is not None and row[0]:
+                    return
+                time.sleep(0.1)
+        raise TimeoutError(f"{lsn} was not archived within 30 s")
 
     def blockers(self) -> list[int]:
         """Connections whose locks a dump would wait for."""

@@ -163,12 +163,15 @@ def grant(g: Gen) -> str:
     option = g.opt(15, " WITH GRANT OPTION") if role in ROLES else ""
     columns = f"SELECT ({g.pick(table.columns).name})" if table.columns and g.chance(30) else "SELECT"
     word = "SEQUENCE " if table.kind == "S" else ""
+    # A table that another connection has made, and not committed yet, has its privileges before these.
+    everywhere = [] if g.busy else [
+         f"GRANT SELECT ON ALL TABLES IN SCHEMA {g.schema()} TO {role}",
+         f"ALTER DEFAULT PRIVILEGES IN SCHEMA {g.schema()} GRANT SELECT ON TABLES TO {role}",
+         f"ALTER DEFAULT PRIVILEGES FOR ROLE {g.pick(ROLES)} REVOKE SELECT ON TABLES FROM {role}"]  # fmt: skip
     return g.pick(
         [f"GRANT {columns if table.kind != 'S' else 'USAGE'} ON {word}{g.ref(table)} TO {role}{option}",
          f"GRANT ALL ON {word}{g.ref(table)} TO {role}", f"REVOKE ALL ON {word}{g.ref(table)} FROM {role} CASCADE",
-         f"GRANT USAGE ON SCHEMA {g.schema()} TO {role}", f"GRANT SELECT ON ALL TABLES IN SCHEMA {g.schema()} TO {role}",
-         f"ALTER DEFAULT PRIVILEGES IN SCHEMA {g.schema()} GRANT SELECT ON TABLES TO {role}",
-         f"ALTER DEFAULT PRIVILEGES FOR ROLE {g.pick(ROLES)} REVOKE SELECT ON TABLES FROM {role}"]
+         f"GRANT USAGE ON SCHEMA {g.schema()} TO {role}", *everywhere]
     )  # fmt: skip
 
 

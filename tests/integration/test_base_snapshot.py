@@ -19,10 +19,11 @@ from archiver.format.digest import RowDigest
 from archiver.format.dump import Script, for_restore, split
 from archiver.format.dump_roles import Skipped, for_target
 from archiver.policy.parts import PageRange, cut
+from archiver.policy.sequence_log import SequenceState
 from archiver.postgres import load
 from archiver.postgres.client_programs import dump_schema, find_pg_dump
 from archiver.postgres.replication_slot import create_slot
-from archiver.postgres.sequences import SequenceState, raise_to_columns, read_sequences, set_sequences
+from archiver.postgres.sequences import raise_to_columns, read_sequences, set_sequences
 from archiver.postgres.session import connect
 from archiver.postgres.snapshot import (
     DatabaseInfo,

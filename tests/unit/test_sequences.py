@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from archiver.postgres.sequences import SequenceState, furthest
+import json
+
+from archiver.policy.sequence_log import SequenceState, SequenceStates
 
 
 def state(value: int, *, called: bool = True, increment: int = 1, name: str = "s") -> SequenceState:
@@ -25,11 +27,20 @@ def test_a_value_that_was_given_is_past_one_that_is_next() -> None:
     assert not state(10, called=False).is_past(state(10))
 
 
-def test_the_furthest_reading_of_each_sequence_is_kept() -> None:
-    first = [state(1), state(5, name="t")]
-    assert furthest(first, [state(3)], [state(2), state(1, name="u")]) == [
-        state(3), state(5, name="t"), state(1, name="u")
-    ]  # fmt: skip
+def test_a_reading_after_the_target_never_sets_a_sequence_back() -> None:
+    states = SequenceStates([state(5).to_json(), state(5, name="t").to_json()])
+    states.fold(record(state(3), state(7, name="t"), state(1, name="u")), after_target=True)
+    assert states.all() == [state(5).to_json(), state(7, name="t").to_json(), state(1, name="u").to_json()]
+
+
+def test_a_reading_before_the_target_is_what_is_so() -> None:
+    states = SequenceStates([state(5).to_json()])
+    states.fold(record(state(3)))
+    assert states.all() == [state(3).to_json()]
+
+
+def record(*states: SequenceState) -> bytes:
+    return json.dumps([each.to_json() for each in states]).encode()
 
 
 def test_a_state_survives_json() -> None:
