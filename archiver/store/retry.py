@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
-from archiver.errors import AccessDenied, ArchiverError, BucketNotFound, ObjectExists, ObjectNotFound
+from archiver.errors import AccessDenied, ArchiverError, BucketNotFound, ObjectExists, ObjectNotFound, StoreUnavailable
 from archiver.store.base import Entry, Store
 
 T = TypeVar("T")
@@ -83,7 +83,9 @@ class Retry:
         async def attempt(failures: int) -> None:
             try:
                 await self._store.put(key, data, if_absent=if_absent)
-            except ObjectExists:
+            except ObjectExists as exc:
+                if not if_absent or await self._store.size(key) is None:
+                    raise StoreUnavailable("the store answers that an object is in the way, and none is") from exc
                 if not failures or await self._store.get(key) != data:
                     raise
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from archiver.embedded import S3Server
 from tests.dumps import difference, pg_dump
+from tests.fault_proxy import FAULTS as FAULTS_OF_REQUESTS
 from tests.soak.world import World
 
 POLICIES: dict[str, dict[str, str]] = {
@@ -61,6 +62,15 @@ def kill_both_regions(world: World, chance: random.Random) -> None:
         region.start()
 
 
+def disturb_requests(world: World, chance: random.Random) -> None:
+    """What goes to the regions and comes from them is refused, lost, late, slow, cut or altered."""
+    for proxy in chance.choice([world.proxies, world.proxies[:1], world.proxies[1:]]):
+        proxy.faults = dict.fromkeys(chance.sample(list(FAULTS_OF_REQUESTS), 3), 0.15)
+    time.sleep(chance.uniform(1, 10))
+    for proxy in world.proxies:
+        proxy.faults = {}
+
+
 def restart_source(world: World, chance: random.Random) -> None:
     world.stop_load()
     world.source.restart(chance.choice(["fast", "immediate"]))  # type: ignore[arg-type]
@@ -94,6 +104,7 @@ FAULTS: dict[str, Fault] = {
         kill_region,
         freeze_region,
         kill_both_regions,
+        disturb_requests,
         restart_source,
         cut_stream,
         take_snapshot,
@@ -121,7 +132,13 @@ def main() -> int:
         report = judge(world)
     finally:
         world.close()
-    report |= {"faults": dict(done), "seconds": round(seconds), "daemon_starts": world.starts, "seed": arguments.seed}
+    report |= {
+        "faults": dict(done),
+        "seconds": round(seconds),
+        "daemon_starts": world.starts,
+        "daemon_ended": world.ended,
+        "seed": arguments.seed,
+    }
     print(json.dumps(report, indent=2))
     return 0 if report["equal"] else 1
 

@@ -16,6 +16,7 @@ import psycopg
 
 from archiver.embedded import PostgresServer, S3Server
 from archiver.lsn import Lsn
+from tests.fault_proxy import FaultProxy
 
 SETTINGS: dict[str, str | int | bool] = {
     "wal_level": "logical",
@@ -51,12 +52,15 @@ class World:
         self.regions = [self._stack.enter_context(closing(S3Server(buckets=["soak"]))) for _ in range(2)]
         for server in (self.source, *self.regions):
             server.start()
+        self.proxies = [self._stack.enter_context(FaultProxy(region.endpoint)) for region in self.regions]
         self.dsn = self.source.dsn("soak")
         self._config = self._write_config(durability)
         self._load: subprocess.Popen[bytes] | None = None
         self._clients, self._rate = clients, rate
         self.daemon: subprocess.Popen[bytes] | None = None
         self.starts = 0
+        self.ended: list[str] = []
+        """What the daemon said when it ended by itself."""
 
     def prepare(self) -> None:
         self.source.execute("CREATE DATABASE soak")
@@ -105,6 +109,7 @@ class World:
             return
         if code not in {-9, 3, 4}:
             raise RuntimeError(f"the daemon ended with {code}: {self.log()}")
+        self.ended += [f"{code}: {line}" for line in self.log().splitlines() if line.startswith("archiver: ")][-1:]
         self.start_daemon()
 
     def log(self) -> str:
@@ -147,11 +152,11 @@ class World:
     def _write_config(self, durability: dict[str, str]) -> Path:
         lines = ['[archive]\nname = "soak"', f'[source]\ndsn = "{self.dsn}"', "[durability]"]
         lines += [f'{key} = "{value}"' for key, value in durability.items()]
-        for number, region in enumerate(self.regions):
+        for number, (region, proxy) in enumerate(zip(self.regions, self.proxies, strict=True)):
             os.environ[f"SOAK_{number}_KEY"] = region.access_key
             os.environ[f"SOAK_{number}_SECRET"] = region.secret_key
             lines.append(
-                f'[[region]]\nname = "region{number}"\nurl = "s3://soak/shop"\nendpoint = "{region.endpoint}"\n'
+                f'[[region]]\nname = "region{number}"\nurl = "s3://soak/shop"\nendpoint = "{proxy.endpoint}"\n'
                 f'access_key_env = "SOAK_{number}_KEY"\nsecret_key_env = "SOAK_{number}_SECRET"'
             )
         lines.append('[segment]\nmax_age = "300ms"\nmax_bytes = "256KiB"\n[snapshot]\nevery = "5m"')

@@ -197,3 +197,12 @@ async def test_a_region_that_worked_is_waited_for_when_it_refuses(store: Flaky, 
     store.before = [AccessDenied("expired"), AccessDenied("expired")]
     await wrapped.put("other", b"x")
     assert await wrapped.get("other") == b"x"
+
+
+@pytest.mark.parametrize("if_absent", [True, False])
+async def test_an_object_that_is_said_to_be_in_the_way_and_is_not_is_a_passing_fault(
+    store: Flaky, time: Time, if_absent: bool
+) -> None:
+    store.before = [ObjectExists("taken")]
+    await retry(store, time).put("k", b"mine", if_absent=if_absent)
+    assert store.objects == {"k": b"mine"}
