@@ -109,7 +109,7 @@ class World:
             return
         if code not in {-9, 3, 4}:
             raise RuntimeError(f"the daemon ended with {code}: {self.log()}")
-        self.ended += [f"{code}: {line}" for line in self.log().splitlines() if line.startswith("archiver: ")][-1:]
+        self.ended += [f"{code}: {line}" for line in self.log().splitlines() if line.startswith("error: ")][-1:]
         self.start_daemon()
 
     def log(self) -> str:
