@@ -41,6 +41,7 @@ class Event:
     temporary: frozenset[str] = frozenset()
     created: Sequence[Mapping[str, Any]] = ()
     missing: Mapping[str, Mapping[str, Any]] | None = None
+    defaults: Sequence[Mapping[str, Any]] = ()
 
 
 def parse_event(content: bytes) -> Event:
@@ -60,6 +61,7 @@ def parse_event(content: bytes) -> Event:
             temporary=frozenset(raw.get("temporary") or ()),
             created=raw.get("created") or (),
             missing=raw.get("missing"),
+            defaults=raw.get("defaults") or (),
         )
     except (ValueError, KeyError, TypeError) as exc:
         raise IntegrityError("a DDL message of the stream cannot be read", hint=_NEWER) from exc
@@ -335,6 +337,13 @@ def create_table(table: Mapping[str, Any]) -> str:
     using = f" USING {quote(table['method'])}" if table["method"] else ""
     storage = f" WITH ({', '.join(map(_storage, table['options']))})" if table["options"] else ""
     return f"{text}{using}{storage}"
+
+
+def set_defaults(event: Event) -> Iterator[str]:
+    """Defaults as they came out at the source: literals such as 'now' became constants there."""
+    for each in event.defaults:
+        table = f"{quote(each['schema'])}.{quote(each['name'])}"
+        yield f"ALTER TABLE ONLY {table} ALTER COLUMN {quote(each['column'])} SET DEFAULT {each['default']}"
 
 
 def _column(column: Mapping[str, Any]) -> str:

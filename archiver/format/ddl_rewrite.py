@@ -19,7 +19,7 @@ from pglast.stream import RawStream
 from pglast.visitors import Visitor
 
 from archiver.errors import IntegrityError
-from archiver.format.ddl import Event, first_line, literal, quote
+from archiver.format.ddl import Event, first_line, literal, quote, set_defaults
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def for_target(text: str, event: Event, target: TargetFacts) -> Replay:
         return Replay([_detach(stmt.relation, detach)])
     statement = work.printed() if work.changed else _inside_a_transaction(text, stmt)
     added = isinstance(stmt, ast.AlterEnumStmt) and stmt.oldVal is None
-    return Replay([statement, *work.after], work.left_out, commits=added)
+    return Replay([statement, *work.after, *set_defaults(event)], work.left_out, commits=added)
 
 
 _SUBSCRIPTION: Final = "subscriptions are not replayed: the target would take rows from another server"

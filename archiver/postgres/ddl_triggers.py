@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Final, LiteralString
 
-from archiver.postgres import ddl_rewrites, table_triggers
+from archiver.postgres import ddl_moments, ddl_rewrites, table_triggers
 from archiver.postgres.ddl_rewrites import ROWS_LIMIT
 from archiver.postgres.table_triggers import ListedPublication
 
@@ -221,6 +221,10 @@ BEGIN
     ELSIF tag = 'ALTER TABLE' THEN
         message := message || jsonb_build_object('missing', archiver.missing_values(tables));
     END IF;
+    IF archiver.names_moment(message ->> 'source') THEN
+        message := message || jsonb_build_object('defaults', archiver.defaults_of(tables));
+        PERFORM archiver.record_moments(tag, message ->> 'source');
+    END IF;
     PERFORM pg_logical_emit_message(true, 'archiver.ddl', message::text);
     PERFORM archiver.record_rewritten();
 END
@@ -308,6 +312,7 @@ _FUNCTIONS: Final = (
     _DROP,
     _DESCRIBE,
     _MISSING,
+    *ddl_moments.FUNCTIONS,
     *ddl_rewrites.FUNCTIONS,
     _END,
     _RECORD,

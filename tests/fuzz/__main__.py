@@ -20,7 +20,8 @@ from tests.fuzz.lab import Lab, of_seed, shrink
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--seconds", type=float, default=600, help="start new seeds for so long")
-    parser.add_argument("--seed", type=int, help="only this one")
+    parser.add_argument("--seed", type=int, help="only this one, or with --seeds from it on")
+    parser.add_argument("--seeds", type=int, default=1, help="how many from --seed on")
     parser.add_argument("--steps", type=int, default=150, help="steps of a seed")
     parser.add_argument("--script", type=Path, help="repeat what failed")
     parser.add_argument("--shrink", action="store_true", help="shorten the script")
@@ -54,7 +55,7 @@ async def _seeds(lab: Lab, arguments: argparse.Namespace) -> int:
     first = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
     done = failed = statements = passed = 0
     for seed in count(first):
-        if done and (arguments.seed is not None or monotonic() > end):
+        if done >= arguments.seeds if arguments.seed is not None else done and monotonic() > end:
             break
         failures = await lab.attempt(of_seed(seed, arguments.steps))
         done += 1

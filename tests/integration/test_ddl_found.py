@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
 
+from archiver.recovery_plan import read_history
+from tests.dumps import difference, pg_dump
 from tests.fix_archive import Setup
 from tests.integration.test_ddl import check
 
@@ -24,6 +27,12 @@ FOUND: dict[str, list[str]] = {
         "SET quote_all_identifiers = on",
         "CREATE TABLE t (a int); INSERT INTO t VALUES (1); UPDATE t SET a = 2",
         "ALTER TABLE t ADD b float DEFAULT random(); RESET quote_all_identifiers",
+    ],
+    "defaults that are the moment of their statement": [
+        "CREATE TABLE t (id int PRIMARY KEY, \"a b\" timestamptz DEFAULT 'now', b text DEFAULT 'see you tomorrow')",
+        "INSERT INTO t VALUES (1); ALTER TABLE t ADD c date NOT NULL DEFAULT 'today', ADD d timestamp DEFAULT 'now'::text::timestamp",
+        "ALTER TABLE t ALTER b SET DEFAULT 'now', ALTER d SET DEFAULT 'today 12:00'; INSERT INTO t VALUES (2)",
+        "DO $$ BEGIN EXECUTE 'CREATE TABLE u (a time DEFAULT ''now'')'; END $$",
     ],
     "backslashes escape in the session that first runs the triggers": [
         "SET standard_conforming_strings = off; SET escape_string_warning = off",
@@ -50,6 +59,40 @@ async def test_it_comes_back_from_a_base_snapshot(make_setup: MakeSetup, found: 
 @pytest.mark.parametrize("found", FOUND)
 async def test_it_comes_back(make_setup: MakeSetup, found: str) -> None:
     assert await check(make_setup(), FOUND[found], "SELECT 1") == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE VIEW v AS SELECT 'now'::timestamptz AS t",
+        "ALTER TABLE t ADD CHECK (at > 'yesterday')",
+        "CREATE DOMAIN d AS timestamptz DEFAULT 'now'",
+        "CREATE TABLE p (d date) PARTITION BY RANGE (d); CREATE TABLE q PARTITION OF p FOR VALUES FROM ('today') TO ('tomorrow')",
+        "CREATE FUNCTION f() RETURNS timestamptz BEGIN ATOMIC SELECT 'now'::timestamptz; END",
+    ],
+)
+async def test_what_a_literal_of_the_moment_became_is_taken_from_a_base_snapshot(
+    make_setup: MakeSetup, statement: str
+) -> None:
+    setup = make_setup()
+    with setup.connect() as conn:
+        conn.execute("CREATE TABLE t (at timestamptz)")
+        await setup.init()
+        async with setup.daemon():
+            await setup.archived()
+            await asyncio.sleep(1)
+            conn.execute(statement.encode())
+            async with asyncio.timeout(30):
+                while await snapshots(setup) < 2:
+                    await asyncio.sleep(0.2)
+            await setup.archived()
+    restored, _ = await setup.restore()
+    assert difference(pg_dump(restored), pg_dump(setup.dsn)) == ""
+
+
+async def snapshots(setup: Setup) -> int:
+    async with setup.open() as archive:
+        return len((await read_history(archive)).snapshots)
 
 
 async def test_ddl_of_a_savepoint_that_was_streamed_and_rolled_back_is_not_replayed(make_setup: MakeSetup) -> None:
