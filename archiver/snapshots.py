@@ -104,7 +104,7 @@ class Index:
             database = DatabaseInfo.from_json(fields["database"])
             roles = Globals.from_json(fields["globals"]) if "globals" in fields else None
             return cls(database, fields["publication"], fields["schema"], tuple(tables), fields["sequences"], roles)
-        except (ValueError, KeyError, TypeError) as exc:
+        except (ValueError, KeyError, TypeError, RecursionError) as exc:
             raise IntegrityError(f"the index of a base snapshot cannot be read: {exc!r}") from None
 
 

@@ -63,7 +63,7 @@ def parse_event(content: bytes) -> Event:
             missing=raw.get("missing"),
             defaults=raw.get("defaults") or (),
         )
-    except (ValueError, KeyError, TypeError) as exc:
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
         raise IntegrityError("a DDL message of the stream cannot be read", hint=_NEWER) from exc
 
 

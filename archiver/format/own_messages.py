@@ -21,6 +21,6 @@ def subtransaction(message: LogicalMessage) -> int | None:
         return None
     try:
         found = json.loads(message.content).get("subxact")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return None
     return found if isinstance(found, int) else None

@@ -94,7 +94,7 @@ class SequenceStates:
         try:
             for state in map(SequenceState.from_json, json.loads(record)):
                 self._take(state, after_target)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise IntegrityError("a change segment holds sequence states that cannot be read") from None
 
     def _take(self, state: SequenceState, after_target: bool) -> None:

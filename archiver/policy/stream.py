@@ -151,7 +151,14 @@ class ChangeStream:
         return self._cut.start
 
     def feed(self, frames: Sequence[bytes]) -> None:
-        """Take in CopyData payloads. This loop is the hot path: bench/capture.py."""
+        """Take in CopyData payloads. Raises PostgresError for what no server sends."""
+        try:
+            self._feed(frames)
+        except (struct.error, IndexError, ValueError) as exc:
+            raise PostgresError(f"the server sent a replication message that cannot be read: {exc}") from exc
+
+    def _feed(self, frames: Sequence[bytes]) -> None:
+        """This loop is the hot path: bench/capture.py."""
         body = self._cut.body
         pack = LENGTH.pack
         context = self._context

@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 
-from archiver.errors import PostgresError
+from archiver.errors import PostgresError, UsageError
 from archiver.lsn import Lsn
 from archiver.postgres.session import postgres_error
 
@@ -35,6 +35,9 @@ async def left_at(conn: psycopg.AsyncConnection[Any], timeline: int, ancestor: i
 
 
 def parse_history(content: str) -> dict[int, Lsn]:
-    """The ancestors in a history file, and where each was left."""
+    """The ancestors in a history file, and where each was left. Raises PostgresError."""
     lines = (line.split() for line in content.splitlines() if line.strip() and not line.startswith("#"))
-    return {int(fields[0]): Lsn.parse(fields[1]) for fields in lines}
+    try:
+        return {int(fields[0]): Lsn.parse(fields[1]) for fields in lines}
+    except (ValueError, IndexError, UsageError):
+        raise PostgresError("the server's history of timelines cannot be read") from None
