@@ -7,6 +7,7 @@ one place in the log. A region that falls behind is repaired from the others, an
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -79,6 +80,7 @@ class ManifestLog:
         self._unrolled: list[Signed] = []
         self._rolled_up_to = 0
         self._replicated: dict[str, int] = {}
+        self._asleep = _Stopwatch()
         self.unseen: set[str] = set()
         self.state = LogState()
         store.replicas.on_behind = self._fell_behind
@@ -125,11 +127,16 @@ class ManifestLog:
         async with self._lock:
             while True:
                 signed = self._next(entry)
+                if self._asleep.is_long():
+                    await self._require_no_hole(signed)
                 try:
                     await self._store.put(layout.manifest(signed.seq), signed.data, if_absent=True)
                 except ObjectExists:
                     await self._accept_other(signed.seq)
                     continue
+                if self._asleep.is_long():
+                    await self._take_back_from_hole(signed)
+                self._asleep.restart()
                 self._observe(signed)
                 await self._roll_up()
                 return signed
@@ -232,6 +239,32 @@ class ManifestLog:
 
     # --- others ---
 
+    async def _require_no_hole(self, signed: Signed) -> None:
+        """After a long sleep the log may have gone on, and our place in it have been expired: then it looks free."""
+        newer = [
+            entry.key async for entry in self._store.list(layout.MANIFESTS, start_after=layout.manifest(signed.seq))
+        ]
+        if newer and await self._store.size(layout.manifest(signed.seq)) is None:
+            raise Fenced(
+                "the log has gone on without this process, and its place in it has been expired",
+                where=f"manifest {signed.seq}; the newest is {newer[-1]}",
+                hint="Start it again; this one has confirmed nothing since.",
+            )
+
+    async def _take_back_from_hole(self, signed: Signed) -> None:
+        """The sleep may have been between the look and the write: what stands next must follow ours."""
+        following = layout.manifest(signed.seq + 1)
+        names = [
+            entry.key async for entry in self._store.list(layout.MANIFESTS, start_after=layout.manifest(signed.seq))
+        ]
+        if names and (names[0] != following or (await self._read(following)).manifest.prev != signed.hash):
+            await self._store.delete(layout.manifest(signed.seq))
+            raise Fenced(
+                "the log had gone on without this process, whose place in it had been expired",
+                where=f"manifest {signed.seq} was written and taken back",
+                hint="Start it again; this one has confirmed nothing since.",
+            )
+
     async def _accept_other(self, seq: int) -> None:
         """Another writer took our place in the log: go on behind it, unless it took over the archive."""
         name = layout.manifest(seq)
@@ -296,6 +329,25 @@ class ManifestLog:
         return manifest.parse(data, self._archive.verifier)
 
 
+class _Stopwatch:
+    """Time that has passed, by whichever clock says more: one stands still while the machine is suspended."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self._started = _clocks()
+
+    def is_long(self) -> bool:
+        """Whether manifests may have been expired meanwhile. They live for days; asking costs a listing."""
+        return any(abs(now - then) > _SLEEP_SECONDS for now, then in zip(_clocks(), self._started, strict=True))
+
+
+def _clocks() -> tuple[float, float]:
+    return time.monotonic(), time.time()
+
+
+_SLEEP_SECONDS = 300.0
 _READ_AHEAD = 16
 _CLOSE = 8  # manifests that are copied while appending waits
 _REJOIN_SECONDS = 30.0  # how long appending may wait for that
