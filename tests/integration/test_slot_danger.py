@@ -174,6 +174,29 @@ async def test_slow_uploads_never_cost_the_connection(
     assert await gaps(setup) == []
 
 
+async def test_a_walsender_that_is_silent_over_a_huge_transaction_is_neither_lost_nor_given_up(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    """Nothing of an excluded table is sent: the server decodes for longer than wal_sender_timeout, and says nothing."""
+    settings = PG_SETTINGS | {"wal_sender_timeout": "1500ms", "max_wal_size": "2GB"}
+    with closing(PostgresServer(settings=settings)) as server:
+        server.start()
+        setup = world(make_setup, server.dsn(), tmp_path, exclude=["public.untouched"])
+        await setup.init()
+        async with setup.daemon():
+            await setup.archived()
+            with setup.connect() as conn:
+                before = conn.execute(f"SELECT active_pid {SLOT}").fetchone()
+                insert = "INSERT INTO untouched SELECT generate_series(1, 2000000)"
+                await asyncio.to_thread(conn.execute, insert)  # the daemon shares this event loop
+                conn.execute("INSERT INTO item VALUES (1, 'after')")
+                await setup.archived()
+                assert conn.execute(f"SELECT active_pid {SLOT}").fetchone() == before
+        assert await gaps(setup) == []
+        restored, _ = await setup.restore()
+        assert digest(restored, "item") == digest(setup.dsn, "item")
+
+
 async def test_a_source_that_is_frozen_is_waited_for_and_the_recovery_point_ages(
     own_pg: PostgresServer,
     make_setup: MakeSetup,
