@@ -47,11 +47,20 @@ class Alignment:
         self.given_up: str | None = None
 
     async def check_identity(self, archive: OpenArchive) -> SystemIdentity:
-        """Who the source is, and where it stands. Raises ConfigError when the archive is another database's."""
+        """Who the source is, and where it stands.
+
+        Raises ConfigError when the archive is another database's, PostgresUnavailable while it is a standby: that may
+        be promoted at any time, and a slot that follows a primary cannot be read there.
+        """
         conn = await connect(self._source.dsn, purpose="start", replication=True)
         try:
             system = await identify_system(conn)
             require_same_database(archive.identity, system.system_id, system.database)
+            if system.standby:
+                raise PostgresUnavailable(
+                    "the source is a standby: it is waited for until it is promoted",
+                    hint="Give the primary in [source] dsn, or all hosts and target_session_attrs=read-write.",
+                )
             return system
         finally:
             await conn.close()

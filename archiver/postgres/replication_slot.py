@@ -57,12 +57,13 @@ class Blocker:
 
 @dataclass(frozen=True, slots=True)
 class SystemIdentity:
-    """What IDENTIFY_SYSTEM says. A changed `system_id` is another cluster, whatever its name."""
+    """What IDENTIFY_SYSTEM says, and whether it is a standby. A changed `system_id` is another cluster."""
 
     system_id: str
     timeline: int
     position: Lsn
     database: str
+    standby: bool = False
 
 
 # --- Making --------------------------------------------------------------------------------------------
@@ -307,8 +308,10 @@ async def free_slots(conn: psycopg.AsyncConnection[Any]) -> int:
 async def identify_system(conn: psycopg.AsyncConnection[Any]) -> SystemIdentity:
     """Who the server is, on a replication connection."""
     row = await _one(conn, "IDENTIFY_SYSTEM", None, "IDENTIFY_SYSTEM")
+    recovery = await _one(conn, "SELECT pg_catalog.pg_is_in_recovery()", None, "IDENTIFY_SYSTEM")
     assert row is not None
-    return SystemIdentity(str(row[0]), int(row[1]), Lsn.parse(row[2]), row[3])
+    assert recovery is not None
+    return SystemIdentity(str(row[0]), int(row[1]), Lsn.parse(row[2]), row[3], bool(recovery[0]))
 
 
 async def _one(

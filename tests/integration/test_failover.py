@@ -100,6 +100,29 @@ async def test_the_archive_goes_on_without_a_gap_when_a_standby_takes_over(
     assert digest(restored, "item") == digest(setup.dsn, "item")
 
 
+async def test_a_source_that_is_a_standby_is_waited_for_until_it_is_promoted(
+    setup: Setup, primary: PostgresServer, standby: Standby
+) -> None:
+    await setup.init()
+    async with setup.daemon():
+        primary.execute(ROWS.format(1, 500))
+        await setup.archived()
+        await standby.has_slot()
+    config = setup.config.model_dump()
+    config["source"]["dsn"] = standby.dsn()
+    alone = Setup(standby.dsn(), setup.config.model_validate(config), setup.make_database)
+    primary.kill()
+    async with alone.daemon() as daemon:
+        await asyncio.sleep(3)
+        assert daemon.not_ready() == "not streaming from the source"
+        standby.promote()
+        standby.execute(ROWS.format(501, 1000))
+        await alone.archived()
+    assert await gaps(alone) == []
+    restored, _ = await alone.restore()
+    assert digest(restored) == digest(standby.dsn())
+
+
 async def test_a_standby_that_takes_over_behind_the_archive_is_a_gap_and_what_it_lost_can_be_restored(
     setup: Setup, primary: PostgresServer, standby: Standby
 ) -> None:
