@@ -38,6 +38,7 @@ from archiver.tasks import task_group
 IN_FLIGHT = 3
 STATUS_SECONDS = 1.0  # a fifth of the smallest wal_sender_timeout that we promise to live with
 DRAIN_SECONDS = 25.0
+DEAD_AFTER = 3  # samples in a row in which nobody reads the slot, while we believe that we do
 _SAMPLES = 100_000  # a day of samples: more than any outage that a slot survives
 
 log = structlog.get_logger()
@@ -81,6 +82,8 @@ class Capture:
         self.covered_until: datetime | None = None
         self.streaming = False
         self._progressed = False
+        self._stream: ReplicationStream | None = None
+        self._unread = 0
 
     @property
     def durable(self) -> Lsn:
@@ -96,6 +99,7 @@ class Capture:
         stream = await ReplicationStream.start(
             self._source.dsn, self._source.slot, self._source.publication, self.durable
         )
+        self._stream, self._unread = stream, 0
         self.streaming = True
         log.info("capturing", slot=self._source.slot, lsn=str(self.durable))
         try:
@@ -106,6 +110,7 @@ class Capture:
             await stream.send_status(self.durable, self.durable)
         finally:
             self.streaming = False
+            self._stream = None
             await stream.close()
 
     async def abandon(self) -> None:
@@ -122,9 +127,16 @@ class Capture:
     def observe(self, sample: Sample) -> None:
         """Learn where the source stands; the next segments use it to say until when they are complete."""
         self._samples.append(sample)
+        self._check_alive(sample)
         self._metrics.lag_bytes.set(max(0, sample.lsn - self.durable))
         self._metrics.slot_retained_bytes.set(sample.retained)
         self._set_age(sample.time, caught_up=sample.lsn <= self.durable)
+
+    def _check_alive(self, sample: Sample) -> None:
+        """A network may lose everything and close nothing: the server then knows first that nobody is there."""
+        self._unread = 0 if sample.active else self._unread + 1
+        if self._stream is not None and self._unread >= DEAD_AFTER:
+            self._stream.give_up("the connection is dead: the server says that nobody reads the slot")
 
     def observe_silence(self, now: datetime) -> None:
         """The source does not answer: what is not archived grows older all the same, by our own clock."""

@@ -37,6 +37,7 @@ class ReplicationStream:
         self._pgconn = conn.pgconn
         self._readable = asyncio.Event()
         self._write_lock = asyncio.Lock()
+        self._dead: str | None = None
 
     @classmethod
     async def start(cls, dsn: str, slot: str, publication: str, lsn: Lsn) -> ReplicationStream:
@@ -82,7 +83,14 @@ class ReplicationStream:
             raise postgres_error(exc) from exc
         return frames
 
+    def give_up(self, why: str) -> None:
+        """End the waiting for a connection that is dead though nothing closed it: `receive` raises."""
+        self._dead = why
+        self._readable.set()
+
     def _drain(self) -> list[bytes]:
+        if self._dead:
+            raise PostgresUnavailable(self._dead)
         frames: list[bytes] = []
         take = frames.append
         get = self._pgconn.get_copy_data

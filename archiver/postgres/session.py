@@ -43,6 +43,7 @@ _PATIENCE: Final[dict[str, str]] = {
     "keepalives_idle": "30",
     "keepalives_interval": "10",
     "keepalives_count": "3",
+    "tcp_user_timeout": "60000",  # milliseconds; keepalives are not sent while what was sent is not acknowledged
 }
 
 

@@ -28,7 +28,7 @@ SELECT pg_catalog.clock_timestamp(),
        pg_catalog.pg_wal_lsn_diff(
            CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
                 ELSE pg_catalog.pg_current_wal_insert_lsn() END, restart_lsn),
-       safe_wal_size
+       safe_wal_size, coalesce(active, false)
   FROM (SELECT) AS one LEFT JOIN pg_catalog.pg_replication_slots ON slot_name = %s
 """
 
@@ -38,12 +38,14 @@ class Sample:
     """What was committed by `time` (the source's clock) lies at or before `lsn`.
 
     `retained` is how many bytes of WAL the slot then kept, `room` how many more it may keep: None is no limit.
+    `active`: a walsender reads from the slot.
     """
 
     lsn: Lsn
     time: datetime
     retained: int
     room: int | None
+    active: bool = True
 
 
 class Source:
@@ -59,11 +61,12 @@ class Source:
         async def ask(conn: psycopg.AsyncConnection[Any]) -> Any:
             return await (await conn.execute(_SAMPLE, (self._slot,))).fetchone()
 
-        time, lsn, retained, room = await self.ask(ask)
+        time, lsn, retained, room, active = await self.ask(ask)
         if lsn is None:
             raise PostgresUnavailable("the standby has not replayed any WAL yet")
         # The clock was read first, but a commit takes its time a moment before its place in the WAL.
-        return Sample(Lsn.parse(lsn).before_page_header(), time - COMMIT_MARGIN, max(0, int(retained or 0)), room)
+        position = Lsn.parse(lsn).before_page_header()
+        return Sample(position, time - COMMIT_MARGIN, max(0, int(retained or 0)), room, active)
 
     async def ask(self, question: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]]) -> T:
         """Run a question on the connection. Raises PostgresError, PostgresUnavailable."""
