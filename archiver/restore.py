@@ -112,7 +112,7 @@ class _Restore:
                 started = monotonic()
                 await phase(conn, index, script)
                 self._summary.phases[name] = timedelta(seconds=monotonic() - started)
-            await load.drop_progress(conn)
+            await always_triggers.lift_all(conn)
             self._warn(index, script)
         finally:
             await conn.close()
@@ -150,6 +150,7 @@ class _Restore:
                 await load.drop_public_schema(conn)
             self._skip(await load.run_script(conn, script.preamble, script.pre))
             await load.create_progress(conn)
+            await always_triggers.create(conn)
             await self._record(conn, restore=identity(self._plan, self._archive))
 
     async def _load_rows(self, conn: psycopg.AsyncConnection[Any], index: Index, _script: dump.Script) -> None:
@@ -202,7 +203,6 @@ class _Restore:
 
     async def _finish(self, conn: psycopg.AsyncConnection[Any], index: Index, script: dump.Script) -> None:
         await self._build(conn, "late", index, script.preamble, script.late)
-        await always_triggers.lift_all(conn)
         self._skip(await load.apply_settings(conn, index.database.settings, await load.existing_roles(conn)))
         await self._execute(conn, "ANALYZE")
 
@@ -239,6 +239,7 @@ class _Restore:
         built = {build.entry for build in builds}
         async with load.transaction(conn, f"step {step}"):
             self._skip(await load.run_script(conn, preamble, [entry for entry in entries if entry not in built]))
+            await always_triggers.hush_event_triggers(conn)
             await self._record(conn, **{step: True})
         self._progress(step, 1, 1)
 
