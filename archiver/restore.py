@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from time import monotonic
-from typing import Any, LiteralString
+from typing import Any, Final, LiteralString
 
 import psycopg
 import structlog
@@ -37,6 +37,10 @@ from archiver.tasks import task_group
 
 Progress = Callable[[str, int, int], None]
 """Called with the phase, and what of it is done and to be done: bytes when loading, segments when replaying."""
+
+_LATE_ROLES: Final = (
+    "roles made after the base snapshot are not in it: {}; create them and restore anew to keep what is theirs"
+)
 
 log = structlog.get_logger()
 
@@ -258,6 +262,8 @@ class _Restore:
         self._sequences = replay.sequences
         self._summary.transactions_replayed = replay.transactions
         self._skip(replay.left_out)
+        if late := sorted(replay.missing.difference(index.database.roles)):
+            self._summary.warnings.append(_LATE_ROLES.format(", ".join(late)))
 
     async def _set_sequences(self, conn: psycopg.AsyncConnection[Any], _index: Index, _script: dump.Script) -> None:
         states = [SequenceState.from_json(state) for state in self._sequences.all()]
