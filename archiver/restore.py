@@ -117,7 +117,7 @@ class _Restore:
                 await phase(conn, index, script)
                 self._summary.phases[name] = timedelta(seconds=monotonic() - started)
             await always_triggers.lift_all(conn)
-            self._warn(index, script)
+            self._warn(index, script, await load.unlogged_tables(conn))
         finally:
             await conn.close()
         return self._summary
@@ -279,13 +279,13 @@ class _Restore:
     def _skip(self, skipped: Sequence[Skipped]) -> None:
         self._summary.warnings += [f"{item.entry} left out: {item.reason}" for item in skipped]
 
-    def _warn(self, index: Index, script: dump.Script) -> None:
+    def _warn(self, index: Index, script: dump.Script, unlogged: Sequence[str]) -> None:
         archived = {table.info.label for table in index.tables}
         for entry in script.pre:
             if dump.holds_rows(entry) and f"{entry.schema}.{entry.name}" not in archived:
                 label = f"{entry.schema}.{entry.name}"
                 self._summary.warnings.append(f"table {label} is not archived: it was restored without rows")
-        for schema, name in index.database.unlogged_tables:
-            self._summary.warnings.append(f"unlogged table {schema}.{name} is empty: its rows are never archived")
+        for label in unlogged:
+            self._summary.warnings.append(f"unlogged table {label} is empty: its rows are never archived")
         if index.database.large_objects:
             self._summary.warnings.append(f"{index.database.large_objects} large objects are not archived")
