@@ -127,7 +127,7 @@ async def possible_owners(conn: psycopg.AsyncConnection[Any]) -> set[str]:
 
 
 async def unlogged_tables(conn: psycopg.AsyncConnection[Any]) -> list[str]:
-    """Those of the target, made by the base snapshot or by DDL of the stream: logical decoding never sees their rows."""
+    """Those of the target, from the base snapshot or made since: logical decoding never sees their rows."""
     query: LiteralString = """
         select n.nspname || '.' || c.relname from pg_catalog.pg_class c
           join pg_catalog.pg_namespace n on n.oid = c.relnamespace
