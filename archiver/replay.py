@@ -44,8 +44,8 @@ Done = Callable[[int, int], None]
 class Replay:
     """One replay. `done` is what `write_progress` recorded as `replay`, or None.
 
-    Afterwards `sequences` holds the states at the target, `transactions` counts those of the source, and `left_out` is
-    for the report.
+    Afterwards `sequences` holds the states at the target and `transactions` counts those of the source; `left_out`,
+    and the `missing` roles that made it so, are for the report.
     """
 
     def __init__(self, archive: OpenArchive, plan: Plan, index: Index, done: dict[str, Any] | None) -> None:
@@ -53,6 +53,7 @@ class Replay:
         self.sequences = SequenceStates(done.get("sequences", index.sequences))
         self.transactions = int(done.get("transactions", 0))
         self.left_out: Sequence[Skipped] = ()
+        self.missing: frozenset[str] = frozenset()
         self._archive = archive
         self._publication = index.publication
         first = int(done.get("segment", 0))
@@ -69,7 +70,7 @@ class Replay:
             async with Applier.open(conn, on_message=ddl.handlers) as applier:
                 ddl.attach(applier)
                 await self._run(applier, ddl, on_segment)
-        self.left_out = ddl.left_out
+        self.left_out, self.missing = ddl.left_out, frozenset(ddl.missing)
 
     async def _run(self, applier: Applier, ddl: DdlReplay, on_segment: Done) -> None:
         session, number = None, 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from time import monotonic
-from typing import Any, LiteralString
+from typing import Any, Final, LiteralString
 
 import psycopg
 import structlog
@@ -38,6 +38,10 @@ from archiver.tasks import task_group
 
 Progress = Callable[[str, int, int], None]
 """Called with the phase, and what of it is done and to be done: bytes when loading, segments when replaying."""
+
+_LATE_ROLES: Final = (
+    "roles made after the base snapshot are not in it: {}; create them and restore anew to keep what is theirs"
+)
 
 log = structlog.get_logger()
 
@@ -113,8 +117,8 @@ class _Restore:
                 started = monotonic()
                 await phase(conn, index, script)
                 self._summary.phases[name] = timedelta(seconds=monotonic() - started)
-            await load.drop_progress(conn)
-            self._warn(index, script)
+            await always_triggers.lift_all(conn)
+            self._warn(index, script, await load.unlogged_tables(conn))
         finally:
             await conn.close()
         return self._summary
@@ -152,6 +156,7 @@ class _Restore:
                 await load.drop_public_schema(conn)
             self._skip(await load.run_script(conn, script.preamble, script.pre))
             await load.create_progress(conn)
+            await always_triggers.create(conn)
             await self._record(conn, restore=identity(self._plan, self._archive))
 
     async def _load_rows(self, conn: psycopg.AsyncConnection[Any], index: Index, _script: dump.Script) -> None:
@@ -204,7 +209,6 @@ class _Restore:
 
     async def _finish(self, conn: psycopg.AsyncConnection[Any], index: Index, script: dump.Script) -> None:
         await self._build(conn, "late", index, script.preamble, script.late)
-        await always_triggers.lift_all(conn)
         self._skip(await load.apply_settings(conn, index.database.settings, await load.existing_roles(conn)))
         await self._execute(conn, "ANALYZE")
 
@@ -241,6 +245,7 @@ class _Restore:
         built = {build.entry for build in builds}
         async with load.transaction(conn, f"step {step}"):
             self._skip(await load.run_script(conn, preamble, [entry for entry in entries if entry not in built]))
+            await always_triggers.hush_event_triggers(conn)
             await self._record(conn, **{step: True})
         self._progress(step, 1, 1)
 
@@ -259,6 +264,8 @@ class _Restore:
         self._sequences = replay.sequences
         self._summary.transactions_replayed = replay.transactions
         self._skip(replay.left_out)
+        if late := sorted(replay.missing.difference(index.database.roles)):
+            self._summary.warnings.append(_LATE_ROLES.format(", ".join(late)))
 
     async def _set_sequences(self, conn: psycopg.AsyncConnection[Any], _index: Index, _script: dump.Script) -> None:
         states = [SequenceState.from_json(state) for state in self._sequences.all()]
@@ -274,13 +281,13 @@ class _Restore:
     def _skip(self, skipped: Sequence[Skipped]) -> None:
         self._summary.warnings += [f"{item.entry} left out: {item.reason}" for item in skipped]
 
-    def _warn(self, index: Index, script: dump.Script) -> None:
+    def _warn(self, index: Index, script: dump.Script, unlogged: Sequence[str]) -> None:
         archived = {table.info.label for table in index.tables}
         for entry in script.pre:
             if dump.holds_rows(entry) and f"{entry.schema}.{entry.name}" not in archived:
                 label = f"{entry.schema}.{entry.name}"
                 self._summary.warnings.append(f"table {label} is not archived: it was restored without rows")
-        for schema, name in index.database.unlogged_tables:
-            self._summary.warnings.append(f"unlogged table {schema}.{name} is empty: its rows are never archived")
+        for label in unlogged:
+            self._summary.warnings.append(f"unlogged table {label} is empty: its rows are never archived")
         if index.database.large_objects:
             self._summary.warnings.append(f"{index.database.large_objects} large objects are not archived")

@@ -32,11 +32,12 @@ class TargetFacts:
 
 @dataclass(slots=True)
 class Replay:
-    """`before` and `after` run around the statement; `left_out` holds reasons; `commits`: the target must commit."""
+    """`left_out` holds reasons, `missing` the roles that the target lacks; `commits`: the target must commit."""
 
     statements: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     commits: bool = False
+    missing: frozenset[str] = frozenset()
 
 
 def for_target(text: str, event: Event, target: TargetFacts) -> Replay:
@@ -47,12 +48,13 @@ def for_target(text: str, event: Event, target: TargetFacts) -> Replay:
         return Replay(left_out=[reason] if reason else [])
     work = _Rewriting(stmt, event, target)
     if not work.run():
-        return Replay(left_out=work.left_out)
+        return Replay(work.after, work.left_out, missing=frozenset(work.missing))
     if isinstance(stmt, ast.AlterTableStmt) and (detach := _concurrent_detach(stmt)) is not None:
         return Replay([_detach(stmt.relation, detach)])
     statement = work.printed() if work.changed else _inside_a_transaction(text, stmt)
     added = isinstance(stmt, ast.AlterEnumStmt) and stmt.oldVal is None
-    return Replay([statement, *work.after, *set_defaults(event)], work.left_out, commits=added)
+    statements = [statement, *work.after, *set_defaults(event)]
+    return Replay(statements, work.left_out, commits=added, missing=frozenset(work.missing))
 
 
 _SUBSCRIPTION: Final = "subscriptions are not replayed: the target would take rows from another server"
@@ -139,6 +141,7 @@ class _Rewriting:
         self.target = target
         self.changed = False
         self.left_out: list[str] = []
+        self.missing: set[str] = set()
         self.after: list[str] = []
 
     def run(self) -> bool:
@@ -163,6 +166,7 @@ class _Rewriting:
         if len(kept) < len(named):
             self.changed = True
             missing = sorted(role.rolename for role in named if not _there(role, self.target))
+            self.missing.update(missing)
             self.left_out.append(f"no role {', '.join(missing)}")
         return kept
 
@@ -198,6 +202,13 @@ class _Rewriting:
             return True
         self.stmt.roles = self._keep_roles(self.stmt.roles)
         return bool(self.stmt.roles)
+
+    def altered_policy(self) -> bool:
+        """One whose new roles are all missing goes: it must not stay open to those that it had before."""
+        if self.policy():
+            return True
+        self.after.append(f"DROP POLICY IF EXISTS {quote(self.stmt.policy_name)} ON {_qualified(self.stmt.table)}")
+        return False
 
     def schema(self) -> bool:
         if self.stmt.authrole is not None and not self._keep_roles([self.stmt.authrole]):
@@ -242,7 +253,7 @@ _STEPS: Final[Mapping[type[Any], Any]] = {
     ast.AlterDefaultPrivilegesStmt: _Rewriting.default_privileges,
     ast.AlterOwnerStmt: _Rewriting.owner,
     ast.CreatePolicyStmt: _Rewriting.policy,
-    ast.AlterPolicyStmt: _Rewriting.policy,
+    ast.AlterPolicyStmt: _Rewriting.altered_policy,
     ast.CreateSchemaStmt: _Rewriting.schema,
     ast.CreateUserMappingStmt: _Rewriting.user_mapping,
     ast.AlterUserMappingStmt: _Rewriting.user_mapping,

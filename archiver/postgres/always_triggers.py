@@ -1,7 +1,8 @@
 """Triggers, rules and event triggers that would fire during a replay, in spite of session_replication_role = replica.
 
 What they did at the source is in the stream: while rows are replayed they are disabled, and what was disabled is kept
-in the target, in the same transaction, so that an interrupted restore gives everything back.
+in the target, in the same transaction, so that an interrupted restore gives everything back. Event triggers would fire
+for what the restore itself does, too: they stay disabled from their making to its very end.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any, Final, LiteralString
 
 import psycopg
 
+from archiver.postgres import load
 from archiver.postgres.session import postgres_error
 
 Conn = psycopg.AsyncConnection[Any]
@@ -26,13 +28,22 @@ WITH firing AS (
        AND tgrelid >= 16384
     UNION ALL SELECT 'RULE', ev_class, rulename::text, ev_enabled FROM pg_catalog.pg_rewrite
      WHERE ev_enabled = ANY (%(firing)s) AND rulename <> '_RETURN' AND ev_class >= 16384
-    UNION ALL SELECT 'EVENT TRIGGER', 0, evtname::text, evtenabled
-      FROM pg_catalog.pg_event_trigger WHERE evtenabled = ANY (%(firing)s) AND 'R' = ANY (%(firing)s)
 ) INSERT INTO archiver.silenced SELECT * FROM firing
 RETURNING kind, rel::regclass::text, pg_catalog.quote_ident(name), 'D'
 """
 _LIFT: Final[LiteralString] = """
-DELETE FROM archiver.silenced RETURNING kind, rel::regclass::text, pg_catalog.quote_ident(name), state
+DELETE FROM archiver.silenced WHERE kind <> 'EVENT TRIGGER'
+RETURNING kind, rel::regclass::text, pg_catalog.quote_ident(name), state
+"""
+_HUSH: Final[LiteralString] = """
+INSERT INTO archiver.silenced SELECT 'EVENT TRIGGER', 0, evtname::text, evtenabled
+  FROM pg_catalog.pg_event_trigger WHERE evtenabled <> 'D'
+RETURNING kind, '', pg_catalog.quote_ident(name), 'D'
+"""
+# DROP FUNCTION … CASCADE in the stream may have taken one along.
+_HUSHED: Final[LiteralString] = """
+SELECT kind, '', pg_catalog.quote_ident(name), state FROM archiver.silenced
+  JOIN pg_catalog.pg_event_trigger ON evtname = name WHERE kind = 'EVENT TRIGGER'
 """
 _STATES: Final = {"D": "DISABLE", "O": "ENABLE", "A": "ENABLE ALWAYS", "R": "ENABLE REPLICA"}
 
@@ -58,12 +69,14 @@ class Silence:
 
     @classmethod
     async def open(cls, conn: Conn) -> Silence:
-        """Disable what is there. Raises PostgresError. What an interrupted restore disabled is still known."""
+        """Disable what is there; `create` came before. What an interrupted restore disabled is still known.
+
+        Raises PostgresError.
+        """
         # pg_trigger.tgenabled: O origin, A always, R replica
         firing = "AR" if await may_silence(conn) else "OA"
         try:
             async with conn.transaction():
-                await conn.execute(_CREATE)
                 row = await (await conn.execute("SELECT EXISTS (SELECT FROM archiver.silenced)")).fetchone()
                 silence = cls(firing, imposed=bool(row and row[0]))
                 await silence.impose(conn)
@@ -83,23 +96,40 @@ class Silence:
 async def _switch(conn: Conn, query: LiteralString, values: dict[str, list[str]]) -> bool:
     try:
         found = await (await conn.execute(query, values)).fetchall()
-        for kind, rel, name, state in found:
-            word = _STATES[state if isinstance(state, str) else state.decode()]
-            on = "" if kind == "EVENT TRIGGER" else f"TABLE {rel} "
-            await conn.execute(
-                f"ALTER {on}{word} {kind} {name}".encode() if on else f"ALTER {kind} {name} {word}".encode()
-            )
+        for switched in found:
+            await conn.execute(_switch_one(*switched).encode())
     except psycopg.Error as exc:
         raise postgres_error(exc, "holding triggers silent") from exc
     return bool(found)
 
 
+def _switch_one(kind: str, rel: str, name: str, state: str | bytes) -> str:
+    word = _STATES[state if isinstance(state, str) else state.decode()]
+    return f"ALTER {kind} {name} {word}" if kind == "EVENT TRIGGER" else f"ALTER TABLE {rel} {word} {kind} {name}"
+
+
+async def create(conn: Conn) -> None:
+    """Make room for what is disabled, before there is any event trigger that could fire for it."""
+    try:
+        await conn.execute(_CREATE)
+    except psycopg.Error as exc:
+        raise postgres_error(exc, "creating the progress table") from exc
+
+
+async def hush_event_triggers(conn: Conn) -> None:
+    """Disable those that were made, in the caller's transaction with their making."""
+    await _switch(conn, _HUSH, {})
+
+
 async def lift_all(conn: Conn) -> None:
-    """Give everything back at the end of a restore, and forget it."""
+    """Give everything back, and leave nothing of archiver's: the very last step of a restore."""
     try:
         async with conn.transaction():
-            await conn.execute(_CREATE)
             await _switch(conn, _LIFT, {})
+            hushed = await (await conn.execute(_HUSHED)).fetchall()
             await conn.execute("DROP TABLE archiver.silenced")
+            await load.drop_progress(conn)
+            for event_trigger in hushed:
+                await conn.execute(_switch_one(*event_trigger).encode())
     except psycopg.Error as exc:
         raise postgres_error(exc, "dropping the progress") from exc

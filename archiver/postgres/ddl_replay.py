@@ -46,15 +46,18 @@ _PERMITTED_TO_FAIL: Final = frozenset(
 )
 """As with a base snapshot: all rows and rules of the data are there without them, and some need a superuser."""
 _BEARABLE: Final = (psycopg.errors.InsufficientPrivilege, psycopg.errors.InvalidParameterValue)
+_OF_LEFT_OUT: Final = frozenset({"ALTER POLICY", "COMMENT"})
+"""What may speak of a policy that was left out, because none of its roles is at the target."""
 
 
 class DdlReplay:
-    """Runs the DDL messages of one replay. `left_out` is for the report."""
+    """Runs the DDL messages of one replay. `left_out` is for the report, and so are the roles that were `missing`."""
 
     def __init__(
         self, conn: Conn, target: TargetFacts, settable: frozenset[str], silence: always_triggers.Silence
     ) -> None:
         self.left_out: list[Skipped] = []
+        self.missing: set[str] = set()
         self._conn = conn
         self._target = target
         self._settable = settable
@@ -176,7 +179,7 @@ class DdlReplay:
                 await self._judge(event, statement, exc, lsn)
 
     async def _judge(self, event: Event, statement: str, exc: psycopg.Error, lsn: Lsn) -> None:
-        if event.tag in _PERMITTED_TO_FAIL and isinstance(exc, _BEARABLE) and not self._conn.broken:
+        if _is_bearable(event.tag, exc) and not self._conn.broken:
             await self._conn.execute("ROLLBACK TO SAVEPOINT archiver_ddl")
             self.left_out.append(Skipped(event.tag, postgres_error(exc).message, statement))
             return
@@ -212,6 +215,7 @@ class DdlReplay:
         )
 
     def _note_role(self, event: Event) -> None:
+        self.missing.add(event.role)
         if event.role not in self._unknown_roles:
             self._unknown_roles.add(event.role)
             reason = f"no role {event.role}"
@@ -219,10 +223,17 @@ class DdlReplay:
 
     def _report(self, event: Event, replay: Replay) -> None:
         self.left_out += [Skipped(event.tag, reason, event.source) for reason in replay.left_out]
+        self.missing |= replay.missing
 
     def _attached(self) -> Applier:
         assert self._applier is not None
         return self._applier
+
+
+def _is_bearable(tag: str, exc: psycopg.Error) -> bool:
+    if tag in _OF_LEFT_OUT and isinstance(exc, psycopg.errors.UndefinedObject):
+        return True
+    return tag in _PERMITTED_TO_FAIL and isinstance(exc, _BEARABLE)
 
 
 _HINT: Final = "Restore to a target before it, or mend what the target lacks and restore into a new database."

@@ -126,6 +126,15 @@ async def possible_owners(conn: psycopg.AsyncConnection[Any]) -> set[str]:
     return {name for (name,) in await _fetch(conn, query, "listing the roles")}
 
 
+async def unlogged_tables(conn: psycopg.AsyncConnection[Any]) -> list[str]:
+    """Those of the target, from the base snapshot or made since: logical decoding never sees their rows."""
+    query: LiteralString = """
+        select n.nspname || '.' || c.relname from pg_catalog.pg_class c
+          join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+         where c.relkind = 'r' and c.relpersistence = 'u' order by 1"""
+    return [label for (label,) in await _fetch(conn, query, "listing unlogged tables")]
+
+
 async def drop_public_schema(conn: psycopg.AsyncConnection[Any]) -> None:
     """For a source without schema `public`, which every new database has. Only an empty one goes."""
     await _run(conn, sql.SQL("DROP SCHEMA IF EXISTS public"), "dropping schema public")

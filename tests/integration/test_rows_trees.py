@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import psycopg
@@ -105,15 +106,51 @@ async def test_unlogged_tables_come_back_empty_and_the_restore_says_so(make_setu
     setup = make_setup()
     with setup.connect() as conn:
         conn.execute("CREATE UNLOGGED TABLE quick (id int PRIMARY KEY); INSERT INTO quick VALUES (1)")
+        conn.execute("CREATE UNLOGGED TABLE brief (id int PRIMARY KEY); CREATE TABLE turned (id int PRIMARY KEY)")
         await setup.init()
         async with setup.daemon():
             await setup.archived()
             conn.execute(
                 "INSERT INTO quick VALUES (2); CREATE TABLE kept (id int PRIMARY KEY); INSERT INTO kept VALUES (1)"
             )
+            conn.execute("DROP TABLE brief; CREATE UNLOGGED TABLE later (id int); INSERT INTO later VALUES (1)")
+            conn.execute(
+                "INSERT INTO turned VALUES (1); ALTER TABLE turned SET UNLOGGED; INSERT INTO turned VALUES (2)"
+            )
             await setup.archived()
     restored, summary = await setup.restore()
-    assert summary.warnings == ["unlogged table public.quick is empty: its rows are never archived"]
+    names = ("later", "quick", "turned")
+    said = [f"unlogged table public.{name} is empty: its rows are never archived" for name in names]
+    assert summary.warnings == said
     with psycopg.connect(restored) as conn:
-        assert conn.execute("SELECT (SELECT count(*) FROM quick), (SELECT count(*) FROM kept)").fetchone() == (0, 1)
-        assert conn.execute("SELECT relpersistence FROM pg_class WHERE relname = 'quick'").fetchone() == ("u",)
+        for name in names:
+            assert conn.execute(f"SELECT * FROM {name}".encode()).fetchall() == []
+        assert conn.execute("SELECT count(*) FROM kept").fetchone() == (1,)
+    option = "--no-unlogged-table-data"
+    assert difference(pg_dump(restored, option), pg_dump(setup.dsn, option)) == ""
+
+
+def test_check_counts_large_objects_and_names_unlogged_tables(site: Site) -> None:
+    assert site.run("init").returncode == 0
+    nothing = site.run("check").stdout
+    assert re.search(r"^ok +large objects +none$", nothing, re.MULTILINE)
+    assert "unlogged" not in nothing
+    site.execute("SELECT lo_create(0), lo_create(0)")
+    site.execute("CREATE UNLOGGED TABLE quick (id int PRIMARY KEY)")
+    found = site.run("check")
+    assert found.returncode == 0
+    assert re.search(r"^warn +large objects +2, which are not archived$", found.stdout, re.MULTILINE)
+    assert re.search(r"^warn +unlogged tables +their rows are not archived: public\.quick$", found.stdout, re.MULTILINE)
+
+
+async def test_a_restore_counts_the_large_objects_that_it_lacks(make_setup: MakeSetup) -> None:
+    setup = make_setup()
+    with setup.connect() as conn:
+        conn.execute("SELECT lo_create(0); CREATE TABLE t (id int PRIMARY KEY, o oid)")
+        await setup.init()
+        async with setup.daemon():
+            await setup.archived()
+            conn.execute("SELECT lo_from_bytea(0, 'later'); INSERT INTO t VALUES (1, 2)")
+            await setup.archived()
+    _, summary = await setup.restore()
+    assert summary.warnings == ["1 large objects are not archived"]
