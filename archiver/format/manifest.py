@@ -67,6 +67,11 @@ class ObjectRef(Model):
         return len(data) == self.size and hashlib.sha256(data).hexdigest() == self.sha256
 
 
+def _is_none(value: object) -> bool:
+    """Fields that came later are left out where they say nothing: what was signed before stays what it was."""
+    return value is None
+
+
 class CommitRef(Model):
     """A source transaction: its xid, where its commit record starts and ends, and its commit time at the source."""
 
@@ -101,7 +106,7 @@ class Changes(Model):
     kind: Literal["changes"] = "changes"
     ordinal: int
     connection: int
-    timeline: int | None = None
+    timeline: int | None = Field(default=None, exclude_if=_is_none)
     start_lsn: LsnField
     end_lsn: LsnField
     covered_until: TimeField | None
@@ -138,7 +143,7 @@ class Gap(Model):
     """
 
     kind: Literal["gap"] = "gap"
-    timeline: int | None = None
+    timeline: int | None = Field(default=None, exclude_if=_is_none)
     after_lsn: LsnField
     before_lsn: LsnField
     reason: str

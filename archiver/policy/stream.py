@@ -65,7 +65,7 @@ class Cut:
     def entry(
         self,
         connection: int,
-        timeline: int,
+        timeline: int | None,
         *,
         covered_until: datetime | None,
         sequences: bool,

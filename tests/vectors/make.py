@@ -199,7 +199,7 @@ def append_changes(objects: Objects, cut: Cut, covered: float) -> None:
     key = layout.segment(cut.ordinal, cut.start, cut.end, WRITER)
     place = Place(Kind.CHANGES, cut.ordinal, cut.start, cut.end)
     ref = objects.seal(key, place, bytes(cut.body)) if cut.messages else None
-    objects.append(cut.entry(1, 1, covered_until=at(covered), sequences=False, stored=ref))
+    objects.append(cut.entry(1, None, covered_until=at(covered), sequences=False, stored=ref))
 
 
 # --- a base snapshot ---
