@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from time import monotonic
 from typing import Any, Self
 
 import structlog
@@ -33,7 +32,7 @@ from archiver.policy.stream import ChangeStream, Cut
 from archiver.postgres.replication import ReplicationStream
 from archiver.postgres.sequences import read_sequences
 from archiver.postgres.source import Sample, Source
-from archiver.tasks import task_group
+from archiver.tasks import loop_time, task_group
 
 IN_FLIGHT = 3
 STATUS_SECONDS = 1.0  # a fifth of the smallest wal_sender_timeout that we promise to live with
@@ -140,15 +139,15 @@ class Capture:
         changes = ChangeStream(self.durable, self._durable.ordinal)
         limits = self._settings
         async with _Pipeline(self._seal_and_store, self._commit) as pipeline:
-            cut_at = monotonic()
+            cut_at = loop_time()
             while not stop.is_set():
                 frames = await stream.receive(min(0.25, limits.max_age.total_seconds() / 4))
                 changes.feed(frames)
                 self._count(changes)
-                age = timedelta(seconds=monotonic() - cut_at)
+                age = timedelta(seconds=loop_time() - cut_at)
                 if rotation.is_due(changes.size, age, max_bytes=limits.max_bytes, max_age=limits.max_age):
                     await pipeline.submit(changes.cut())
-                    cut_at = monotonic()
+                    cut_at = loop_time()
                 else:
                     await asyncio.sleep(0)
             await pipeline.submit(changes.cut())
