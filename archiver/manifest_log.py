@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from archiver.errors import Fenced, IntegrityError, ObjectExists, ObjectNotFound, StoreError
+from archiver.errors import Fenced, IntegrityError, ObjectExists, ObjectNotFound, StoreError, StoreUnavailable
 from archiver.format import layout, manifest
 from archiver.format.manifest import (
     Archive,
@@ -180,8 +180,9 @@ class ManifestLog:
 
     async def _copy_missed(self, repair: Repair, region: Store) -> None:
         while missed := self._store.replicas.missed(region.name):
-            key = next(iter(missed))
-            await repair.copy_unnamed(key)
+            key = min(missed)
+            if not key.startswith(_IN_ORDER):
+                await repair.copy_unnamed(key)
             missed.discard(key)
 
     async def _ask_newest(self, region: Store) -> int | None:
@@ -215,7 +216,14 @@ class ManifestLog:
             newest = await self._ask_newest(region)
         if newest is not None and newest < head:
             self._replicated[region.name] = await self._ordinal_at(newest)
-            self._store.replicas.fall_behind(region.name, f"it lacks manifests {newest + 1} to {head}")
+            lacks = f"it lacks manifests {newest + 1} to {head}"
+            self._store.replicas.fall_behind(region.name, lacks)
+            if region in self._store.replicas.in_step:  # the last one: ours would stand behind a hole
+                raise StoreUnavailable(
+                    "the regions that hold the end of the log do not answer",
+                    where=f"{region.name}: {lacks}",
+                    hint="Bring them back.",
+                )
 
     def _fell_behind(self, region: str, why: str) -> None:
         """From here on a region gets nothing: what it lacks is counted."""
@@ -296,6 +304,7 @@ class ManifestLog:
         return manifest.parse(data, self._archive.verifier)
 
 
+_IN_ORDER = (layout.MANIFESTS, layout.CATALOG)  # the log is copied in its order, each manifest behind its objects
 _READ_AHEAD = 16
 _CLOSE = 8  # manifests that are copied while appending waits
 _REJOIN_SECONDS = 30.0  # how long appending may wait for that

@@ -23,10 +23,16 @@ AT_ONCE = 2  # objects in memory at a time
 
 
 async def newest_manifest(store: Store) -> int:
-    """The seq of the newest manifest that a region holds, 0 if it holds none."""
+    """The seq of the newest manifest that a region holds, 0 if it holds none.
+
+    Roll-ups spare listing most of them. One may have come before the last of its manifests, and then says nothing.
+    """
+    ends = [(layout.rollup_range(entry.key) or (0, 0))[1] async for entry in store.list(layout.CATALOG)]
     newest = 0
-    async for entry in store.list(layout.CATALOG):
-        newest = max(newest, (layout.rollup_range(entry.key) or (0, 0))[1])
+    for end in sorted(ends, reverse=True):
+        if await store.size(layout.manifest(end)) is not None:
+            newest = end
+            break
     async for entry in store.list(layout.MANIFESTS, start_after=layout.manifest(newest)):
         newest = max(newest, layout.manifest_seq(entry.key) or 0)
     return newest
