@@ -80,8 +80,10 @@ class Alignment:
                 hint="Bring that region back. Once it is out of the configuration, a gap is recorded.",
             )
 
-    async def align(self, archive: OpenArchive, reached: Lsn) -> Position:
+    async def align(self, archive: OpenArchive) -> Position:
         """Compare slot and log, and decide where to go on. What the slot no longer has becomes a gap."""
+        # Asked now, and not before the log was read: another daemon may have gone on meanwhile.
+        reached = await patiently(lambda: self.check_identity(archive))
         slot = await patiently(self.slot)
         state = archive.log.state
         position = _end_of_log(archive)
