@@ -20,7 +20,7 @@ import structlog
 
 from archiver.archive import OpenArchive, Place
 from archiver.config import SegmentSection, SourceSection
-from archiver.errors import PostgresError
+from archiver.errors import PostgresError, PostgresUnavailable, SlotLost
 from archiver.format import layout, segment
 from archiver.format.manifest import Changes, ObjectRef
 from archiver.format.seal import Kind
@@ -30,6 +30,7 @@ from archiver.policy import rotation
 from archiver.policy.sequence_log import SequenceLog
 from archiver.policy.stream import ChangeStream, Cut
 from archiver.postgres.replication import ReplicationStream
+from archiver.postgres.replication_slot import slot_info
 from archiver.postgres.sequences import read_sequences
 from archiver.postgres.source import Sample, Source
 from archiver.tasks import loop_time, task_group
@@ -37,6 +38,7 @@ from archiver.tasks import loop_time, task_group
 IN_FLIGHT = 3
 STATUS_SECONDS = 1.0  # a fifth of the smallest wal_sender_timeout that we promise to live with
 DRAIN_SECONDS = 25.0
+SLOT_SECONDS = 3.0  # no status is sent meanwhile
 _SAMPLES = 100_000  # a day of samples: more than any outage that a slot survives
 
 log = structlog.get_logger()
@@ -93,9 +95,10 @@ class Capture:
         stream = await ReplicationStream.start(
             self._source.dsn, self._source.slot, self._source.publication, self.durable
         )
-        self.streaming = True
-        log.info("capturing", slot=self._source.slot, lsn=str(self.durable))
         try:
+            await self._require_unmoved()
+            self.streaming = True
+            log.info("capturing", slot=self._source.slot, lsn=str(self.durable))
             async with task_group() as tasks:
                 status = tasks.create_task(self._report_status(stream), name="status")
                 await self._capture(stream, stop)
@@ -104,6 +107,21 @@ class Capture:
         finally:
             self.streaming = False
             await stream.close()
+
+    async def _require_unmoved(self) -> None:
+        """Raise SlotLost when the server skips what we lack. Asked while we hold the slot: nobody can move it now.
+
+        It comes before the first status: a confirmation of an earlier position would hide the move.
+        """
+        try:
+            async with asyncio.timeout(SLOT_SECONDS):
+                slot = await self._monitor.ask(lambda conn: slot_info(conn, self._source.slot))
+        except TimeoutError:
+            await self._monitor.close()
+            raise PostgresUnavailable("the server does not tell where the slot stands") from None
+        if slot is None or (slot.confirmed_flush_lsn or 0) > self.durable:
+            what = "the replication slot was moved before streaming began"
+            raise SlotLost(what, where=f"archive at {self.durable}")
 
     async def abandon(self) -> None:
         """End what outlives a connection: a manifest on its way. Who opens the log next sees whether it got there."""
