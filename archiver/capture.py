@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Self
+from uuid import uuid4
 
 import structlog
 
@@ -221,7 +222,7 @@ class Capture:
         with self._metrics.seal_seconds.time():
             await asyncio.to_thread(sealer.write, cut.body)
         cut.body = bytearray()  # sealed: the bodies in flight are most of the daemon's memory
-        name = layout.segment(cut.ordinal, cut.start, cut.end, self._archive.log.writer)
+        name = layout.segment(cut.ordinal, cut.start, cut.end, uuid4())
         return await self._archive.store_sealed(name, sealer)
 
     # --- committing: one after the other ---
