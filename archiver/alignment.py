@@ -125,8 +125,12 @@ class Alignment:
             await watch.close()
 
     async def _bridge(self, archive: OpenArchive, position: Position | None, resume: Lsn, reason: str) -> Position:
-        """Record that the changes up to `resume` are not in the archive; a base snapshot must follow."""
+        """Record that the changes up to `resume` are not in the archive; a base snapshot must follow.
+
+        Another daemon may have archived them meanwhile, in a region that we did not see when we read the log.
+        """
         after = position or Position(1, Lsn(0))
+        await archive.log.require_nothing_beyond()
         log.error("gap: changes are missing from the archive", after=str(after.lsn), before=str(resume), reason=reason)
         await archive.log.append(Gap(after_lsn=after.lsn, before_lsn=resume, reason=reason))
         self._on_gap()

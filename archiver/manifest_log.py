@@ -134,6 +134,21 @@ class ManifestLog:
                 await self._roll_up()
                 return signed
 
+    async def require_nothing_beyond(self) -> None:
+        """Ask every region again. Raises StoreUnavailable where one may hold more than we know, RegionsDisagree."""
+        head = self.state.head.seq if self.state.head else 0
+        for region in self._store.stores:
+            newest = await self._ask_newest(region)
+            if newest is None or newest > head:
+                raise StoreUnavailable(
+                    "a region may hold the changes that the replication slot no longer has",
+                    where=region.name,
+                    hint="Bring that region back. Once it is out of the configuration, a gap is recorded.",
+                )
+            if newest:
+                ours = Mirror(self._store.replicas.in_step)
+                await Repair(self._archive, ours, region).compare(layout.manifest(newest))
+
     def _next(self, entry: Entry) -> Signed:
         if self._key is None:
             raise RuntimeError("the log was not opened for writing")

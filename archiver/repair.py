@@ -67,7 +67,7 @@ class Repair:
         await self._copy_small()
         seq = await newest_manifest(self._region)
         if seq:
-            await self._compare(layout.manifest(seq))
+            await self.compare(layout.manifest(seq))
         names = [entry.key async for entry in self._source.list(layout.MANIFESTS, start_after=layout.manifest(seq))]
         for name in names:
             signed = manifest.parse(await self._source.get_verified(name, self._is_sound), self._archive.verifier)
@@ -118,10 +118,10 @@ class Repair:
             if await self._region.size(name) is None:
                 await self._region.put(name, await self._source.get(name), if_absent=True)
             else:
-                await self._compare(name)
+                await self.compare(name)
 
-    async def _compare(self, name: str) -> None:
-        """What the region holds must be what the others hold."""
+    async def compare(self, name: str) -> None:
+        """What the region holds must be what the others hold. Raises RegionsDisagree."""
         held = await self._own(name)
         try:
             same = held == await self._source.get(name)

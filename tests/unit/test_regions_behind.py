@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from archiver.archive import OpenArchive, Place, open_archive
-from archiver.errors import StoreUnavailable
+from archiver.errors import RegionsDisagree, StoreUnavailable
 from archiver.format import layout, manifest, segment
 from archiver.format.manifest import Changes
 from archiver.format.seal import Kind
@@ -125,3 +125,21 @@ async def test_a_key_that_nothing_was_sealed_with_may_be_missing_in_a_region_and
     (needed,) = (key for key in stores[1].objects if key.startswith("keys/changes-"))
     del stores[1].objects[needed]
     assert [finding.object for finding in (await verify(reopened)).findings] == [needed]
+
+
+@pytest.mark.parametrize("more", [1, 2], ids=["another manifest in one place", "manifests that we have not seen"])
+async def test_no_gap_is_recorded_over_the_head_of_what_another_daemon_wrote_elsewhere_meanwhile(more: int) -> None:
+    """Ours was frozen between reading the log and looking at the slot."""
+    stores = regions()
+    await written(stores, 2)
+    ours = await open_archive(Mirror(stores, policy=PATIENT), "shop", [KEK])
+    await ours.follow()
+    await ours.log.require_nothing_beyond()
+    ours.store.replicas.fall_behind(stores[1].name, "a test")
+    await ours.log.append(FENCE)
+    other = await open_archive(Mirror([stores[1]]), "shop", [KEK])
+    await other.take_over(FENCE)
+    for ordinal in range(3, 2 + more):
+        await other.log.append(changes(ordinal))
+    with pytest.raises((RegionsDisagree, StoreUnavailable)):
+        await ours.log.require_nothing_beyond()
