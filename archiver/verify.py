@@ -81,11 +81,11 @@ async def repair(archive: OpenArchive, *, read_data: bool = False, progress: Pro
     found = (await work.run()).findings
     if not found:
         return work.report
-    log = await mend.history(archive, work.longest)
-    for store in archive.store.stores:
+    log = await mend.history(archive, work.logs)
+    for store in archive.store.stores if len(archive.store.stores) > 1 else ():
         damaged = {finding.object for finding in found if finding.region == store.name}
-        if damaged and len(archive.store.stores) > 1:
-            await mend.Mending(archive, store, log).mend(damaged)
+        await mend.Mending(archive, store, log).mend(damaged)  # of two histories either may be the one that ended
+    archive.keys.forget()
     left = await verify(archive, read_data=read_data, progress=progress)
     left.repaired = [finding for finding in found if finding not in left.findings]
     return left
@@ -96,13 +96,14 @@ class _Verification:
         self._archive = archive
         self.report = report
         self._progress = progress
-        self.longest: Sequence[Signed] = ()
+        self.logs: Sequence[Sequence[Signed]] = ()
 
     async def run(self) -> Report:
         logs = {store.name: await self._read_log(store) for store in self._archive.store.stores}
         await self._catch_up(logs)
         self._compare(logs)
-        self.longest = best = max(logs.values(), key=len)
+        self.logs = list(logs.values())
+        best = max(self.logs, key=len)
         self.report.manifests = len(best)
         self.report.head = best[-1].hash if best else None
         self._check_positions(best)
