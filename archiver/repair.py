@@ -58,6 +58,7 @@ class Repair:
         self._archive = archive
         self._source = source
         self._region = region
+        self._keys: set[str] = set()
 
     async def copy_log(self) -> AsyncIterator[Signed]:
         """Copy keys, objects and manifests in the log's order; yields each manifest that the region now holds.
@@ -79,7 +80,8 @@ class Repair:
                 await self._region.put(entry.key, await self._source.get(entry.key))
 
     async def copy_objects(self, objects: Sequence[ObjectRef]) -> None:
-        """Copy those that the region lacks, or holds in another size."""
+        """Copy those that the region lacks, or holds in another size, behind the keys that open them."""
+        await self._copy_keys({ref.key_id for ref in objects} - self._keys)
         limit = asyncio.Semaphore(AT_ONCE)
 
         async def copy(ref: ObjectRef) -> None:
@@ -91,6 +93,13 @@ class Repair:
             for ref in objects:
                 if held.get(ref.key) != ref.size:
                     group.create_task(copy(ref), name=f"repair {ref.key}")
+
+    async def _copy_keys(self, key_ids: set[str]) -> None:
+        for key_id in sorted(key_ids):
+            name = layout.key(key_id)
+            if await self._region.size(name) is None:
+                await self._put_same(name, await self._source.get(name))
+            self._keys.add(key_id)
 
     async def _held(self, objects: Sequence[ObjectRef]) -> AsyncIterator[StoreEntry]:
         """What the region holds of them: the parts of a base snapshot are many, and asked for at once."""

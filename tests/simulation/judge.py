@@ -104,6 +104,8 @@ class Watch:
         for ref in _refs(stored["entry"]):
             if len(region.objects.get(ref["key"], b"")) != ref["size"]:
                 self.complain(f"{region.name}: manifest {seq} names {ref['key']}, which is not there")
+            if layout.key(ref["key_id"]) not in region.objects:
+                self.complain(f"{region.name}: manifest {seq} names {ref['key']}, but its key is not there")
         if seq > 1 and seq - 1 not in holding.manifests:
             self.complain(f"{region.name}: manifest {seq} stands behind a hole")
         replaced = seq in holding.manifests

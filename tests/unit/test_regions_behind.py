@@ -143,3 +143,15 @@ async def test_no_gap_is_recorded_over_the_head_of_what_another_daemon_wrote_els
         await other.log.append(changes(ordinal))
     with pytest.raises((RegionsDisagree, StoreUnavailable)):
         await ours.log.require_nothing_beyond()
+
+
+async def test_what_another_writer_left_in_one_region_is_completed_with_the_key_that_opens_it() -> None:
+    stores = regions()
+    await written(stores, 1)
+    ours = await open_archive(Mirror(stores), "shop", [KEK])
+    await ours.follow()
+    other = await open_archive(Mirror([stores[0]]), "shop", [KEK])
+    await other.follow()
+    await other.log.append(await with_object(other, 2))
+    await ours.log.append(FENCE)
+    assert stores[0].objects == stores[1].objects
