@@ -145,9 +145,6 @@ class ManifestLog:
                     where=region.name,
                     hint="Bring that region back. Once it is out of the configuration, a gap is recorded.",
                 )
-            if newest:
-                ours = Mirror(self._store.replicas.in_step)
-                await Repair(self._archive, ours, region).compare(layout.manifest(newest))
 
     def _next(self, entry: Entry) -> Signed:
         if self._key is None:
@@ -201,11 +198,17 @@ class ManifestLog:
             missed.discard(key)
 
     async def _ask_newest(self, region: Store) -> int | None:
-        """The newest manifest of a region; None where it cannot be asked and the policy goes on without it."""
+        """The newest manifest of a region; None where it cannot be asked and the policy goes on without it.
+
+        Its number says little: another daemon may have written another manifest in that place. Raises RegionsDisagree.
+        """
         patience = self._store.replicas.policy.patience
         try:
             async with asyncio.timeout(patience.total_seconds() if patience else None):
-                return await newest_manifest(region)
+                newest = await newest_manifest(region)
+                if newest:
+                    await Repair(self._archive, self._store, region).compare(layout.manifest(newest))
+                return newest
         except (StoreError, TimeoutError) as exc:
             if patience is None:
                 raise

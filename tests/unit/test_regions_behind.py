@@ -17,7 +17,7 @@ from archiver.repair import newest_manifest, refs
 from archiver.store.base import Entry
 from archiver.store.memory import MemoryStore
 from archiver.store.mirror import Mirror
-from archiver.store.replicas import WritePolicy
+from archiver.store.replicas import STRICT, WritePolicy
 from archiver.verify import verify
 from tests.unit.test_archive_log import FENCE, KEK, NOW, Faulty, changes, regions, reopen, written
 
@@ -155,3 +155,16 @@ async def test_what_another_writer_left_in_one_region_is_completed_with_the_key_
     await other.log.append(await with_object(other, 2))
     await ours.log.append(FENCE)
     assert stores[0].objects == stores[1].objects
+
+
+async def test_regions_whose_logs_are_of_one_length_and_not_the_same_halt_a_daemon_before_it_writes() -> None:
+    stores = regions()
+    await written(stores, 1)
+    for store in stores:
+        await (await open_archive(Mirror([store]), "shop", [KEK])).take_over(FENCE)
+    kept = [dict(store.objects) for store in stores]
+    for policy in (STRICT, PATIENT):
+        archive = await open_archive(Mirror(stores, policy=policy), "shop", [KEK])
+        with pytest.raises(RegionsDisagree, match=layout.manifest(3)):
+            await archive.take_over(FENCE)
+    assert [store.objects for store in stores] == kept
