@@ -39,12 +39,16 @@ T = TypeVar("T")
 
 
 class Alignment:
-    """What a daemon asks of the source before it streams. `given_up`: why the slot is no more, if we dropped it."""
+    """What a daemon asks of the source before it streams.
+
+    `given_up`: why the slot is no more, if we dropped it. `timeline`: the source's when it was last aligned.
+    """
 
     def __init__(self, source: SourceSection, on_gap: Callable[[], None]) -> None:
         self._source = source
         self._on_gap = on_gap
         self.given_up: str | None = None
+        self.timeline = 0
 
     async def check_identity(self, archive: OpenArchive) -> SystemIdentity:
         """Who the source is, and where it stands.
@@ -91,8 +95,11 @@ class Alignment:
                 hint="Bring that region back. Once it is out of the configuration, a gap is recorded.",
             )
 
-    async def align(self, archive: OpenArchive, system: SystemIdentity) -> Position:
+    async def align(self, archive: OpenArchive) -> Position:
         """Compare slot and log, and decide where to go on. What the slot no longer has becomes a gap."""
+        # Asked now, and not before the log was read: another daemon may have gone on meanwhile.
+        system = await patiently(lambda: self.check_identity(archive))
+        self.timeline = system.timeline
         slot = await patiently(self.slot)
         state = archive.log.state
         position = _end_of_log(archive)
@@ -155,8 +162,12 @@ class Alignment:
     async def _bridge(
         self, archive: OpenArchive, system: SystemIdentity, position: Position | None, resume: Lsn, reason: str
     ) -> Position:
-        """Record that the changes up to `resume` are not in the archive; a base snapshot must follow."""
+        """Record that the changes up to `resume` are not in the archive; a base snapshot must follow.
+
+        Another daemon may have archived them meanwhile, in a region that we did not see when we read the log.
+        """
         after = position or Position(1, Lsn(0))
+        await archive.log.require_nothing_beyond()
         log.error("gap: changes are missing from the archive", after=str(after.lsn), before=str(resume), reason=reason)
         await archive.log.append(Gap(after_lsn=after.lsn, before_lsn=resume, timeline=system.timeline, reason=reason))
         self._on_gap()

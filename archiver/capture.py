@@ -14,14 +14,14 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from time import monotonic
 from typing import Any, Self
+from uuid import uuid4
 
 import structlog
 
 from archiver.archive import OpenArchive, Place
 from archiver.config import SegmentSection, SourceSection
-from archiver.errors import PostgresError
+from archiver.errors import PostgresError, PostgresUnavailable, SlotLost
 from archiver.format import layout, segment
 from archiver.format.manifest import Changes, ObjectRef
 from archiver.format.seal import Kind
@@ -31,14 +31,16 @@ from archiver.policy import rotation
 from archiver.policy.sequence_log import SequenceLog
 from archiver.policy.stream import ChangeStream, Cut
 from archiver.postgres.replication import ReplicationStream
+from archiver.postgres.replication_slot import slot_info
 from archiver.postgres.sequences import read_sequences
 from archiver.postgres.source import Sample, Source
-from archiver.tasks import task_group
+from archiver.tasks import loop_time, task_group
 
 IN_FLIGHT = 3
 STATUS_SECONDS = 1.0  # a fifth of the smallest wal_sender_timeout that we promise to live with
 DRAIN_SECONDS = 25.0
 DEAD_AFTER = 3  # samples in a row in which nobody reads the slot, while we believe that we do
+SLOT_SECONDS = 3.0  # no status is sent meanwhile
 _SAMPLES = 100_000  # a day of samples: more than any outage that a slot survives
 
 log = structlog.get_logger()
@@ -100,9 +102,10 @@ class Capture:
             self._source.dsn, self._source.slot, self._source.publication, self.durable
         )
         self._stream, self._unread = stream, 0
-        self.streaming = True
-        log.info("capturing", slot=self._source.slot, lsn=str(self.durable))
         try:
+            await self._require_unmoved()
+            self.streaming = True
+            log.info("capturing", slot=self._source.slot, lsn=str(self.durable))
             async with task_group() as tasks:
                 status = tasks.create_task(self._report_status(stream), name="status")
                 await self._capture(stream, stop)
@@ -112,6 +115,21 @@ class Capture:
             self.streaming = False
             self._stream = None
             await stream.close()
+
+    async def _require_unmoved(self) -> None:
+        """Raise SlotLost when the server skips what we lack. Asked while we hold the slot: nobody can move it now.
+
+        It comes before the first status: a confirmation of an earlier position would hide the move.
+        """
+        try:
+            async with asyncio.timeout(SLOT_SECONDS):
+                slot = await self._monitor.ask(lambda conn: slot_info(conn, self._source.slot))
+        except TimeoutError:
+            await self._monitor.close()
+            raise PostgresUnavailable("the server does not tell where the slot stands") from None
+        if slot is None or (slot.confirmed_flush_lsn or 0) > self.durable:
+            what = "the replication slot was moved before streaming began"
+            raise SlotLost(what, where=f"archive at {self.durable}")
 
     async def abandon(self) -> None:
         """End what outlives a connection: a manifest on its way. Who opens the log next sees whether it got there."""
@@ -154,15 +172,15 @@ class Capture:
         changes = ChangeStream(self.durable, self._durable.ordinal)
         limits = self._settings
         async with _Pipeline(self._seal_and_store, self._commit) as pipeline:
-            cut_at = monotonic()
+            cut_at = loop_time()
             while not stop.is_set():
                 frames = await stream.receive(min(0.25, limits.max_age.total_seconds() / 4))
                 changes.feed(frames)
                 self._count(changes)
-                age = timedelta(seconds=monotonic() - cut_at)
+                age = timedelta(seconds=loop_time() - cut_at)
                 if rotation.is_due(changes.size, age, max_bytes=limits.max_bytes, max_age=limits.max_age):
                     await pipeline.submit(changes.cut())
-                    cut_at = monotonic()
+                    cut_at = loop_time()
                 else:
                     await asyncio.sleep(0)
             await pipeline.submit(changes.cut())
@@ -219,7 +237,7 @@ class Capture:
         with self._metrics.seal_seconds.time():
             await asyncio.to_thread(sealer.write, cut.body)
         cut.body = bytearray()  # sealed: the bodies in flight are most of the daemon's memory
-        name = layout.segment(cut.ordinal, cut.start, cut.end, self._archive.log.writer)
+        name = layout.segment(cut.ordinal, cut.start, cut.end, uuid4())
         return await self._archive.store_sealed(name, sealer)
 
     # --- committing: one after the other ---

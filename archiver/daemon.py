@@ -132,13 +132,13 @@ class Daemon:
     async def _start(self, mirror: Mirror) -> OpenArchive:
         """Open the archive, wait for the source and its slot, take over, and find where to go on."""
         archive = await open_archive(mirror, self._config.archive.name, open_keks(self._config))
-        system = await patiently(lambda: self._alignment.check_identity(archive))
+        await patiently(lambda: self._alignment.check_identity(archive))
         await self._alignment.wait_for_slot()
         self._show_regions(archive)
         await archive.follow()
         await self._alignment.require_all_seen(archive)
         await archive.take_over(Fence(host=socket.gethostname(), pid=os.getpid(), version=__version__))
-        position = await self._alignment.align(archive, system)
+        position = await self._alignment.align(archive)
         self._capture = Capture(
             archive=archive,
             source=self._source,
@@ -146,7 +146,7 @@ class Daemon:
             monitor=self._monitor,
             metrics=self.metrics,
             start=position,
-            timeline=system.timeline,
+            timeline=self._alignment.timeline,
         )
         return archive
 

@@ -142,6 +142,11 @@ class Keyring:
                 self._secrets[key_id] = await self._store.first(lambda store: self.open_copy(store, key_id))
         return self._secrets[key_id]
 
+    def forget(self) -> None:
+        """Read every key again when it is next wanted: what a region held may have been replaced."""
+        self._secrets.clear()
+        self._writable.clear()
+
     async def open_copy(self, store: Store, key_id: str) -> bytes:
         """The key, as one region holds it. Raises WrongKey, IntegrityError."""
         return await self._open(key_id, await store.get(layout.key(key_id)))

@@ -7,7 +7,6 @@ one place in the log. A region that falls behind is repaired from the others, an
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from uuid import UUID, uuid4
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from archiver.errors import Fenced, IntegrityError, ObjectExists, ObjectNotFound, StoreError
+from archiver.errors import Fenced, IntegrityError, ObjectExists, ObjectNotFound, StoreError, StoreUnavailable
 from archiver.format import layout, manifest
 from archiver.format.manifest import (
     Archive,
@@ -34,6 +33,7 @@ from archiver.policy import catalog
 from archiver.repair import Repair, newest_manifest, refs
 from archiver.store.base import Store
 from archiver.store.mirror import Mirror
+from archiver.tasks import loop_time
 
 log = structlog.get_logger()
 
@@ -141,6 +141,18 @@ class ManifestLog:
                 await self._roll_up()
                 return signed
 
+    async def require_nothing_beyond(self) -> None:
+        """Ask every region again. Raises StoreUnavailable where one may hold more than we know, RegionsDisagree."""
+        head = self.state.head.seq if self.state.head else 0
+        for region in self._store.stores:
+            newest = await self._ask_newest(region)
+            if newest is None or newest > head:
+                raise StoreUnavailable(
+                    "a region may hold the changes that the replication slot no longer has",
+                    where=region.name,
+                    hint="Bring that region back. Once it is out of the configuration, a gap is recorded.",
+                )
+
     def _next(self, entry: Entry) -> Signed:
         if self._key is None:
             raise RuntimeError("the log was not opened for writing")
@@ -187,16 +199,23 @@ class ManifestLog:
 
     async def _copy_missed(self, repair: Repair, region: Store) -> None:
         while missed := self._store.replicas.missed(region.name):
-            key = next(iter(missed))
-            await repair.copy_unnamed(key)
+            key = min(missed)
+            if not key.startswith(_IN_ORDER):
+                await repair.copy_unnamed(key)
             missed.discard(key)
 
     async def _ask_newest(self, region: Store) -> int | None:
-        """The newest manifest of a region; None where it cannot be asked and the policy goes on without it."""
+        """The newest manifest of a region; None where it cannot be asked and the policy goes on without it.
+
+        Its number says little: another daemon may have written another manifest in that place. Raises RegionsDisagree.
+        """
         patience = self._store.replicas.policy.patience
         try:
             async with asyncio.timeout(patience.total_seconds() if patience else None):
-                return await newest_manifest(region)
+                newest = await newest_manifest(region)
+                if newest:
+                    await Repair(self._archive, self._store, region).compare(layout.manifest(newest))
+                return newest
         except (StoreError, TimeoutError) as exc:
             if patience is None:
                 raise
@@ -222,7 +241,14 @@ class ManifestLog:
             newest = await self._ask_newest(region)
         if newest is not None and newest < head:
             self._replicated[region.name] = await self._ordinal_at(newest)
-            self._store.replicas.fall_behind(region.name, f"it lacks manifests {newest + 1} to {head}")
+            lacks = f"it lacks manifests {newest + 1} to {head}"
+            self._store.replicas.fall_behind(region.name, lacks)
+            if region in self._store.replicas.in_step:  # the last one: ours would stand behind a hole
+                raise StoreUnavailable(
+                    "the regions that hold the end of the log do not answer",
+                    where=f"{region.name}: {lacks}",
+                    hint="Bring them back.",
+                )
 
     def _fell_behind(self, region: str, why: str) -> None:
         """From here on a region gets nothing: what it lacks is counted."""
@@ -344,10 +370,11 @@ class _Stopwatch:
 
 
 def _clocks() -> tuple[float, float]:
-    return time.monotonic(), time.time()
+    return loop_time(), datetime.now(UTC).timestamp()
 
 
 _SLEEP_SECONDS = 300.0
+_IN_ORDER = (layout.MANIFESTS, layout.CATALOG)  # the log is copied in its order, each manifest behind its objects
 _READ_AHEAD = 16
 _CLOSE = 8  # manifests that are copied while appending waits
 _REJOIN_SECONDS = 30.0  # how long appending may wait for that

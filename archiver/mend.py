@@ -2,22 +2,27 @@
 
 In: an archive, and findings. Out: nothing but the writes; verify again to see what is left. Only what the signed log
 vouches for is written, and only over bytes that cannot be it. A signed manifest that differs is another history: it is
-replaced only when all of its changes are in the log that goes on.
+replaced only when all of its changes are in the log that goes on. Of two keys of one name the right one is that under
+which the log's objects were sealed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from datetime import UTC, datetime
 
 import structlog
 
 from archiver.archive import OpenArchive
-from archiver.errors import ArchiverError, IntegrityError, ObjectNotFound, WrongKey
+from archiver.errors import ArchiverError, IntegrityError, ObjectNotFound, TargetUnreachable, WrongKey
 from archiver.format import layout, manifest
-from archiver.format.manifest import Changes, Fence, Gap, ObjectRef, Signed
+from archiver.format.manifest import Changes, Drill, Gap, ObjectRef, Signed, Snapshot
+from archiver.format.seal import is_key_of
+from archiver.keys import SIGNING
 from archiver.lsn import Lsn
 from archiver.policy import catalog
-from archiver.repair import Repair, refs
+from archiver.policy.target import History, ToLsn
+from archiver.repair import Repair, newest_manifest, refs
 from archiver.store.base import Store
 from archiver.store.mirror import Mirror
 
@@ -30,6 +35,7 @@ class Mending:
     def __init__(self, archive: OpenArchive, region: Store, history: Sequence[Signed]) -> None:
         others = Mirror([store for store in archive.store.stores if store is not region])
         self._identity = archive.identity
+        self._everywhere = archive.store
         self._keys = archive.keys
         self._region = region
         self._others = others
@@ -53,12 +59,33 @@ class Mending:
 
     async def _mend_small(self, damaged: set[str]) -> None:
         for name in damaged:
-            if not (name == layout.ARCHIVE or name.startswith(layout.KEYS)) or await self._is_sound(self._region, name):
+            if not (name == layout.ARCHIVE or name.startswith(layout.KEYS)) or await self._is_right(self._region, name):
                 continue
             for store in self._others.stores:
-                if await self._is_sound(store, name):
+                if await self._is_right(store, name):
                     await self._region.put(name, await store.get(name))
                     break
+
+    async def _is_right(self, store: Store, name: str) -> bool:
+        """Whether a region holds the identity, or the key, that all regions should hold."""
+        if not await self._is_sound(store, name):
+            return False
+        key_id = _key_id(name)
+        if name == layout.ARCHIVE or key_id == SIGNING:
+            return True
+        sealed = next((ref for signed in self._history for ref in refs(signed.entry) if ref.key_id == key_id), None)
+        if sealed is None:  # nothing needs it: any of them will do, if it is the same everywhere
+            return await store.get(name) == min([data async for data in self._copies(name)])
+        try:
+            data = await self._everywhere.get_verified(sealed.key, sealed.matches)
+            return is_key_of(data, await self._keys.open_copy(store, key_id))
+        except (IntegrityError, ObjectNotFound):
+            return True  # nobody can say
+
+    async def _copies(self, name: str) -> AsyncIterator[bytes]:
+        for store in self._everywhere.stores:
+            if await self._is_sound(store, name):
+                yield await store.get(name)
 
     async def _is_sound(self, store: Store, name: str) -> bool:
         """Whether a region holds an identity that is signed, or a key that opens."""
@@ -66,7 +93,7 @@ class Mending:
             if name == layout.ARCHIVE:
                 manifest.parse_archive(await store.get(name))
             else:
-                await self._keys.open_copy(store, name.removeprefix(layout.KEYS).removesuffix(".json"))
+                await self._keys.open_copy(store, _key_id(name))
         except WrongKey:
             return True  # whole, as far as anyone without its KEK can say
         except (IntegrityError, ObjectNotFound):
@@ -80,9 +107,10 @@ class Mending:
         held = {signed.seq: await self._held(signed.seq) for signed in self._history}
         wrong = [signed for signed in self._history if (other := held[signed.seq]) is None or other.data != signed.data]
         fork = [other for signed in wrong if (other := held[signed.seq]) is not None]
-        if fork and not self._is_covered(fork):
+        if fork and not (self._is_covered(fork) and await newest_manifest(self._region) <= self._history[-1].seq):
             log.error("the region holds another history, which is left as it is", region=self._region.name,
-                      object=layout.manifest(fork[0].seq))  # fmt: skip
+                      object=layout.manifest(fork[0].seq),
+                      hint="If it is the one that ended, let the other go on alone until it holds more.")  # fmt: skip
             return
         for signed in wrong:
             await self._repair.copy_objects(refs(signed.entry))
@@ -97,15 +125,23 @@ class Mending:
         return signed if signed.seq == seq and signed.manifest.archive == self._identity.archive else None
 
     def _is_covered(self, fork: Sequence[Signed]) -> bool:
-        """Whether the log that goes on holds all changes of one that ended, with no gap since they parted."""
-        since = [signed.entry for signed in self._history if signed.seq >= fork[0].seq]
-        if not all(isinstance(signed.entry, Changes | Fence) for signed in fork):
+        """Whether the log that goes on holds all changes of one that ended, and reaches its base snapshots."""
+        entries = [signed.entry for signed in fork]
+        if any(isinstance(entry, Drill) for entry in entries):
+            return False  # evidence is not thrown away
+        since = [signed for signed in self._history if signed.seq >= fork[0].seq]
+        end = _reach(fork)
+        if any(isinstance(signed.entry, Gap) and signed.entry.after_lsn < end for signed in since):
             return False
-        if any(isinstance(entry, Gap) for entry in since):
+        snapshots = [entry.lsn for entry in entries if isinstance(entry, Snapshot)]
+        return end <= _reach(since) and all(map(self._can_restore_to, snapshots))
+
+    def _can_restore_to(self, lsn: Lsn) -> bool:
+        try:
+            History([signed.entry for signed in self._history]).plan(ToLsn(lsn), (), datetime.now(UTC))
+        except (TargetUnreachable, IntegrityError):
             return False
-        ends = [entry.end_lsn for entry in since if isinstance(entry, Changes)]
-        forked = [signed.entry.end_lsn for signed in fork if isinstance(signed.entry, Changes)]
-        return max(forked, default=Lsn(0)) <= max(ends, default=Lsn(0))
+        return True
 
     async def _mend_rollups(self, names: Iterable[str]) -> None:
         lines = {signed.seq: signed.data for signed in self._history}
@@ -116,9 +152,21 @@ class Mending:
                 await self._region.put(name, catalog.pack(block))
 
 
-async def history(archive: OpenArchive, longest: Sequence[Signed]) -> Sequence[Signed]:
-    """The log that all regions together hold; where they disagree, the longest that one of them holds."""
+async def history(archive: OpenArchive, logs: Sequence[Sequence[Signed]]) -> Sequence[Signed]:
+    """The log that all regions together hold; where they disagree, the one that holds the most changes."""
+    best = max(logs, key=lambda log: (_reach(log), len(log)))
+    if any(mine.data != other.data for log in logs for mine, other in zip(best, log, strict=False)):
+        return best
     try:
         return [signed async for signed in archive.log.scan()]
     except ArchiverError:
-        return longest
+        return best
+
+
+def _reach(log: Sequence[Signed]) -> Lsn:
+    """The end of the last change segment; 0/0 without any."""
+    return max((signed.entry.end_lsn for signed in log if isinstance(signed.entry, Changes)), default=Lsn(0))
+
+
+def _key_id(name: str) -> str:
+    return name.removeprefix(layout.KEYS).removesuffix(".json")

@@ -23,10 +23,16 @@ AT_ONCE = 2  # objects in memory at a time
 
 
 async def newest_manifest(store: Store) -> int:
-    """The seq of the newest manifest that a region holds, 0 if it holds none."""
+    """The seq of the newest manifest that a region holds, 0 if it holds none.
+
+    Roll-ups spare listing most of them. One may have come before the last of its manifests, and then says nothing.
+    """
+    ends = [(layout.rollup_range(entry.key) or (0, 0))[1] async for entry in store.list(layout.CATALOG)]
     newest = 0
-    async for entry in store.list(layout.CATALOG):
-        newest = max(newest, (layout.rollup_range(entry.key) or (0, 0))[1])
+    for end in sorted(ends, reverse=True):
+        if await store.size(layout.manifest(end)) is not None:
+            newest = end
+            break
     async for entry in store.list(layout.MANIFESTS, start_after=layout.manifest(newest)):
         newest = max(newest, layout.manifest_seq(entry.key) or 0)
     return newest
@@ -52,6 +58,7 @@ class Repair:
         self._archive = archive
         self._source = source
         self._region = region
+        self._keys: set[str] = set()
 
     async def copy_log(self) -> AsyncIterator[Signed]:
         """Copy keys, objects and manifests in the log's order; yields each manifest that the region now holds.
@@ -61,7 +68,7 @@ class Repair:
         await self._copy_small()
         seq = await newest_manifest(self._region)
         if seq:
-            await self._compare(layout.manifest(seq))
+            await self.compare(layout.manifest(seq))
         names = [entry.key async for entry in self._source.list(layout.MANIFESTS, start_after=layout.manifest(seq))]
         for name in names:
             signed = manifest.parse(await self._source.get_verified(name, self._is_sound), self._archive.verifier)
@@ -73,7 +80,8 @@ class Repair:
                 await self._region.put(entry.key, await self._source.get(entry.key))
 
     async def copy_objects(self, objects: Sequence[ObjectRef]) -> None:
-        """Copy those that the region lacks, or holds in another size."""
+        """Copy those that the region lacks, or holds in another size, behind the keys that open them."""
+        await self._copy_keys({ref.key_id for ref in objects} - self._keys)
         limit = asyncio.Semaphore(AT_ONCE)
 
         async def copy(ref: ObjectRef) -> None:
@@ -85,6 +93,13 @@ class Repair:
             for ref in objects:
                 if held.get(ref.key) != ref.size:
                     group.create_task(copy(ref), name=f"repair {ref.key}")
+
+    async def _copy_keys(self, key_ids: set[str]) -> None:
+        for key_id in sorted(key_ids):
+            name = layout.key(key_id)
+            if await self._region.size(name) is None:
+                await self._put_same(name, await self._source.get(name))
+            self._keys.add(key_id)
 
     async def _held(self, objects: Sequence[ObjectRef]) -> AsyncIterator[StoreEntry]:
         """What the region holds of them: the parts of a base snapshot are many, and asked for at once."""
@@ -112,10 +127,10 @@ class Repair:
             if await self._region.size(name) is None:
                 await self._region.put(name, await self._source.get(name), if_absent=True)
             else:
-                await self._compare(name)
+                await self.compare(name)
 
-    async def _compare(self, name: str) -> None:
-        """What the region holds must be what the others hold."""
+    async def compare(self, name: str) -> None:
+        """What the region holds must be what the others hold. Raises RegionsDisagree."""
         held = await self._own(name)
         try:
             same = held == await self._source.get(name)

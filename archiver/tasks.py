@@ -1,4 +1,4 @@
-"""Task groups that fail with one error of ours, for a message and an exit code need one."""
+"""Tasks: groups that fail with one error, for a message and an exit code need one; and the clock they run by."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 from archiver.errors import ArchiverError
+
+
+def loop_time() -> float:
+    """Seconds by the clock that time-outs and pauses run by, so that what compares them never sees two clocks."""
+    return asyncio.get_running_loop().time()
 
 
 @asynccontextmanager

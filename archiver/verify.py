@@ -19,6 +19,7 @@ from archiver.format import layout, manifest, segment
 from archiver.format.drill import Record
 from archiver.format.manifest import Changes, Drill, Gap, ObjectRef, Signed, Snapshot
 from archiver.format.seal import Kind, inflate
+from archiver.keys import SIGNING
 from archiver.lsn import Lsn
 from archiver.policy import catalog
 from archiver.snapshots import Index, part_place
@@ -80,11 +81,11 @@ async def repair(archive: OpenArchive, *, read_data: bool = False, progress: Pro
     found = (await work.run()).findings
     if not found:
         return work.report
-    log = await mend.history(archive, work.longest)
-    for store in archive.store.stores:
+    log = await mend.history(archive, work.logs)
+    for store in archive.store.stores if len(archive.store.stores) > 1 else ():
         damaged = {finding.object for finding in found if finding.region == store.name}
-        if damaged and len(archive.store.stores) > 1:
-            await mend.Mending(archive, store, log).mend(damaged)
+        await mend.Mending(archive, store, log).mend(damaged)  # of two histories either may be the one that ended
+    archive.keys.forget()
     left = await verify(archive, read_data=read_data, progress=progress)
     left.repaired = [finding for finding in found if finding not in left.findings]
     return left
@@ -95,17 +96,18 @@ class _Verification:
         self._archive = archive
         self.report = report
         self._progress = progress
-        self.longest: Sequence[Signed] = ()
+        self.logs: Sequence[Sequence[Signed]] = ()
 
     async def run(self) -> Report:
         logs = {store.name: await self._read_log(store) for store in self._archive.store.stores}
         await self._catch_up(logs)
         self._compare(logs)
-        self.longest = best = max(logs.values(), key=len)
+        self.logs = list(logs.values())
+        best = max(self.logs, key=len)
         self.report.manifests = len(best)
         self.report.head = best[-1].hash if best else None
         self._check_positions(best)
-        await self._compare_small_objects()
+        await self._compare_small_objects({item.ref.key_id for item in _objects(best)} | {SIGNING})
         await self._check_rollups({signed.seq: signed.data for signed in best})
         await self._check_objects(list(_objects(best)))
         if self.report.read_data:
@@ -169,15 +171,19 @@ class _Verification:
                 what = f"the region lacks manifests that {longest_region} has"
                 self._note(region, layout.manifest(first), what, f"seq {first} to {last}")
 
-    async def _compare_small_objects(self) -> None:
-        """archive.json and the wrapped keys must be there, and the same, in every region."""
+    async def _compare_small_objects(self, needed: set[str]) -> None:
+        """archive.json and the wrapped keys must be the same in every region, and there, if anything needs them.
+
+        A daemon that died over making a key may have left it in one region, where nothing was sealed with it.
+        """
         names = [layout.ARCHIVE] + [entry.key async for entry in self._archive.store.list(layout.KEYS)]
         for name in names:
             copies = {store.name: await self._copy(store, name) for store in self._archive.store.stores}
             found = {data for data in copies.values() if data is not None}
             for region, data in copies.items():
                 if data is None:
-                    self._note(region, name, "missing", "everything that it opens")
+                    if name == layout.ARCHIVE or name.removeprefix(layout.KEYS).removesuffix(".json") in needed:
+                        self._note(region, name, "missing", "everything that it opens")
                 elif len(found) > 1:
                     self._note(region, name, "differs between the regions", "everything that it opens")
 

@@ -2,7 +2,7 @@
 
     archive.json                                     identity, written once
     keys/<key id>.json                               wrapped keys
-    segments/<ordinal>-<start>-<end>-<writer>.seg    change segments
+    segments/<ordinal>-<start>-<end>-<upload>.seg    change segments
     snapshots/<lsn>-<snapshot id>/<part>.part        base snapshots; part 0 is the index
     drills/<drill id>.rec                            records of drills
     manifests/<seq>.json                             the manifest log
@@ -34,9 +34,9 @@ def key(key_id: str) -> str:
     return f"{KEYS}{key_id}.json"
 
 
-def segment(ordinal: int, start: Lsn, end: Lsn, writer: UUID) -> str:
-    """The writer's id keeps a paused daemon that wakes up from overwriting its successor's object."""
-    return f"{SEGMENTS}{ordinal:020d}-{int(start):016X}-{int(end):016X}-{writer.hex[:12]}.seg"
+def segment(ordinal: int, start: Lsn, end: Lsn, upload: UUID) -> str:
+    """An id of its own keeps an upload that comes late, or from a daemon that was paused, from replacing another."""
+    return f"{SEGMENTS}{ordinal:020d}-{int(start):016X}-{int(end):016X}-{upload.hex[:12]}.seg"
 
 
 def snapshot_part(lsn: Lsn, snapshot_id: UUID, part: int) -> str:

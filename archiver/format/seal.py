@@ -141,6 +141,12 @@ def unseal(data: bytes, expected: Identity, data_key: bytes) -> bytes:
     return b"".join(_open_chunks(AESGCM(key), data[:HEADER_BYTES], body))
 
 
+def is_key_of(data: bytes, data_key: bytes) -> bool:
+    """Whether an object was sealed under this data key, as its commitment says. Raises IntegrityError if it is cut."""
+    identity, salt, commitment, _ = _split(data)
+    return hmac.compare_digest(commitment, _object_key(data_key, identity, salt)[1])
+
+
 _HINT = "Run archiver verify; another region may hold it whole."
 
 

@@ -94,8 +94,11 @@ async def create_slot(
     making = asyncio.create_task(_create(conn, name, temporary, export), name=f"create slot {name}")
     try:
         return await _watch(making, conn, watch, on_blocked or _tell_nobody, timeout)
-    except BaseException:
-        await _undo(making, conn, watch, name)
+    except BaseException as exc:
+        try:
+            await _undo(making, conn, watch, name)
+        except (PostgresError, TimeoutError) as failed:
+            raise exc from failed  # a cancellation stays one, though the source has gone away
         raise
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import TypeVar
@@ -17,6 +16,7 @@ from typing import TypeVar
 from archiver.errors import ArchiverError, IntegrityError, ObjectNotFound, StoreError, StoreUnavailable
 from archiver.store.base import Entry, Store
 from archiver.store.replicas import STRICT, Replicas, WritePolicy
+from archiver.tasks import loop_time
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ class Mirror:
         prefer: str | None = None,
         policy: WritePolicy = STRICT,
         patience: timedelta | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = loop_time,
     ) -> None:
         self._stores = tuple(stores)
         self.replicas = Replicas(stores, policy)

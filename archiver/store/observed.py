@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from time import monotonic
 
 from archiver.store.base import Entry, Store
+from archiver.tasks import loop_time
 
 
 class Observed:
@@ -27,9 +27,9 @@ class Observed:
         return self._store.name
 
     async def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
-        started = monotonic()
+        started = loop_time()
         await self._store.put(key, data, if_absent=if_absent)
-        self._on_put(len(data), monotonic() - started)
+        self._on_put(len(data), loop_time() - started)
 
     async def get(self, key: str) -> bytes:
         data = await self._store.get(key)

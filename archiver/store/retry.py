@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,6 +16,7 @@ from typing import TypeVar
 
 from archiver.errors import AccessDenied, ArchiverError, BucketNotFound, ObjectExists, ObjectNotFound, StoreUnavailable
 from archiver.store.base import Entry, Store
+from archiver.tasks import loop_time
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ class Retry:
         cap: timedelta = timedelta(seconds=5),
         on_result: Callable[[bool], None] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = loop_time,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._store = store

@@ -12,7 +12,9 @@ from archiver.archive import open_archive
 from archiver.daemon import Daemon
 from archiver.errors import Fenced, PostgresError, TargetUnreachable
 from archiver.format.manifest import Changes, Fence, Gap
+from archiver.lsn import Lsn
 from archiver.policy.target import ToName, ToTime
+from archiver.postgres.replication import ReplicationStream
 from archiver.postgres.session import connect
 from archiver.postgres.setup import name_restore_point
 from archiver.recovery_plan import make_plan, read_history
@@ -125,6 +127,31 @@ async def test_a_slot_that_someone_else_moved_becomes_a_gap(item: Setup) -> None
     async with item.open() as archive:
         gaps = [s.entry async for s in archive.log.scan() if isinstance(s.entry, Gap)]
     assert [gap.reason for gap in gaps] == ["the replication slot was moved by someone else"]
+
+
+async def test_a_slot_that_is_moved_between_the_look_at_it_and_the_streaming_becomes_a_gap(
+    item: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server streams from the later of two positions, and says nothing."""
+    async with item.daemon():
+        await item.archived()
+    start, moved = ReplicationStream.start, asyncio.Event()
+
+    async def start_late(dsn: str, slot: str, publication: str, lsn: Lsn) -> ReplicationStream:
+        if not moved.is_set():
+            moved.set()
+            with item.connect() as conn:
+                conn.execute("INSERT INTO item VALUES (5000, 'skipped')")
+                conn.execute(f"SELECT pg_replication_slot_advance(slot_name, pg_current_wal_lsn()) {OURS}")
+        return await start(dsn, slot, publication, lsn)
+
+    monkeypatch.setattr("archiver.capture.ReplicationStream.start", start_late)
+    async with item.daemon():
+        await item.archived()
+    async with item.open() as archive:
+        history = await read_history(archive)
+    assert [gap.reason for gap in history.gaps] == ["the replication slot was moved by someone else"]
+    assert sum(entry.commits for entry in history.changes) == 0
 
 
 async def test_a_keyless_table_whose_updates_would_fail_is_never_published(make_setup: MakeSetup) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,7 +11,7 @@ import psycopg
 import pytest
 
 from archiver.lsn import Lsn
-from archiver.postgres.replication_slot import Blocker, create_statement, slot_error, slot_info_from
+from archiver.postgres.replication_slot import Blocker, create_slot, create_statement, slot_error, slot_info_from
 
 
 @pytest.mark.parametrize(
@@ -84,3 +85,35 @@ def test_each_refusal_has_a_hint_that_fits_slots(error: type[psycopg.Error], hin
     found = slot_error(error("x"), "s")
     assert hint in (found.hint or "")
     assert found.where == "slot s"
+
+
+async def test_a_cancelled_attempt_stays_cancelled_though_the_source_has_gone_away_meanwhile() -> None:
+    """Undoing it fails then. A daemon that is told to stop must not take that for a reason to try again."""
+    asked = asyncio.Event()
+
+    class Gone:
+        info = SimpleNamespace(server_version=180000, backend_pid=1)
+        calls = 0
+
+        async def execute(self, *_: Any) -> Any:
+            self.calls += 1
+            if self.calls > 1:
+                raise psycopg.OperationalError("the connection is lost")
+            return SimpleNamespace(fetchone=self._nothing)
+
+        async def _nothing(self) -> None:
+            return None
+
+        async def close(self) -> None:
+            return
+
+    class Waiting(Gone):
+        async def execute(self, *_: Any) -> Any:
+            asked.set()
+            await asyncio.Event().wait()
+
+    making = asyncio.create_task(create_slot(cast(Any, Waiting()), "s", watch=cast(Any, Gone())))
+    await asked.wait()
+    making.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await making
