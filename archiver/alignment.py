@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -41,14 +42,14 @@ T = TypeVar("T")
 class Alignment:
     """What a daemon asks of the source before it streams.
 
-    `given_up`: why the slot is no more, if we dropped it. `timeline`: the source's when it was last aligned.
+    `given_up`: why the slot is no more, if we dropped it. `system`: who the source was when it was last aligned.
     """
 
     def __init__(self, source: SourceSection, on_gap: Callable[[], None]) -> None:
         self._source = source
         self._on_gap = on_gap
         self.given_up: str | None = None
-        self.timeline = 0
+        self.system: SystemIdentity | None = None
 
     async def check_identity(self, archive: OpenArchive) -> SystemIdentity:
         """Who the source is, and where it stands.
@@ -59,7 +60,7 @@ class Alignment:
         conn = await connect(self._source.dsn, purpose="start", replication=True)
         try:
             system = await identify_system(conn)
-            require_same_database(archive.identity, system.system_id, system.database)
+            require_same_database(archive.identity, system.database)
             if system.standby:
                 raise PostgresUnavailable(
                     "the source is a standby: it is waited for until it is promoted",
@@ -99,41 +100,58 @@ class Alignment:
         """Compare slot and log, and decide where to go on. What the slot no longer has becomes a gap."""
         # Asked now, and not before the log was read: another daemon may have gone on meanwhile.
         system = await patiently(lambda: self.check_identity(archive))
-        self.timeline = system.timeline
+        self.system = system
         slot = await patiently(self.slot)
         state = archive.log.state
         position = _end_of_log(archive)
-        if position is not None and system.position < position.lsn:
-            raise PostgresError(
-                "the source stands before the end of the archive: it was set back, or a standby took over",
-                where=f"source at {system.position}, archive at {position.lsn}",
-                hint="Its history is another one now. Start again once it has written past the archive's end, and a "
-                "gap is recorded; or give it a new archive: another [archive] name and prefix.",
-            )
-        if slot is None and state.changes is None and state.snapshot is None:
+        began_anew = await self._began_anew(archive, system, position)
+        if slot is None and not began_anew and state.changes is None and state.snapshot is None:
             raise ConfigError(f"there is no replication slot {self._source.slot!r}", hint="Make it with: archiver init")
+        bridge = partial(self._bridge, archive, system, position, new_history=began_anew is not None)
         if slot is None or slot.is_lost:
             how = f"was invalidated: {slot.invalidation}" if slot else self.given_up or "was dropped"
-            resume = await self._new_slot(slot)
-            return await self._bridge(archive, system, position, resume, f"the replication slot {how}")
+            return await bridge(await self._new_slot(slot), began_anew or f"the replication slot {how}")
         confirmed = slot.confirmed_flush_lsn
         if confirmed is None:
             raise PostgresError("the replication slot is not a logical one that is ready", where=slot.name)
+        if began_anew:
+            return await bridge(confirmed, began_anew)
         if position is None:  # no daemon ran yet: changes are wanted from the first base snapshot on
             position = Position(1, min(confirmed, state.snapshot.lsn) if state.snapshot else confirmed)
         if confirmed > position.lsn:
-            reason = "the replication slot was moved by someone else"
-            return await self._bridge(archive, system, position, confirmed, reason)
-        if (left := await self._left_at(archive, system)) is not None and left < position.lsn:
-            reason = (
-                f"the source went on from {left} on timeline {system.timeline}: a standby took over, or it was set back"
-            )
-            return await self._bridge(archive, system, position, system.position, reason)
+            return await bridge(confirmed, "the replication slot was moved by someone else")
         return position
+
+    async def _began_anew(self, archive: OpenArchive, system: SystemIdentity, position: Position | None) -> str | None:
+        """Why the source is not the continuation of what is archived; None if it is, as far as anybody can tell."""
+        known = archive.log.system_identifier
+        if system.system_id != known:
+            await self._require_publication()
+            return f"the source is another server now: system {system.system_id}, before {known}"
+        if position is None:
+            return None
+        if (left := await self._left_at(archive, system)) is not None and left < position.lsn:
+            now = f"the source went on from {left} on timeline {system.timeline}"
+            return f"{now}, before the archive's end: a standby took over, or it was set back"
+        if system.position < position.lsn:
+            return f"the source stands at {system.position}, before the archive's end: it was set back"
+        return None
+
+    async def _require_publication(self) -> None:
+        """Whoever ran `init` on this server meant it."""
+        async with await connect(self._source.dsn, purpose="start") as conn:
+            query = "SELECT FROM pg_catalog.pg_publication WHERE pubname = %s"
+            if await (await conn.execute(query, (self._source.publication,))).fetchone() is None:
+                raise ConfigError(
+                    "the source is another server than the one that the archive was made of",
+                    where=f"it has no publication {self._source.publication}",
+                    hint="To go on with this one: archiver init, then archiver run records a gap. Otherwise correct "
+                    "[source] dsn.",
+                )
 
     async def _left_at(self, archive: OpenArchive, system: SystemIdentity) -> Lsn | None:
         """Where the source's history left that of the archive; None if it has not, or nobody can know."""
-        archived = _timeline(archive)
+        archived = archive.log.state.timeline
         if archived is None or archived == system.timeline:
             return None
         conn = await connect(self._source.dsn, purpose="start", replication=True)
@@ -160,7 +178,14 @@ class Alignment:
             await watch.close()
 
     async def _bridge(
-        self, archive: OpenArchive, system: SystemIdentity, position: Position | None, resume: Lsn, reason: str
+        self,
+        archive: OpenArchive,
+        system: SystemIdentity,
+        position: Position | None,
+        resume: Lsn,
+        reason: str,
+        *,
+        new_history: bool,
     ) -> Position:
         """Record that the changes up to `resume` are not in the archive; a base snapshot must follow.
 
@@ -169,24 +194,23 @@ class Alignment:
         after = position or Position(1, Lsn(0))
         await archive.log.require_nothing_beyond()
         log.error("gap: changes are missing from the archive", after=str(after.lsn), before=str(resume), reason=reason)
-        await archive.log.append(Gap(after_lsn=after.lsn, before_lsn=resume, timeline=system.timeline, reason=reason))
+        gap = Gap(
+            after_lsn=after.lsn,
+            before_lsn=resume,
+            timeline=system.timeline,
+            new_history=new_history,
+            system_identifier=None if system.system_id == archive.log.system_identifier else system.system_id,
+            reason=reason,
+        )
+        await archive.log.append(gap)
         self._on_gap()
         return Position(after.ordinal, resume)
 
 
 def _end_of_log(archive: OpenArchive) -> Position | None:
     state = archive.log.state
-    ends = [state.changes.end_lsn] if state.changes else []
-    ends += [state.gap.before_lsn] if state.gap else []
-    return Position(state.changes.ordinal + 1 if state.changes else 1, max(ends)) if ends else None
-
-
-def _timeline(archive: OpenArchive) -> int | None:
-    """The timeline of the log's end. No fence says it, since a fence is written before the two are compared."""
-    state = archive.log.state
-    if state.gap is not None and (state.changes is None or state.gap.before_lsn > state.changes.end_lsn):
-        return state.gap.timeline
-    return state.changes.timeline if state.changes else None
+    ordinal = state.changes.ordinal + 1 if state.changes else 1
+    return None if state.end is None else Position(ordinal, state.end)
 
 
 async def patiently(action: Callable[[], Awaitable[T]]) -> T:

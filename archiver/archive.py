@@ -138,7 +138,7 @@ async def create_archive(
         identity = await _create_identity(strict, name, keks, system_identifier, database)
     except ObjectExists:
         identity = manifest.parse_archive(await store.get(layout.ARCHIVE))
-    require_same_database(identity, system_identifier, database)
+    require_same_database(identity, database)
     return await open_archive(store, name, keks)
 
 
@@ -172,11 +172,20 @@ async def _interrupted(store: Mirror) -> UUID | None:
         return None
 
 
-def require_same_database(identity: Archive, system_identifier: str, database: str) -> None:
-    """Raise ConfigError unless the archive was made for this very database."""
-    if (identity.system_identifier, identity.database) != (system_identifier, database):
+def require_same_database(identity: Archive, database: str) -> None:
+    """Raise ConfigError unless the archive was made for a database of this name."""
+    if identity.database != database:
         raise ConfigError(
-            f"this archive belongs to database {identity.database!r} of system {identity.system_identifier}, "
-            f"the source is {database!r} of system {system_identifier}",
+            f"this archive belongs to database {identity.database!r}, the source is {database!r}",
             hint="Give each database an archive of its own: another [archive] name and prefix.",
+        )
+
+
+def require_same_server(known: str, found: str) -> None:
+    """Raise ConfigError unless the source is the server whose changes are archived: system identifiers."""
+    if known != found:
+        raise ConfigError(
+            f"the source is another server than the one that is archived: system {found}, not {known}",
+            hint="To go on with this one: archiver init, then archiver run records a gap. Otherwise "
+            "correct [source] dsn.",
         )

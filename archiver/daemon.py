@@ -139,6 +139,7 @@ class Daemon:
         await self._alignment.require_all_seen(archive)
         await archive.take_over(Fence(host=socket.gethostname(), pid=os.getpid(), version=__version__))
         position = await self._alignment.align(archive)
+        assert self._alignment.system is not None
         self._capture = Capture(
             archive=archive,
             source=self._source,
@@ -146,7 +147,7 @@ class Daemon:
             monitor=self._monitor,
             metrics=self.metrics,
             start=position,
-            timeline=self._alignment.timeline,
+            timeline=self._alignment.system.timeline,
         )
         return archive
 
@@ -200,8 +201,9 @@ class Daemon:
     async def _check_unmoved(self, archive: OpenArchive, capture: Capture) -> None:
         """Raise when what we reconnect to is not what we lost: the next start records the gap."""
         system = await self._alignment.check_identity(archive)
-        if system.timeline != capture.timeline:
-            raise SlotLost(f"a standby took over: the source is on timeline {system.timeline} now")
+        before = self._alignment.system
+        if before is None or (system.system_id, system.timeline) != (before.system_id, before.timeline):
+            raise SlotLost(f"the source is system {system.system_id} on timeline {system.timeline} now")
         slot = await self._alignment.slot()
         if slot is None or slot.is_lost or (slot.confirmed_flush_lsn or 0) > capture.durable:
             what = "the replication slot is gone or was moved while the connection was lost"

@@ -12,7 +12,7 @@ import getpass
 import math
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -29,7 +29,8 @@ from archiver.format.drill import Check, Copy, Phase, Purpose, Record
 from archiver.format.manifest import Drill, Signed, Snapshot
 from archiver.format.seal import inflate
 from archiver.policy import drill as policy
-from archiver.policy.target import History, Plan, Target, ToLatest, ToLsn
+from archiver.policy.history import History
+from archiver.policy.target import Plan, Target, ToLatest, ToLsn
 from archiver.recovery_plan import make_plan
 from archiver.restore import Progress, Summary, run_restore
 from archiver.snapshots import read_index
@@ -63,7 +64,7 @@ async def plan_drill(archive: OpenArchive, target: Target | None = None) -> Dril
     history = History([signed.entry for signed in log])
     if not history.snapshots:
         raise TargetUnreachable("there is no base snapshot to restore", hint="archiver run takes the first one.")
-    plan, compared, deviations = await _choose(archive, log, history, target)
+    plan, compared, deviations = await _choose(archive, history, target)
     latest = history.window.latest  # by the source's clock, which may be ahead of ours
     age = max(timedelta(), started - latest) if latest else None
     phase = Phase(name="plan", purpose="recovery", started_at=started, finished_at=datetime.now(UTC))
@@ -71,14 +72,13 @@ async def plan_drill(archive: OpenArchive, target: Target | None = None) -> Dril
 
 
 async def _choose(
-    archive: OpenArchive, log: Sequence[Signed], history: History, target: Target | None
+    archive: OpenArchive, history: History, target: Target | None
 ) -> tuple[Plan, Snapshot | None, list[str]]:
     deviations = []
     if target is None:
-        entries = [signed.entry for signed in log]
         for lower, upper in policy.pairs(history):
             try:
-                plan = await make_plan(archive, ToLsn(upper.lsn), policy.up_to(lower, entries))
+                plan = await make_plan(archive, ToLsn(upper.lsn), policy.up_to(lower, history))
             except TargetUnreachable as exc:
                 deviations.append(f"base snapshot {lower.lsn} cannot be replayed to {upper.lsn}: {exc}")
             else:

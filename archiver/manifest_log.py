@@ -15,7 +15,15 @@ from uuid import UUID, uuid4
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from archiver.errors import Fenced, IntegrityError, ObjectExists, ObjectNotFound, StoreError, StoreUnavailable
+from archiver.errors import (
+    Fenced,
+    IntegrityError,
+    ObjectExists,
+    ObjectNotFound,
+    PostgresError,
+    StoreError,
+    StoreUnavailable,
+)
 from archiver.format import layout, manifest
 from archiver.format.manifest import (
     Archive,
@@ -29,6 +37,7 @@ from archiver.format.manifest import (
     Signed,
     Snapshot,
 )
+from archiver.lsn import Lsn
 from archiver.policy import catalog
 from archiver.repair import Repair, newest_manifest, refs
 from archiver.store.base import Store
@@ -42,11 +51,18 @@ _OWNED_BY_DAEMON = (Changes, Fence, Gap)
 
 @dataclass
 class LogState:
-    """What a writer must know of the log: its end, and the last of each kind that it continues."""
+    """What a writer must know of the log: its end, and the last of each kind that it continues.
+
+    `end` and `timeline` are those of the source at the log's end; `system_identifier` where it has changed since the
+    archive was made. `snapshot` and `lost` are forgotten where the source's history began anew.
+    """
 
     head: Signed | None = None
     changes: Changes | None = None
     gap: Gap | None = None
+    end: Lsn | None = None
+    timeline: int | None = None
+    system_identifier: str | None = None
     snapshot: Snapshot | None = None
     drill: Drill | None = None
     lost: Lost | None = None
@@ -56,15 +72,23 @@ class LogState:
         match signed.entry:
             case Changes():
                 self.changes = signed.entry
+                self.end, self.timeline = signed.entry.end_lsn, signed.entry.timeline
                 self.lost = signed.entry.lost[-1] if signed.entry.lost else self.lost
             case Gap():
-                self.gap = signed.entry
+                self._observe_gap(signed.entry)
             case Snapshot():
                 self.snapshot = signed.entry
             case Drill():
                 self.drill = signed.entry
             case Fence():
                 pass
+
+    def _observe_gap(self, gap: Gap) -> None:
+        self.gap = gap
+        self.end, self.timeline = gap.before_lsn, gap.timeline
+        self.system_identifier = gap.system_identifier or self.system_identifier
+        if gap.new_history:
+            self.snapshot = self.lost = None
 
 
 class ManifestLog:
@@ -263,6 +287,11 @@ class ManifestLog:
                 return entry.ordinal
         return 0
 
+    @property
+    def system_identifier(self) -> str:
+        """The source's, which may have changed since the archive was made."""
+        return self.state.system_identifier or self._archive.system_identifier
+
     # --- others ---
 
     async def _require_no_hole(self, signed: Signed) -> None:
@@ -301,6 +330,12 @@ class ManifestLog:
                 "another archiver has taken over this archive",
                 where=f"manifest {seq}, {_describe(other)}",
                 hint="Run one daemon for an archive; this one has confirmed nothing since.",
+            )
+        if isinstance(other.entry, Gap) and other.entry.new_history:
+            raise PostgresError(
+                "the source's history began anew meanwhile: this belongs to the one before",
+                where=f"manifest {seq}",
+                hint="Run it again.",
             )
         # It may have died between two regions, or not have reached one of them: ours must not stand behind a hole.
         for region in self._store.replicas.in_step:

@@ -21,7 +21,8 @@ from archiver.format.seal import is_key_of
 from archiver.keys import SIGNING
 from archiver.lsn import Lsn
 from archiver.policy import catalog
-from archiver.policy.target import History, ToLsn
+from archiver.policy.history import History
+from archiver.policy.target import ToLsn
 from archiver.repair import Repair, newest_manifest, refs
 from archiver.store.base import Store
 from archiver.store.mirror import Mirror

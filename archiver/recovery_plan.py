@@ -21,7 +21,8 @@ from archiver.format.manifest import Changes, CommitRef
 from archiver.format.roles import Globals
 from archiver.format.seal import Kind, inflate
 from archiver.lsn import Lsn
-from archiver.policy.target import History, Plan, Target, ToLsn
+from archiver.policy.history import History
+from archiver.policy.target import Plan, Target, ToLsn
 from archiver.postgres import load
 from archiver.postgres.session import connect
 from archiver.snapshots import Index

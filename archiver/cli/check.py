@@ -10,14 +10,14 @@ from pathlib import Path
 
 import typer
 
-from archiver.archive import OpenArchive, open_archive, require_same_database
+from archiver.archive import OpenArchive, open_archive, require_same_database, require_same_server
 from archiver.cli.options import ConfigOption, JsonOption, load, run_async
 from archiver.cli.output import print_json, say
 from archiver.config import Config, SourceSection
 from archiver.errors import ArchiverError, ObjectExists, ObjectNotFound
 from archiver.format import layout
 from archiver.keys import Kek
-from archiver.policy.target import History
+from archiver.policy.history import History
 from archiver.postgres.preflight import Check, check_source
 from archiver.postgres.replication_slot import identify_system, slot_info
 from archiver.postgres.session import connect
@@ -175,12 +175,14 @@ async def _position(source: SourceSection, archive: OpenArchive, history: Histor
     """Whether the slot goes on where the log ends."""
     async with await connect(source.dsn, purpose="check", replication=True) as conn:
         system = await identify_system(conn)
-    require_same_database(archive.identity, system.system_id, system.database)
+    require_same_database(archive.identity, system.database)
+    require_same_server(history.system_identifier or archive.identity.system_identifier, system.system_id)
     async with await connect(source.dsn, purpose="check") as conn:
         slot = await slot_info(conn, source.slot)
     if slot is None or slot.confirmed_flush_lsn is None:
         return Check("position", "warn", "no slot to compare the archive with", "archiver run makes one, after a gap.")
-    end = history.changes[-1].end_lsn if history.changes else None
+    last = history.epochs[-1].changes
+    end = last[-1].end_lsn if last else None
     if end is not None and slot.confirmed_flush_lsn > end:
         hint = "Only one archiver may read the slot; archiver run records the gap and takes a base snapshot."
         detail = f"the slot is at {slot.confirmed_flush_lsn}, past the end of the archive at {end}"

@@ -14,7 +14,8 @@ from statistics import median
 from archiver.cli.demo_proof import Verdict
 from archiver.cli.output import say, size, table
 from archiver.metrics import Metrics
-from archiver.policy.target import History, Plan
+from archiver.policy.history import History
+from archiver.policy.target import Plan
 from archiver.restore import Summary
 
 SAMPLE_SECONDS = 0.25

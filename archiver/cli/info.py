@@ -18,7 +18,8 @@ from archiver.config import Config, SourceSection
 from archiver.errors import ArchiverError
 from archiver.format import layout
 from archiver.format.manifest import Drill, Entry, ObjectRef, format_time
-from archiver.policy.target import History, Window
+from archiver.policy.history import History
+from archiver.policy.target import Window
 from archiver.postgres.replication_slot import slot_info
 from archiver.postgres.session import connect
 from archiver.postgres.source import Source

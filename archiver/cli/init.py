@@ -32,6 +32,7 @@ from archiver.postgres.replication_slot import (
     slot_info,
 )
 from archiver.postgres.session import connect
+from archiver.recovery_plan import read_history
 from archiver.regions import open_keks, open_regions
 from archiver.store.mirror import Mirror
 
@@ -77,7 +78,7 @@ async def initialise(
     try:
         await mirror.check()
         async with _connections(source) as links:
-            await _refuse_foreign_archive(config, links, mirror, keks)
+            await _refuse_foreign_archive(config, links, mirror, keks, tell)
             keyless = keyless or await _earlier_choice(links.ordinary, source)
             await _refuse_unfit_source(config, links.ordinary, keyless)
             await _await_old_transactions(links, source, wait)
@@ -124,14 +125,23 @@ async def _replication(dsn: str) -> AsyncIterator[Conn]:
         await conn.close()
 
 
-async def _refuse_foreign_archive(config: Config, links: _Links, mirror: Mirror, keks: Sequence[Kek]) -> None:
-    """Raise unless the archive is not there yet, or is this database's and opens with our keys."""
+async def _refuse_foreign_archive(
+    config: Config, links: _Links, mirror: Mirror, keks: Sequence[Kek], tell: Callable[[str], None]
+) -> None:
+    """Raise unless the archive is not there yet, or is this database's and opens with our keys.
+
+    The server may be another one: then it was moved, or upgraded.
+    """
     try:
         identity = manifest.parse_archive(await mirror.get(layout.ARCHIVE))
     except ObjectNotFound:
         return
-    require_same_database(identity, links.system.system_id, links.system.database)
-    await open_archive(mirror, config.archive.name, keks)
+    require_same_database(identity, links.system.database)
+    archive = await open_archive(mirror, config.archive.name, keks)
+    if identity.system_identifier != links.system.system_id:
+        known = (await read_history(archive)).system_identifier or identity.system_identifier
+        if known != links.system.system_id:
+            tell("the source is another server than before: archiver run records a gap and takes a base snapshot")
 
 
 async def _refuse_unfit_source(config: Config, conn: Conn, keyless: setup.Keyless | None) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from archiver.archive import require_same_database
+from archiver.archive import require_same_database, require_same_server
 from archiver.cli.options import ConfigOption, JsonOption, load, opened, run_async
 from archiver.cli.output import print_json, say
 from archiver.config import Config
@@ -41,7 +41,8 @@ def restore_point(
 async def _write(config: Config, name: str) -> Lsn:
     source = config.require_source()
     async with opened(config) as archive:
-        known = (await read_history(archive)).find_restore_point(name)
+        history = await read_history(archive)
+        known = history.find_restore_point(name)
         if known is not None:
             hint = "Choose another name; archiver info lists those that are taken."
             raise UsageError(f"there is a restore point {name!r} already", where=str(known.lsn), hint=hint)
@@ -50,7 +51,8 @@ async def _write(config: Config, name: str) -> Lsn:
             system = await identify_system(replication)
         finally:
             await replication.close()
-        require_same_database(archive.identity, system.system_id, system.database)
+        require_same_database(archive.identity, system.database)
+        require_same_server(history.system_identifier or archive.identity.system_identifier, system.system_id)
         conn = await connect(source.dsn, purpose="restore point")
         try:
             return await name_restore_point(conn, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from archiver.archive import require_same_database
+from archiver.archive import require_same_database, require_same_server
 from archiver.cli.init import teller
 from archiver.cli.options import ConfigOption, JsonOption, WaitOption, load, opened, run_async
 from archiver.cli.output import print_json, progress, say, size
@@ -37,8 +37,9 @@ async def _take(config: Config, wait: timedelta) -> Snapshot:
             system = await identify_system(conn)
         finally:
             await conn.close()
-        require_same_database(archive.identity, system.system_id, system.database)
+        require_same_database(archive.identity, system.database)
         await archive.follow()
+        require_same_server(archive.log.system_identifier, system.system_id)
         with progress() as report:
             return await take_snapshot(
                 archive,

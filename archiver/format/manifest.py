@@ -67,9 +67,9 @@ class ObjectRef(Model):
         return len(data) == self.size and hashlib.sha256(data).hexdigest() == self.sha256
 
 
-def _is_none(value: object) -> bool:
+def _is_empty(value: object) -> bool:
     """Fields that came later are left out where they say nothing: what was signed before stays what it was."""
-    return value is None
+    return not value
 
 
 class CommitRef(Model):
@@ -106,7 +106,7 @@ class Changes(Model):
     kind: Literal["changes"] = "changes"
     ordinal: int
     connection: int
-    timeline: int | None = Field(default=None, exclude_if=_is_none)
+    timeline: int | None = Field(default=None, exclude_if=_is_empty)
     start_lsn: LsnField
     end_lsn: LsnField
     covered_until: TimeField | None
@@ -139,11 +139,16 @@ class Snapshot(Model):
 class Gap(Model):
     """A span of LSNs that the archive does not hold: commits that end after `after_lsn` and up to `before_lsn`.
 
-    `timeline` is that of the server at `before_lsn`.
+    `timeline` is that of the server at `before_lsn`. With `new_history` the source is not the continuation of what was
+    archived (another server, a standby that had not all of it, a server that was set back): positions behind this gap
+    are not to be compared with those before, and `before_lsn` may be the lower one. `system_identifier` is given where
+    it changed.
     """
 
     kind: Literal["gap"] = "gap"
-    timeline: int | None = Field(default=None, exclude_if=_is_none)
+    timeline: int | None = Field(default=None, exclude_if=_is_empty)
+    new_history: bool = Field(default=False, exclude_if=_is_empty)
+    system_identifier: str | None = Field(default=None, exclude_if=_is_empty)
     after_lsn: LsnField
     before_lsn: LsnField
     reason: str

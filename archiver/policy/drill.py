@@ -16,22 +16,25 @@ from typing import Final
 from archiver.format import dump
 from archiver.format.digest import RowDigest
 from archiver.format.drill import Check
-from archiver.format.manifest import Entry, Snapshot
-from archiver.policy.target import History, Plan
+from archiver.format.manifest import Snapshot
+from archiver.policy.history import History
+from archiver.policy.target import Plan
 
 Pair = tuple[Snapshot, Snapshot]
 
 
 def pairs(history: History) -> Iterator[Pair]:
     """Neighbouring base snapshots, the newest two first."""
-    for lower, upper in reversed([*pairwise(history.snapshots)]):
-        if lower.lsn < upper.lsn:
-            yield lower, upper
+    for epoch in reversed(history.epochs):
+        for lower, upper in reversed([*pairwise(epoch.snapshots)]):
+            if lower.lsn < upper.lsn:
+                yield lower, upper
 
 
-def up_to(lower: Snapshot, entries: Sequence[Entry]) -> History:
-    """The history without the base snapshots after `lower`, so that a plan has to replay from there."""
-    return History([entry for entry in entries if not (isinstance(entry, Snapshot) and entry.lsn > lower.lsn)])
+def up_to(lower: Snapshot, history: History) -> History:
+    """The epoch of `lower` without the base snapshots after it, so that a plan has to replay from there."""
+    epoch = next(epoch for epoch in history.epochs if lower in epoch.snapshots)
+    return History([entry for entry in epoch.entries if not (isinstance(entry, Snapshot) and entry.lsn > lower.lsn)])
 
 
 def replays_nothing(plan: Plan) -> bool:

@@ -106,10 +106,16 @@ class Window:
     end: Lsn
 
 
-class History:
-    """The entries of a manifest log, seen as what can be restored from them."""
+class Epoch:
+    """A part of a manifest log in which positions rise, seen as what can be restored from it.
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
+    `before` and `after`: the gaps at which the source's history began anew, where there are such.
+    """
+
+    def __init__(self, entries: Sequence[Entry], before: Gap | None = None, after: Gap | None = None) -> None:
+        self.before = before
+        self.after = after
+        self.entries = entries
         self.changes = [entry for entry in entries if isinstance(entry, Changes)]
         self.snapshots = sorted((e for e in entries if isinstance(e, Snapshot)), key=lambda e: (e.lsn, e.consistent_at))
         self.gaps = [entry for entry in entries if isinstance(entry, Gap)]
@@ -193,6 +199,8 @@ class History:
             if commit.time > target.time:
                 return commit.lsn
         segment = self._settles(target.time)
+        if segment is None and self.after is not None:
+            raise _in_gap(target, self.after)
         if segment is None:
             raise TargetUnreachable(f"the archive does not reach the target {target} yet", hint=self._window_hint())
         return segment.end_lsn
@@ -201,6 +209,8 @@ class History:
         """The newest one at or before the target with no gap in between."""
         wanted = [s for s in self.snapshots if snapshot_id in {None, s.snapshot_id}]
         before = [s for s in wanted if s.lsn <= stop and not _is_after(s, target)]
+        if not self.snapshots and self.before is not None:
+            raise _in_gap(target, self.before)
         if not before:
             raise TargetUnreachable(f"the target {target} is before the recovery window", hint=self._window_hint())
         whole = [s for s in before if self._gap_between(s.lsn, stop) is None]
@@ -212,12 +222,7 @@ class History:
                 where=f"it was committed at {lost.lsn}",
                 hint="Choose a target before it, or after the base snapshot that followed it (archiver info).",
             )
-        gap = self._gap_between(before[-1].lsn, stop) or self.gaps[-1]
-        raise TargetUnreachable(
-            f"the target {target} is inside or behind a gap: {gap.reason}",
-            where=f"nothing is archived between {gap.after_lsn} and {gap.before_lsn}",
-            hint="Choose a target before the gap, or after the base snapshot that followed it (archiver info).",
-        )
+        raise _in_gap(target, self._gap_between(before[-1].lsn, stop) or self.gaps[-1])
 
     def _lost_between(self, start: Lsn, stop: Lsn) -> Lost | None:
         return next((lost for s in self.changes for lost in s.lost if start < lost.lsn <= stop), None)
@@ -274,3 +279,11 @@ def _is_later(segment: Changes, time: datetime) -> bool:
 
 def _is_after(snapshot: Snapshot, target: Target) -> bool:
     return isinstance(target, ToTime) and snapshot.consistent_at > target.time
+
+
+def _in_gap(target: Target, gap: Gap) -> TargetUnreachable:
+    return TargetUnreachable(
+        f"the target {target} is inside or behind a gap: {gap.reason}",
+        where=f"nothing is archived between {gap.after_lsn} and {gap.before_lsn}",
+        hint="Choose a target before the gap, or after the base snapshot that followed it (archiver info).",
+    )

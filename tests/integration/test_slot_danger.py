@@ -49,12 +49,13 @@ async def gaps(setup: Setup) -> list[Gap]:
 
 
 async def ends_equal(setup: Setup) -> None:
-    """A base snapshot behind the gap makes the newest state one that can be restored."""
+    """A base snapshot behind the last gap makes the newest state one that can be restored."""
     async with asyncio.timeout(60):
         while True:
             async with setup.open() as archive:
                 history = await read_history(archive)
-            if history.gaps and history.snapshots[-1].lsn >= history.gaps[-1].before_lsn:
+            last = history.epochs[-1]
+            if history.gaps and last.snapshots and last.snapshots[-1].lsn >= history.gaps[-1].before_lsn:
                 break
             await asyncio.sleep(0.3)
     await setup.archived()

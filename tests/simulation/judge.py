@@ -21,8 +21,9 @@ from archiver.format import layout, segment
 from archiver.format.manifest import Changes, Entry, Gap
 from archiver.format.seal import inflate
 from archiver.lsn import Lsn
+from archiver.policy.history import History
 from archiver.policy.sequence_log import SequenceStates
-from archiver.policy.target import History, Plan, Target, ToLatest, ToTime
+from archiver.policy.target import Plan, Target, ToLatest, ToTime
 from archiver.policy.transactions import SourceTransaction, TransactionAssembler
 from archiver.recovery_plan import fetch_segment, make_plan
 from archiver.snapshots import read_index

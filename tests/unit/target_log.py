@@ -8,7 +8,8 @@ from uuid import UUID
 
 from archiver.format.manifest import Changes, CommitRef, Entry, Gap, ObjectRef, Snapshot
 from archiver.lsn import Lsn
-from archiver.policy.target import History, Plan, Target
+from archiver.policy.history import History
+from archiver.policy.target import Plan, Target
 
 MORNING = datetime(2026, 11, 22, 3, tzinfo=UTC)
 NOW = MORNING + timedelta(hours=1)

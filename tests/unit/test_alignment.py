@@ -5,15 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, cast
 
-import pytest
-
 from archiver.alignment import Alignment
 from archiver.archive import OpenArchive
 from archiver.capture import Position
 from archiver.config import SourceSection
-from archiver.errors import PostgresError
-from archiver.format.manifest import Changes
+from archiver.format.manifest import Changes, Gap
 from archiver.lsn import Lsn
+from archiver.manifest_log import LogState
 from archiver.postgres.replication_slot import SlotInfo, SystemIdentity
 from tests.unit.test_archive_log import changes
 
@@ -31,9 +29,25 @@ class Source(Alignment):
         return SlotInfo("s", "pgoutput", "shop", False, False, None, lsn, lsn, "reserved", None, None)
 
 
+class Log:
+    """A manifest log that ends with `entry`."""
+
+    system_identifier = "7"
+
+    def __init__(self, entry: Changes) -> None:
+        self.state = LogState()
+        self.state.observe(cast(Any, SimpleNamespace(entry=entry)))
+        self.appended: list[Gap] = []
+
+    async def require_nothing_beyond(self) -> None:
+        """No region holds more."""
+
+    async def append(self, entry: Gap) -> None:
+        self.appended.append(entry)
+
+
 def archive_up_to(entry: Changes) -> OpenArchive:
-    state = SimpleNamespace(changes=entry, gap=None, snapshot=None)
-    return cast(Any, SimpleNamespace(log=SimpleNamespace(state=state)))
+    return cast(Any, SimpleNamespace(log=Log(entry)))
 
 
 async def test_a_source_that_went_on_while_the_log_was_read_was_not_set_back() -> None:
@@ -42,5 +56,8 @@ async def test_a_source_that_went_on_while_the_log_was_read_was_not_set_back() -
     await source.check_identity(archive_up_to(changes(1)))
     source.reached = Lsn(40)
     assert await source.align(archive_up_to(changes(3))) == Position(4, Lsn(40))
-    with pytest.raises(PostgresError, match="set back"):
-        await source.align(archive_up_to(changes(4)))
+    behind = archive_up_to(changes(4))
+    assert await source.align(behind) == Position(5, Lsn(1))
+    [gap] = cast(Any, behind.log).appended
+    assert (gap.after_lsn, gap.before_lsn, gap.new_history) == (Lsn(50), Lsn(1), True)
+    assert "set back" in gap.reason

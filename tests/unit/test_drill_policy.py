@@ -21,7 +21,7 @@ from archiver.policy.drill import (
     pairs,
     up_to,
 )
-from archiver.policy.target import History
+from archiver.policy.history import History
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -46,7 +46,7 @@ def test_two_base_snapshots_of_one_lsn_prove_nothing() -> None:
 def test_a_history_up_to_a_base_snapshot_keeps_everything_else() -> None:
     one, two = snapshot(1), snapshot(2)
     gap = Gap(after_lsn=Lsn(5), before_lsn=Lsn(6), reason="none")
-    history = up_to(one, [one, gap, two])
+    history = up_to(one, History([one, gap, two]))
     assert (history.snapshots, history.gaps) == ([one], [gap])
 
 

@@ -12,7 +12,8 @@ import pytest
 from archiver.errors import TargetUnreachable, UsageError
 from archiver.format.manifest import Changes, Entry, RestorePoint
 from archiver.lsn import Lsn
-from archiver.policy.target import History, Target, ToLatest, ToLsn, ToName, ToTime, parse_time
+from archiver.policy.history import History
+from archiver.policy.target import Target, ToLatest, ToLsn, ToName, ToTime, parse_time
 from tests.unit.target_log import COMMITS, LOG, MORNING, NOW, at, changes, commit, ordinals, plan, snapshot
 
 # --- sequences ---

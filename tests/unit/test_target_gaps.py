@@ -7,7 +7,8 @@ import pytest
 from archiver.errors import IntegrityError, TargetUnreachable
 from archiver.format.manifest import Changes, Entry, Lost
 from archiver.lsn import Lsn
-from archiver.policy.target import History, ToLatest, ToLsn, ToTime
+from archiver.policy.history import History
+from archiver.policy.target import ToLatest, ToLsn, ToTime
 from tests.unit.target_log import COMMITS, LOG, NOW, at, changes, commit, gap, ordinals, plan, snapshot
 
 # --- gaps and holes ---
