@@ -67,7 +67,7 @@ class Replay:
         """Replay all segments and commit. Raises IntegrityError, PostgresError."""
         ddl = await DdlReplay.open(conn, self._publication)
         with _few_searches_for_cycles():
-            async with Applier.open(conn, on_message=ddl.handlers) as applier:
+            async with Applier.open(conn, on_message=ddl.handlers, concerns=ddl.concerns) as applier:
                 ddl.attach(applier)
                 await self._run(applier, ddl, on_segment)
         self.left_out, self.missing = ddl.left_out, frozenset(ddl.missing)

@@ -234,6 +234,11 @@ class Batch:
         # An update may hold two rows.
         self.bytes += change.size + _ROW_OVERHEAD + 2 * _VALUE_OVERHEAD * len(shape.relation.columns)
 
+    def drop(self, relation_id: int) -> None:
+        """Forget the pending changes of a table, which is truncated. Their bytes count on: it is an estimate."""
+        if (table := self.tables.pop(relation_id, None)) is not None:
+            self.rows -= len(table.changes)
+
     def take(self) -> list[TableBatch]:
         """Hand over all pending changes and start anew."""
         taken = list(self.tables.values())

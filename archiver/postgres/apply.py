@@ -33,6 +33,7 @@ from archiver.postgres.session import postgres_error
 from archiver.postgres.tables import look_up
 
 MessageHandler = Callable[[psycopg.AsyncConnection[Any], LogicalMessage], Awaitable[None]]
+Concerns = Callable[[LogicalMessage], bool]
 CommitHook = Callable[[psycopg.AsyncCursor[Any], SourceTransaction], Awaitable[None]]
 
 _TARGET: Final = "the target"
@@ -64,7 +65,8 @@ class Applier:
 
     `triggers_silent`: whether the role may keep triggers and foreign keys from firing; if not, the caller creates
     them after the replay. `on_message` handles logical messages by their prefix, after everything before
-    them is written; it may change the schema, so what is known of tables is forgotten then.
+    them is written; it may change the schema, so what is known of tables is forgotten then. A message that does not
+    `concern` the handlers costs nothing of that.
 
     `skip_rows` is for handlers: while it is true, rows and truncations of this transaction are passed over.
 
@@ -79,6 +81,7 @@ class Applier:
         triggers_silent: bool,
         batch: Batch,
         on_message: Mapping[str, MessageHandler],
+        concerns: Concerns,
     ) -> None:
         self.triggers_silent = triggers_silent
         self.sequential_batches = 0
@@ -86,6 +89,7 @@ class Applier:
         self._cursor = psycopg.AsyncRawCursor(conn)
         self._batch = batch
         self._on_message = on_message
+        self._concerns = concerns
         self._writers: dict[int, TableWriter] = {}
         self._stages = 0
         self._since = self._until = Lsn(0)
@@ -106,6 +110,7 @@ class Applier:
         *,
         batch: Batch | None = None,
         on_message: Mapping[str, MessageHandler] | None = None,
+        concerns: Concerns = lambda _: True,
     ) -> AsyncIterator[Applier]:
         """Prepare the session of a connection from `session.connect`. Raises PostgresError.
 
@@ -118,7 +123,9 @@ class Applier:
         except psycopg.Error as exc:
             raise postgres_error(exc, _TARGET) from exc
         send_bytes_as_text(conn)
-        applier = cls(conn, triggers_silent=silent, batch=batch or Batch(), on_message=on_message or {})
+        applier = cls(
+            conn, triggers_silent=silent, batch=batch or Batch(), on_message=on_message or {}, concerns=concerns
+        )
         try:
             yield applier
         finally:
@@ -198,16 +205,21 @@ class Applier:
 
     async def _special(self, change: Truncated | LogicalMessage) -> None:
         if isinstance(change, Truncated):
-            if self.skip_rows:
-                return
-            await self.flush()
-            tables = [await look_up(self._cursor, relation) for relation in change.relations]
-            options = {"cascade": change.cascade, "restart_identity": change.restart_identity}
-            await self._cursor.execute(apply_sql.truncate(tables, **options))
-        elif handler := self._on_message.get(change.prefix):
+            if not self.skip_rows:
+                await self._truncate(change)
+        elif (handler := self._on_message.get(change.prefix)) and self._concerns(change):
             await self.flush()
             await self._forget()
             await handler(self._conn, change)
+
+    async def _truncate(self, change: Truncated) -> None:
+        """What is pending for these tables has no effect any more; what is for others stays pending."""
+        for relation in change.relations:
+            self._batch.drop(relation.id)
+        await self._settle()
+        tables = [await look_up(self._cursor, relation) for relation in change.relations]
+        options = {"cascade": change.cascade, "restart_identity": change.restart_identity}
+        await self._cursor.execute(apply_sql.truncate(tables, **options))
 
     # --- tables
 

@@ -52,6 +52,7 @@ class TableWriter:
         self._cursor = psycopg.AsyncRawCursor(conn)
         self._written = table.written
         self._key = table.shape.key or ()
+        self._narrowing = table.narrowing
         self._write_of = _picker(self._written)
         self._key_of = _picker(self._key)
         self._statements = Statements(table, stage)
@@ -66,7 +67,7 @@ class TableWriter:
             if isinstance(phase, list):
                 await self.write_singly(phase)
             elif len(phase) <= _FEW:
-                await self._run(self._singles_of(phase))
+                await self._write_few(phase)
             elif isinstance(phase, NewRows):
                 await self._copy(self._statements.copy(), map(self._write_of, phase.rows))
             elif isinstance(phase, KeyedNet):
@@ -90,6 +91,17 @@ class TableWriter:
         """Apply changes one by one in their order, many in a round trip."""
         await self._run(single for change in changes for single in self._singles(change))
 
+    async def _write_few(self, phase: NewRows | KeyedNet | MultisetNet) -> None:
+        """Rows that only a scan finds are found by one scan together."""
+        if isinstance(phase, MultisetNet) and (gone := phase.deleted()):
+            values = tuple(value for row, copies in gone for value in (*self._write_of(row), b"%d" % copies))
+            statement = self._statements.delete_few_copies(len(gone), self._narrow(gone))
+            # By an index of that column if there is one: without statistics the planner would read the table.
+            await self._cursor.execute("SET LOCAL enable_seqscan = off")
+            await self._counted(statement, sum(copies for _, copies in gone), values)
+            await self._cursor.execute("SET LOCAL enable_seqscan = DEFAULT")
+        await self._run(self._singles_of(phase))
+
     async def _write_keyed(self, net: KeyedNet) -> None:
         """Deletes first: they make room for unique values that updates and inserts take."""
         if gone := net.rows(DELETE, REPLACE):
@@ -106,8 +118,13 @@ class TableWriter:
         if gone := net.deleted():
             rows = ((*self._write_of(row), b"%d" % copies) for row, copies in gone)
             await self._stage(self._written, rows, copies=True)
-            await self._counted(self._statements.delete_staged_copies(), sum(copies for _, copies in gone))
+            statement = self._statements.delete_staged_copies(self._narrow(gone))
+            await self._counted(statement, sum(copies for _, copies in gone))
         await self._copy(self._statements.copy(), map(self._write_of, net.inserted()))
+
+    def _narrow(self, gone: Sequence[tuple[Row, int]]) -> int | None:
+        """The best column to look by that none of these rows has a null in."""
+        return next((at for at in self._narrowing if all(row[at] is not None for row, _ in gone)), None)
 
     def _by_columns(self, rows: Iterable[Row]) -> dict[tuple[int, ...], list[Row]]:
         """Updates by the columns they set. One that sets none (all else unchanged) is nothing to do."""
@@ -137,8 +154,8 @@ class TableWriter:
         await self._counted(statement, expected)
         await self._cursor.execute("SET LOCAL enable_hashjoin = DEFAULT; SET LOCAL enable_mergejoin = DEFAULT")
 
-    async def _counted(self, statement: bytes, expected: int) -> None:
-        await self._cursor.execute(statement)
+    async def _counted(self, statement: bytes, expected: int, values: Values = ()) -> None:
+        await self._cursor.execute(statement, values)
         self._check(self._cursor.rowcount, expected)
 
     def _check(self, found: int, expected: int) -> None:
@@ -163,7 +180,7 @@ class TableWriter:
         cursor = psycopg.AsyncRawCursor(self._conn)
         return await cursor.execute(statement, values)
 
-    def _singles_of(self, net: Phase) -> Iterator[Single]:
+    def _singles_of(self, net: NewRows | KeyedNet | MultisetNet) -> Iterator[Single]:
         if isinstance(net, NewRows):
             yield from map(self._insert, net.rows)
         elif isinstance(net, KeyedNet):
@@ -174,8 +191,6 @@ class TableWriter:
                 yield from ((self._update_one(columns), pick(row)) for row in rows)
             yield from map(self._insert, net.rows(INSERT, REPLACE))
         elif isinstance(net, MultisetNet):
-            for row, copies in net.deleted():
-                yield from [self._delete(row)] * copies
             yield from map(self._insert, net.inserted())
 
     def _singles(self, change: RowMessage) -> Iterator[Single]:

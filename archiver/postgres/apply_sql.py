@@ -70,22 +70,41 @@ class Statements:
         values = dict(zip(columns, self._of("s", columns), strict=True))
         return self._update(values, self._of("s", self._key), staged=True)
 
-    def delete_staged_copies(self) -> bytes:
+    def delete_staged_copies(self, narrow: int | None) -> bytes:
         """Delete as many of each staged row as it says, comparing rows by their text.
 
-        So types without equality (json, xml, point) work. Rows that match are numbered after the join: one
-        scan of the table, and no sort of what does not match.
+        So types without equality (json, xml, point) work. `narrow` is a column by which to look first: text of the rows
+        that differ in it need not be made, and an index may find the others. No staged row may be null there.
         """
+        given = [_text(self._of("s", self.table.written)), COPIES, *self._of("s", _listed(narrow))]
+        return self._delete_copies(SQL("SELECT {} FROM {} s").format(_COMMA.join(given), self._stage), narrow)
+
+    def delete_few_copies(self, rows: int, narrow: int | None) -> bytes:
+        """The same with parameters: the values of each row, then how many of it."""
+        width = len(self.table.written)
+        given = []
+        for first in range(1, rows * (width + 1) + 1, width + 1):
+            values = self._typed(first)
+            row = [_text(values), SQL(f"${first + width}::int8")]
+            row += [values[self.table.written.index(at)] for at in _listed(narrow)]
+            given.append(SQL("({})").format(_COMMA.join(row)))
+        return self._delete_copies(SQL("VALUES {}").format(_COMMA.join(given)), narrow)
+
+    def _delete_copies(self, given: Composable, narrow: int | None) -> bytes:
+        """One scan at most, and no sort of what does not match; then by place: a join would scan once more."""
+        names = [SQL("r"), COPIES, *(SQL("narrow") for _ in _listed(narrow))]
+        where = [SQL(" WHERE {} IN (SELECT narrow FROM g)").format(each) for each in self._of("t", _listed(narrow))]
         return _bytes(
-            "WITH w AS (SELECT {} AS r, pg_catalog.sum({}) AS copies FROM {} s GROUP BY 1),"
-            " f AS (SELECT t.ctid AS at, w.copies, pg_catalog.row_number() OVER (PARTITION BY w.r) AS n"
-            " FROM ONLY {} t JOIN w ON w.r = {})"
-            " DELETE FROM ONLY {} t USING f WHERE t.ctid = f.at AND f.n <= f.copies",
-            _text(self._of("s", self.table.written)),
+            "WITH g ({}) AS ({}), w AS (SELECT r, pg_catalog.sum({}) AS copies FROM g GROUP BY 1),"
+            " f AS (SELECT c.at, w.copies, pg_catalog.row_number() OVER (PARTITION BY w.r) AS n"
+            " FROM (SELECT t.ctid AS at, {} AS r FROM ONLY {} t{} OFFSET 0) c JOIN w ON w.r = c.r)"
+            " DELETE FROM ONLY {} t WHERE t.ctid = ANY (ARRAY(SELECT f.at FROM f WHERE f.n <= f.copies))",
+            _COMMA.join(names),
+            given,
             COPIES,
-            self._stage,
-            self._target,
             _text(self._of("t", self.table.written)),
+            self._target,
+            SQL("").join(where),
             self._target,
         )
 
@@ -102,16 +121,12 @@ class Statements:
         return _bytes("DELETE FROM ONLY {} t WHERE {}", self._target, self._same_key(_parameters(1, len(self._key))))
 
     def delete_one_copy(self) -> bytes:
-        values = [
-            SQL("{}::{}").format(parameter, SQL(self.table.columns[at].type))  # format_type() quotes it
-            for parameter, at in zip(_parameters(1, len(self.table.written)), self.table.written, strict=True)
-        ]
         return _bytes(
             "DELETE FROM ONLY {} t WHERE t.ctid = (SELECT t.ctid FROM ONLY {} t WHERE {} = {} LIMIT 1)",
             self._target,
             self._target,
             _text(self._of("t", self.table.written)),
-            _text(values),
+            _text(self._typed(1)),
         )
 
     def update_one(self, columns: Sequence[int]) -> bytes:
@@ -157,6 +172,13 @@ class Statements:
             parts.append(SQL("t.{} {} {}").format(self._names[at], equals, value))
         return _AND.join(parts)
 
+    def _typed(self, first: int) -> list[Composable]:
+        """Parameters, from `$first` on, of the types of the columns."""
+        return [
+            SQL("{}::{}").format(parameter, SQL(self.table.columns[at].type))  # format_type() quotes it
+            for parameter, at in zip(_parameters(first, len(self.table.written)), self.table.written, strict=True)
+        ]
+
     def _of(self, alias: str, columns: Iterable[int]) -> list[Composable]:
         return [Identifier(alias, self.table.columns[at].name) for at in columns]
 
@@ -169,6 +191,10 @@ def truncate(tables: Sequence[Table], *, cascade: bool, restart_identity: bool) 
         SQL(" RESTART IDENTITY" if restart_identity else ""),
         SQL(" CASCADE" if cascade else ""),
     )
+
+
+def _listed(column: int | None) -> list[int]:
+    return [] if column is None else [column]
 
 
 def _parameters(first: int, count: int) -> list[Composable]:

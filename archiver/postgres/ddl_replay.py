@@ -87,6 +87,15 @@ class DdlReplay:
         """What an Applier calls for each prefix."""
         return {DDL: self._on_ddl, ROWS: self._on_rows, LOST: self._on_lost}
 
+    def concerns(self, message: LogicalMessage) -> bool:
+        """Whether there is anything to do: sessions that fill temporary tables send many that there is nothing for."""
+        if message.prefix != DDL:
+            return True
+        event = ddl.parse_event(message.content)
+        if event.tag not in ddl.CREATES_FILLED or event.kind == "sql_drop":
+            return True
+        return event.kind == "ddl_command_start" and self._made_by(message.lsn) is not None
+
     @property
     def commit_wanted(self) -> bool:
         """Whether the target transaction must be committed before the next source transaction."""
@@ -119,8 +128,6 @@ class DdlReplay:
             applier.skip_rows = True
         elif event.kind == "ddl_command_start":
             await self._create_filled(event, message.lsn)
-        elif event.tag in ddl.CREATES_FILLED:
-            return  # its table was made at its start
         else:
             applier.skip_rows = False
             await self._replay_statement(event, message.lsn)
@@ -139,9 +146,13 @@ class DdlReplay:
 
     async def _create_filled(self, start: Event, lsn: Lsn) -> None:
         """Make the table of a CREATE TABLE AS before its rows arrive, as its end event describes it."""
-        end = next(_ends(self._attached(), lsn), None)
-        if end is not None and end.created:
+        if (end := self._made_by(lsn)) is not None:
             await self._run(start, [ddl.create_table(table) for table in end.created], lsn)
+
+    def _made_by(self, start: Lsn) -> Event | None:
+        """The end of what started at this LSN, where it made a table; its own start is where that is made."""
+        end = next(_ends(self._attached(), start), None)
+        return end if end is not None and end.created else None
 
     async def _on_rows(self, conn: Conn, message: LogicalMessage) -> None:
         """The content of a table that the source computed anew. Triggers and foreign keys are silent."""

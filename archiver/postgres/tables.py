@@ -32,8 +32,14 @@ SELECT i.indexrelid, a.attname, o.oprname, n.nspname
                     WHERE e.position <= i.indnkeyatts AND ea.attnotnull IS NOT TRUE)
  ORDER BY NOT i.indisprimary, i.indexrelid, k.position
 """
+# Types of which equal text means equal values.
 _COLUMNS = """
-SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attgenerated <> '', a.attidentity = 'a'
+SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attgenerated <> '', a.attidentity = 'a',
+       a.atttypid = ANY ('{int2,int4,int8,oid,numeric,text,varchar,bpchar,uuid,date,timestamp,timestamptz}'::regtype[]),
+       EXISTS (SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+                 JOIN pg_catalog.pg_am m ON m.oid = x.relam
+                WHERE i.indrelid = a.attrelid AND i.indkey[0] = a.attnum AND m.amname IN ('btree', 'hash')
+                  AND i.indisvalid AND i.indpred IS NULL)
   FROM pg_catalog.pg_attribute a
  WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped
 """
@@ -46,10 +52,14 @@ _DEFAULT_EQUALITY = ("pg_catalog", "=")
 
 @dataclass(frozen=True, slots=True)
 class TargetColumn:
+    """`comparable`: rows with the same text have equal values there; `indexed`: an index finds rows by it."""
+
     name: str
     type: str
     generated: bool
     always_identity: bool
+    comparable: bool
+    indexed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +77,12 @@ class Table:
     def written(self) -> tuple[int, ...]:
         """The columns that take values: all but generated ones."""
         return tuple(at for at, column in enumerate(self.columns) if not column.generated)
+
+    @property
+    def narrowing(self) -> tuple[int, ...]:
+        """The columns that can narrow down where a row is before all of it is compared, the best first."""
+        comparable = [at for at in self.written if self.columns[at].comparable]
+        return tuple(sorted(comparable, key=lambda at: not self.columns[at].indexed))
 
 
 async def look_up(cursor: psycopg.AsyncRawCursor[Any], relation: Relation) -> Table:

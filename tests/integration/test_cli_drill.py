@@ -8,10 +8,12 @@ import os
 import signal
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests.fix_cli import Site
 from tests.fix_drill import Drilled
+from tests.fix_servers import MakeDatabase
 
 
 @pytest.fixture
@@ -72,6 +74,33 @@ def disposable_servers(parent: int) -> list[Path]:
                 if command[0].endswith(b"/postgres") and b"-D" in command:  # not: postgres --version
                     found.append(Path(os.fsdecode(command[command.index(b"-D") + 1])).parent)
     return found
+
+
+def test_a_drill_into_a_database_with_a_target_of_its_own_counts_and_asks(
+    shop: Site, make_database: MakeDatabase
+) -> None:
+    """Counts, constraints, and what the operator configured; the copy stays where --into said."""
+    plain = shop.settings
+    asked = {"SELECT count(*) FROM public.plain": "12", "SELECT max(name) FROM public.customer": "new"}
+    for query, expect in asked.items():
+        dsn = make_database()
+        shop.settings = f'{plain}\n[drill]\nquery = "{query}"\nexpect = "{expect}"\n'
+        result = shop.run("drill", "--into", dsn, "--latest", "--json")
+        record = json.loads(result.stdout)
+        checks = {check["name"]: check for check in record["checks"]}
+        right = query != "SELECT count(*) FROM public.plain"  # whose rows went after the second base snapshot
+        assert (result.returncode, record["verdict"]) == ((0, "passed") if right else (7, "failed")), result.stderr
+        assert checks[f"query: {query}"]["passed"] is right
+        assert checks["table public.customer"]["found"].startswith("550 rows, ")
+        assert checks["constraints that are not validated"]["passed"]
+        assert record["compared_lsn"] is None
+        with psycopg.connect(dsn) as conn:
+            assert conn.execute("SELECT count(*) FROM public.customer").fetchone() == (550,)
+    wrong = f'{plain}\n[drill]\nquery = "SELECT nothing FROM nowhere"\n'
+    shop.settings = wrong
+    result = shop.run("drill", "--into", make_database(), "--latest", "--json")
+    assert result.returncode == 7
+    assert "nowhere" in result.stdout
 
 
 def test_a_drill_that_cannot_be_recorded_keeps_its_page_and_says_so(shop: Site) -> None:

@@ -192,6 +192,8 @@ TEMPORARY = [
     "CREATE TRIGGER quiet BEFORE INSERT ON scratch EXECUTE FUNCTION suppress_redundant_updates_trigger()",
     "GRANT SELECT ON scratch TO PUBLIC; GRANT SELECT ON scratch, note TO PUBLIC",
     "CREATE TABLE kept (id int PRIMARY KEY); DROP TABLE scratch CASCADE",
+    "CREATE TEMP TABLE scratch (another int); CREATE TEMP TABLE item (id int); ALTER TABLE item ADD w int; DROP TABLE item",
+    "ALTER TABLE item ADD x int",
 ]
 SCENARIOS = {
     "tables": TABLES,

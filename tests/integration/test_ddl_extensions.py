@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psycopg
@@ -39,6 +42,49 @@ async def test_an_extension_makes_its_own_objects_and_rows(on_15: Setup) -> None
         "DROP EXTENSION earthdistance; DROP EXTENSION hstore CASCADE",
     ]
     assert await check(on_15, statements) == []
+
+
+WRITTEN = {
+    "written.control": "default_version = '1'\nrelocatable = false\nschema = public\n",
+    "written--1.sql": "CREATE TABLE written (id int PRIMARY KEY, v text);"
+    " INSERT INTO written VALUES (1, 'its own'), (2, 'its own');"
+    " SELECT pg_extension_config_dump('written', 'WHERE id > 2');",
+    "written--1--2.sql": "ALTER TABLE written ADD w int DEFAULT 7; UPDATE written SET v = 'updated' WHERE id = 2;"
+    " INSERT INTO written VALUES (-1);",
+}
+
+
+@pytest.fixture
+def written_extension(pg: PostgresServer) -> Iterator[None]:
+    """An extension of our own on the embedded server, which looks for them in any folder (18 and later)."""
+    with TemporaryDirectory() as root, psycopg.connect(pg.dsn(), autocommit=True) as conn:
+        folder = Path(root) / "extension"
+        folder.mkdir()
+        Path(root).chmod(0o755)  # the server runs as another user
+        for name, text in WRITTEN.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        conn.execute(f"ALTER SYSTEM SET extension_control_path = '{root}:$system'".encode())
+        conn.execute("SELECT pg_reload_conf()")
+        yield
+        conn.execute("ALTER SYSTEM RESET extension_control_path")
+        conn.execute("SELECT pg_reload_conf()")
+
+
+async def test_rows_that_an_extension_s_script_writes_are_written_once(
+    make_setup: MakeSetup, written_extension: None
+) -> None:
+    setup = make_setup()
+    statements = [
+        "CREATE EXTENSION written; INSERT INTO written VALUES (3, 'ours')",
+        "UPDATE written SET v = 'changed' WHERE id IN (1, 3)",
+        POINT,
+        "BEGIN; ALTER EXTENSION written UPDATE TO '2'; INSERT INTO written VALUES (4, 'ours'); COMMIT",
+    ]
+    assert await check(setup, statements) == []
+    restored, _ = await setup.restore()
+    query = "SELECT * FROM written ORDER BY id"
+    with psycopg.connect(restored) as conn, setup.connect() as source:
+        assert conn.execute(query).fetchall() == source.execute(query).fetchall()
 
 
 async def test_a_foreign_schema_is_not_asked_again(on_15: Setup) -> None:

@@ -30,8 +30,9 @@ SETTINGS = {
         "RESET search_path",
     ],
     "dates": [
-        "SET DateStyle = 'SQL, DMY'; SET TimeZone = 'Asia/Tokyo'; SET IntervalStyle = 'iso_8601'",
-        "CREATE TABLE t (id int PRIMARY KEY, d date DEFAULT '01/02/2026', z timestamptz DEFAULT '2026-01-01 00:00')",
+        "SET DateStyle = 'SQL, DMY'; SET TimeZone = 'Asia/Tokyo'; SET IntervalStyle = 'sql_standard'",
+        "CREATE TABLE t (id int PRIMARY KEY, d date DEFAULT '01/02/2026', z timestamptz DEFAULT '2026-01-01 00:00',"
+        " both_below_zero interval DEFAULT '-1 2:03')",
         "INSERT INTO t VALUES (1)",
         "ALTER TABLE t ADD e text DEFAULT date '03/04/2026', ADD i interval DEFAULT '-1 2:03'",
         "ALTER TABLE t ALTER e TYPE date USING e::date, ALTER z TYPE timestamp",

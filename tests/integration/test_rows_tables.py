@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import psycopg
 import pytest
 
 from tests.fix_archive import Setup
@@ -163,16 +162,3 @@ async def test_rows_come_back(make_setup: MakeSetup, scenario: str) -> None:
     before, *changes = SCENARIOS[scenario]
     restored = await restore_both_ways(make_setup(), before, changes)
     assert restored.warnings == set()
-
-
-async def test_rows_without_a_key_are_found_without_a_scan_for_each(make_setup: MakeSetup) -> None:
-    """600 changes of 600 transactions: the table may be scanned by batch, not by change."""
-    setup = make_setup()
-    before = "CREATE TABLE loose (a int, j json); INSERT INTO loose SELECT i, '{}' FROM generate_series(1, 2000) i"
-    changes = [f"UPDATE loose SET j = '[{number}]' WHERE a = {number}" for number in range(1, 601)]
-    restored = await restore_both_ways(setup, before, changes)
-    with psycopg.connect(restored.replayed) as conn:
-        conn.execute("SELECT pg_stat_force_next_flush()")
-        scans = conn.execute("SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'loose'").fetchone()
-    assert scans is not None
-    assert scans[0] < 60

@@ -189,3 +189,16 @@ def test_every_fault_in_the_table_names_a_test_that_is_there() -> None:
     }
     assert len(rows) >= 40
     assert set(rows) <= there
+
+
+def test_every_item_of_what_comes_back_names_a_test_that_is_there() -> None:
+    text = (ROOT / "docs/fidelity.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [^|]+ \| [^|]+ \| `(test_\w+)(?:\[([^\]]+)\])?` \|$", text, re.MULTILINE)
+    sources = [path.read_text("utf-8") for path in ROOT.glob("tests/**/*.py")]
+    missing = [
+        row
+        for row in rows
+        if not any(f"def {row[0]}(" in each and (not row[1] or f'"{row[1]}"' in each) for each in sources)
+    ]
+    assert missing == []
+    assert len(rows) == len(re.findall(r"`test_", text)) >= 60

@@ -92,7 +92,7 @@ class Reader:
     def stored_log(self) -> Iterator[bytes]:
         """The stored manifests in order: roll-ups as far as they reach, then one by one."""
         last = 0
-        for path in sorted((self.folder / "catalog").iterdir()):
+        for path in sorted((self.folder / "catalog").glob("*")):
             first, end = (int(part) for part in path.name.removesuffix(".json.zst").split("-"))
             if first == last + 1:
                 yield from zstandard.ZstdDecompressor().stream_reader(path.read_bytes()).read().split(b"\n")
@@ -283,3 +283,31 @@ def read_all(reader: Reader) -> tuple[list[bytes], Replay]:
 def row_digest(rows: list[bytes]) -> str:
     total = sum(int.from_bytes(hashlib.blake2b(row, digest_size=32).digest(), "little") for row in rows)
     return f"{len(rows)}:{total % (1 << 256):064x}"
+
+
+def roles(index: Json) -> dict[str, str]:
+    """Each role of a base snapshot in one line; the password itself stays unread."""
+    return {role["name"]: _role(role) for role in index["globals"]["roles"]}
+
+
+def _role(role: Json) -> str:
+    known = {"name", "attributes", "connection_limit", "valid_until", "password", "comment", "settings"}
+    require(role.keys() == known, "a role of another shape")
+    password = "without password" if role["password"] is None else "with password"
+    line = f"{' '.join(role['attributes'])}, limit {role['connection_limit']}, until {role['valid_until'] or 'null'}, {password}"
+    line += f", {' '.join(role['settings'])}" if role["settings"] else ""
+    return line + (f": {role['comment']}" if role["comment"] else "")
+
+
+def memberships(index: Json) -> list[list[str]]:
+    """Role, member, and the options that are known; `inherit` and `set` are null where the source had none."""
+    return [[each["role"], each["member"], *_options(each)] for each in index["globals"]["memberships"]]
+
+
+def _options(membership: Json) -> Iterator[str]:
+    require(membership.keys() == {"role", "member", "admin", "inherit", "set"}, "a membership of another shape")
+    if membership["admin"]:
+        yield "admin"
+    for option in ("inherit", "set"):
+        if membership[option] is not None:
+            yield option if membership[option] else f"no {option}"
