@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test fuzz soak test-versions lint bench bench-restore lock clean
+.PHONY: install demo test fuzz soak simulate test-versions lint bench bench-restore lock clean
 
 install: $(VENV)/.installed  ## .venv with the command, the embedded parts and the test tools
 
@@ -39,6 +39,9 @@ fuzz: install  ## random schemas, DDL and DML, restored and compared: SECONDS=60
 POLICY ?= degrade
 soak: install  ## random faults under load, then a restore that must be equal: SECONDS=600, POLICY=all, degrade or any
 	$(BIN)/python -m tests.soak --seconds $(SECONDS) --policy $(POLICY) $(if $(SEED),--seed $(SEED))
+
+simulate: install  ## the daemon's code in virtual time, every fault from a seed: SECONDS=600, RUNS=5000, or SEED=7 for one again
+	$(BIN)/python -m tests.simulation --seconds $(SECONDS) $(if $(RUNS),--runs $(RUNS)) $(if $(SEED),--seed $(SEED))
 
 bench: install  ## the capture path against pg_recvlogical
 	$(BIN)/python bench/capture.py

@@ -24,7 +24,7 @@ from archiver.postgres.replication_slot import (
     SlotInfo,
     SystemIdentity,
     create_slot,
-    drop_slot,
+    drop_lost_slot,
     drop_when_idle,
     identify_system,
     slot_info,
@@ -170,7 +170,7 @@ class Alignment:
         conn = await connect(self._source.dsn, purpose="start", replication=True)
         try:
             if lost is not None:
-                await drop_slot(watch, lost.name)
+                await drop_lost_slot(watch, lost.name)
             created = await create_slot(conn, self._source.slot, export=False, watch=watch)
             return created.lsn
         finally:

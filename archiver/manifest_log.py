@@ -132,6 +132,9 @@ class ManifestLog:
         async for signed in self.scan():
             self._observe(signed)
         newest = {region.name: await self._ask_newest(region) for region in self._store.stores}
+        for region in self._store.replicas.in_step:
+            while newest[region.name] is None:  # the last one: it is waited for
+                newest[region.name] = await self._ask_newest(region)
         await self._read_on(max(filter(None, newest.values()), default=0))
         for region in self._store.stores:
             await self._find_standing(region, newest[region.name])
@@ -258,12 +261,14 @@ class ManifestLog:
     async def _find_standing(self, region: Store, newest: int | None) -> None:
         """Whether a region holds the log's end. A daemon that runs may just be writing the newest manifest there."""
         head = self.state.head.seq if self.state.head else 0
+        if newest is None:
+            return
         for _ in range(_ASK_AGAIN):
-            if newest is None or newest >= head:
+            if newest >= head:
                 return
             await asyncio.sleep(_ASK_AGAIN_SECONDS)
-            newest = await self._ask_newest(region)
-        if newest is not None and newest < head:
+            newest = max(newest, await self._ask_newest(region) or 0)
+        if newest < head:
             self._replicated[region.name] = await self._ordinal_at(newest)
             lacks = f"it lacks manifests {newest + 1} to {head}"
             self._store.replicas.fall_behind(region.name, lacks)

@@ -298,6 +298,21 @@ async def drop_slot(conn: psycopg.AsyncConnection[Any], name: str) -> bool:
     return True
 
 
+_DROP_LOST: Final[LiteralString] = """
+select pg_catalog.pg_drop_replication_slot(slot_name)
+  from (select s.slot_name, to_jsonb(s) as row from pg_catalog.pg_replication_slots s where s.slot_name = %s) as slot
+ where row->>'wal_status' = 'lost' or row->>'invalidation_reason' is not null or row->>'conflicting' = 'true'
+"""
+
+
+async def drop_lost_slot(conn: psycopg.AsyncConnection[Any], name: str) -> None:
+    """Drop a slot that is lost, in the statement that looks at it: another daemon may have made a new one meanwhile."""
+    try:
+        await conn.execute(_DROP_LOST, (name,))
+    except psycopg.Error as exc:
+        raise slot_error(exc, name) from exc
+
+
 async def free_slots(conn: psycopg.AsyncConnection[Any]) -> int:
     """How many more slots the server has room for."""
     query: LiteralString = """

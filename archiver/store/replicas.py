@@ -15,7 +15,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from archiver.errors import ArchiverError, IntegrityError, ObjectExists, RegionsDisagree, StoreError
+from archiver.errors import (
+    ArchiverError,
+    IntegrityError,
+    ObjectExists,
+    RegionsDisagree,
+    StoreError,
+    StoreUnavailable,
+)
 from archiver.store.base import Store
 
 TRAILING = 4
@@ -205,6 +212,8 @@ class Replicas:
             await asyncio.wait(objects)
         if store.name in self._missed:
             return False
+        if any(task.cancelled() or task.exception() for task in objects):  # abandoned: we are about to end
+            raise StoreUnavailable("what belongs before this object did not get there", where=f"{store.name}: {key}")
         try:
             await store.put(key, data, if_absent=True)
         except ObjectExists:

@@ -17,6 +17,7 @@ from archiver.postgres.replication_slot import (
     Blocker,
     CreatedSlot,
     create_slot,
+    drop_lost_slot,
     drop_slot,
     free_slots,
     identify_system,
@@ -67,6 +68,8 @@ async def test_a_slot_is_made_described_and_dropped(make_database: MakeDatabase)
         assert made.snapshot is not None
         assert not info.is_lost
         assert await free_slots(watch) == before - 1
+        await drop_lost_slot(watch, "plain")
+        assert await slot_info(watch, "plain") is not None, "it was not lost"
         assert await drop_slot(watch, "plain")
         assert not await drop_slot(watch, "plain")
         assert await slot_info(watch, "plain") is None

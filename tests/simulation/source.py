@@ -53,6 +53,7 @@ class Server:
     slot: Slot | None = None
     down: bool = False
     slow: float = 0.0
+    maker: Process | None = None  # who has taken the slot's name, and waits for it
     connections: list[Connection] = field(default_factory=list)
     sessions: list[Session] = field(default_factory=list)
 
@@ -158,6 +159,9 @@ class Server:
     async def _no_slot(self) -> None:
         return None
 
+    async def _drop_lost_slot(self) -> tuple[Any, ...] | None:
+        return await self._drop_slot() if self.slot is not None and self.slot.lost else None
+
     async def _drop_slot(self) -> tuple[Any, ...]:
         if self.slot is None:
             raise psycopg.errors.UndefinedObject("the slot does not exist")
@@ -171,14 +175,23 @@ class Server:
 
     async def _new_slot(self, *, lasting: bool) -> tuple[Any, ...]:
         """Waits for the transactions that run, as the server does."""
+        if not lasting:
+            await self._wait_for_transactions()
+        elif self.slot is not None or (self.maker is not None and self.maker.state != "dead"):
+            raise psycopg.errors.DuplicateObject("the slot exists")
+        else:
+            self.maker = PROCESS.get()
+            try:
+                await self._wait_for_transactions()
+            finally:
+                self.maker = None
+            self.make_slot()
+        return SLOT, str(self.wal.end), "snapshot", "pgoutput"
+
+    async def _wait_for_transactions(self) -> None:
         running = list(self.wal.open)
         while any(transaction in self.wal.open for transaction in running):
             await asyncio.sleep(0.2)
-        if lasting:
-            if self.slot is not None:
-                raise psycopg.errors.DuplicateObject("the slot exists")
-            self.make_slot()
-        return SLOT, str(self.wal.end), "snapshot", "pgoutput"
 
     async def _new_main_slot(self) -> tuple[Any, ...]:
         return await self._new_slot(lasting=True)
@@ -197,6 +210,7 @@ _ANSWERS: dict[str, Callable[[Server], Any]] = {
     "IDENTIFY_SYSTEM": Server._identify,
     "SELECT pg_catalog.pg_is_in_recovery()": Server._in_recovery,
     "clock_timestamp": Server._sample,
+    "invalidation_reason": Server._drop_lost_slot,
     "pg_drop_replication_slot": Server._drop_slot,
     f'CREATE_REPLICATION_SLOT "{_TEMPORARY}': Server._new_temporary_slot,
     "CREATE_REPLICATION_SLOT": Server._new_main_slot,

@@ -249,3 +249,17 @@ async def test_what_is_cancelled_ends_in_every_region() -> None:
     write.cancel()
     await asyncio.gather(write, return_exceptions=True)
     assert (world.one.cancelled, world.two.cancelled) == (True, True)
+
+
+async def test_a_manifest_is_not_written_where_its_object_was_abandoned() -> None:
+    """A daemon that ends does not wait for ever for what trails behind."""
+    world = World(WritePolicy(first=True, patience=timedelta(seconds=60)))
+    world.close(world.one)
+    await world.replicas.put("k", b"x")
+    manifest = asyncio.create_task(world.replicas.put_if_absent("m", b"names k"))
+    await asyncio.sleep(0.05)
+    abandoning = asyncio.create_task(world.replicas.abandon())
+    await asyncio.sleep(0.05)
+    world.open(world.one)
+    await asyncio.gather(manifest, abandoning, return_exceptions=True)
+    assert "m" not in world.one.objects

@@ -86,7 +86,8 @@ async def test_a_roll_up_that_came_before_the_last_of_its_manifests_does_not_hid
     assert stores[0].objects == stores[1].objects
 
 
-async def test_nothing_is_written_where_the_only_region_that_answers_lacks_the_end_of_the_log() -> None:
+@pytest.mark.parametrize("answers", [1000, 4], ids=["and goes on to answer", "and then does not answer either"])
+async def test_nothing_is_written_where_the_only_region_that_answers_lacks_the_end_of_the_log(answers: int) -> None:
     """The first region was read, and then does not answer any more."""
     stores = regions()
     await written(stores, 3)
@@ -94,14 +95,15 @@ async def test_nothing_is_written_where_the_only_region_that_answers_lacks_the_e
     kept = dict(stores[1].objects)
 
     class Fleeting(Faulty):
-        lists = 0
+        left = 2
 
         def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Entry]:
-            self.lists += 1
-            return super().list(prefix, start_after=start_after) if self.lists <= 2 else _unavailable()
+            self.left -= 1
+            return super().list(prefix, start_after=start_after) if self.left >= 0 else _unavailable()
 
-    fleeting = Fleeting(stores[0], lambda _when, _key: None)
-    archive = await open_archive(Mirror([fleeting, stores[1]], policy=PATIENT), "shop", [KEK])
+    first, second = (Fleeting(store, lambda _when, _key: None) for store in stores)
+    second.left = answers  # two for the scan, two for its newest manifest
+    archive = await open_archive(Mirror([first, second], policy=PATIENT), "shop", [KEK])
     with pytest.raises(StoreUnavailable, match="end of the log") as refused:
         await archive.take_over(FENCE)
     assert "lacks manifests 4 to 4" in (refused.value.where or "")
