@@ -19,6 +19,7 @@ from archiver.errors import Fenced, IntegrityError, ObjectExists, ObjectNotFound
 from archiver.format import layout, manifest
 from archiver.format.manifest import (
     Archive,
+    Catalog,
     Changes,
     Drill,
     Entry,
@@ -49,13 +50,16 @@ class LogState:
     snapshot: Snapshot | None = None
     drill: Drill | None = None
     lost: Lost | None = None
+    catalog: Catalog | None = None
 
     def observe(self, signed: Signed) -> None:
         self.head = signed
         match signed.entry:
             case Changes():
                 self.changes = signed.entry
-                self.lost = signed.entry.lost[-1] if signed.entry.lost else self.lost
+                lost = [*signed.entry.lost, *([self.lost] if self.lost else [])]
+                self.lost = max(lost, key=lambda each: each.lsn, default=None)
+                self.catalog = signed.entry.catalog or self.catalog
             case Gap():
                 self.gap = signed.entry
             case Snapshot():

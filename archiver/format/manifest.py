@@ -10,12 +10,20 @@ import hashlib
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from uuid import UUID
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from archiver.errors import IntegrityError
 from archiver.lsn import Lsn
@@ -47,6 +55,13 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    added_later: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are left out while they are None: what has none is written as it was before there were any."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        return {key: value for key, value in fields.items() if value is not None or key not in self.added_later}
 
 
 class ObjectRef(Model):
@@ -83,10 +98,26 @@ class RestorePoint(Model):
 
 
 class Lost(Model):
-    """Something that the stream could not carry, committed at `lsn`: what comes after needs a new base snapshot."""
+    """Something that the stream could not carry, committed at `lsn`: what comes after needs a new base snapshot.
+
+    With `since`, it was committed somewhere after that and at or before `lsn`.
+    """
+
+    added_later = frozenset({"since"})
 
     lsn: LsnField
     reason: str
+    since: LsnField | None = None
+
+
+class Catalog(Model):
+    """What the source's catalog was seen to be: every commit at or before `lsn` is in its digest.
+
+    `digest` is null where event triggers capture schema changes.
+    """
+
+    digest: str | None
+    lsn: LsnField
 
 
 class Changes(Model):
@@ -95,8 +126,11 @@ class Changes(Model):
     Every commit that ends after `start_lsn` and at or before `end_lsn` is in this segment. `covered_until`:
     no later segment holds a commit of an earlier time (source clock). `open_from` is the ordinal of the segment
     in which the oldest transaction begins that is still open at the end of this one. `sequences`: their states were
-    read after the last commit, and those that had moved are in the object.
+    read after the last commit, and those that had moved are in the object. `catalog` was seen after the last commit;
+    null where none was ever seen.
     """
+
+    added_later = frozenset({"catalog"})
 
     kind: Literal["changes"] = "changes"
     ordinal: int
@@ -113,6 +147,7 @@ class Changes(Model):
     restore_points: tuple[RestorePoint, ...] = ()
     sequences: bool = False
     lost: tuple[Lost, ...] = ()
+    catalog: Catalog | None = None
     object: ObjectRef | None = None
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from archiver.errors import PostgresError
-from archiver.format.manifest import Changes, CommitRef, Lost, ObjectRef, RestorePoint
+from archiver.format.manifest import Catalog, Changes, CommitRef, Lost, ObjectRef, RestorePoint
 from archiver.format.pgoutput import from_pg_time
 from archiver.format.segment import LENGTH, Context, Relation, encode
 from archiver.lsn import Lsn
@@ -63,7 +63,13 @@ class Cut:
             self.max_time = time
 
     def entry(
-        self, connection: int, *, covered_until: datetime | None, sequences: bool, stored: ObjectRef | None
+        self,
+        connection: int,
+        *,
+        covered_until: datetime | None,
+        sequences: bool,
+        stored: ObjectRef | None,
+        catalog: Catalog | None = None,
     ) -> Changes:
         """What the manifest log says of this segment."""
         return Changes(
@@ -80,6 +86,7 @@ class Cut:
             open_from=self.open_from,
             restore_points=tuple(self.restore_points),
             lost=tuple(self.lost),
+            catalog=catalog,
             sequences=sequences,
             object=stored,
         )

@@ -16,6 +16,8 @@ import psycopg
 
 from archiver.errors import PostgresUnavailable
 from archiver.lsn import Lsn
+from archiver.policy.schema_watch import Look
+from archiver.postgres.catalog_look import CatalogReader
 from archiver.postgres.session import connect, postgres_error
 
 T = TypeVar("T")
@@ -54,6 +56,11 @@ class Source:
         self._slot = slot
         self._conn: psycopg.AsyncConnection[Any] | None = None
         self._lock = asyncio.Lock()
+        self._catalog = CatalogReader()
+
+    async def look(self) -> Look:
+        """Look at the catalog. Raises PostgresError, PostgresUnavailable."""
+        return await self.ask(self._catalog.look)
 
     async def sample(self) -> Sample:
         async def ask(conn: psycopg.AsyncConnection[Any]) -> Any:
