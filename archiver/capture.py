@@ -22,7 +22,7 @@ import structlog
 from archiver.archive import OpenArchive, Place
 from archiver.config import SegmentSection, SourceSection
 from archiver.errors import PostgresError
-from archiver.format import layout, segment
+from archiver.format import layout, pgoutput, segment
 from archiver.format.manifest import Catalog, Changes, Lost, ObjectRef
 from archiver.format.seal import Kind
 from archiver.lsn import Lsn
@@ -100,7 +100,9 @@ class Capture:
         self._connection += 1
         self._sequences = SequenceLog()
         # What the last connection saw, and did not get into the log, must be seen again.
-        self._watch = SchemaWatch(self._archive.log.state.catalog or self._catalog, self.durable)
+        state = self._archive.log.state
+        told = state.lost.lsn if state.lost else self._catalog.lsn if self._catalog else Lsn(0)
+        self._watch = SchemaWatch(state.catalog or self._catalog, self.durable, told)
         stream = await ReplicationStream.start(
             self._source.dsn, self._source.slot, self._source.publication, self.durable
         )
@@ -216,12 +218,12 @@ class Capture:
         """Look at the catalog after the segment's last commit: no segment is committed that hides a change."""
         for attempt in range(1, LOOKS + 1):
             try:
-                look = await self._monitor.look()
+                look = await self._monitor.look(_described(cut))
             except PostgresError as exc:
                 log.warning("catalog not read", error=str(exc), attempt=attempt)
                 await asyncio.sleep(1)
             else:
-                lost = self._watch.judge(look)
+                lost = self._watch.judge(look, cut.start)
                 cut.lost += [lost] if lost else []
                 return
         cut.lost.append(Lost(lsn=cut.end, since=cut.start, reason=schema_watch.NOT_SEEN))
@@ -264,6 +266,11 @@ class Capture:
         if found:
             self._samples.appendleft(found)
         return found
+
+
+def _described(cut: Cut) -> list[pgoutput.Relation]:
+    relations = map(pgoutput.decode, cut.described)
+    return [relation for relation in relations if isinstance(relation, pgoutput.Relation)]
 
 
 class _Pipeline:

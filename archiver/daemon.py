@@ -156,7 +156,7 @@ class Daemon:
     async def _first_look(self, position: Position) -> Catalog | None:
         """The catalog before anything is archived: what changes while the first base snapshot is taken is seen then."""
         watch = SchemaWatch(None, position.lsn)
-        watch.judge(await patiently(self._monitor.look))
+        watch.judge(await patiently(self._monitor.look), position.lsn)
         return watch.catalog
 
     async def _work(self, archive: OpenArchive, stop: asyncio.Event) -> None:

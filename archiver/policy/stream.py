@@ -52,6 +52,8 @@ class Cut:
     open_from: int | None = None
     restore_points: list[RestorePoint] = field(default_factory=list)
     lost: list[Lost] = field(default_factory=list)
+    described: set[bytes] = field(default_factory=set)
+    """The Relation messages of committed transactions, as they are outside of streamed ones."""
 
     def note(self, xid: int, lsn: int, end: int, time: int) -> None:
         """Count a commit. Plain numbers: a million of these come in a few seconds."""
@@ -247,6 +249,8 @@ class ChangeStream:
         at = 5 if self._context else 1
         relation = message[at : at + 4]
         self._relations[self._context][relation] = (*self._types, message)
+        if not self._context:
+            self._cut.described.add(message)
         self._types.clear()
         self._known[self._context].add(relation)
 
@@ -294,7 +298,8 @@ class ChangeStream:
         # Rows that follow are shaped as this transaction left their tables; what this segment has not said
         # of them must be said again, should they come.
         for relation, messages in described.items():
-            self._relations[_PLAIN][relation] = tuple(_without_xid(part) for part in messages)
+            plain = self._relations[_PLAIN][relation] = tuple(_without_xid(part) for part in messages)
+            self._cut.described.add(plain[-1])
             self._known[_PLAIN].discard(relation)
         self._forget(xid)
 

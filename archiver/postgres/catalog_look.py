@@ -7,13 +7,15 @@ not temporary objects, and nothing of archiver's own.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final, LiteralString
 
 import psycopg
 
 from archiver.errors import PostgresUnavailable
+from archiver.format.pgmessages import Relation
 from archiver.lsn import Lsn
-from archiver.policy.schema_watch import Look
+from archiver.policy.schema_watch import ColumnShape, Look, is_stranger
 from archiver.postgres.ddl_triggers import CAPTURING
 from archiver.postgres.session import postgres_error
 
@@ -115,15 +117,19 @@ class CatalogReader:
         self._rows: str | None = None
         self._digest = ""
 
-    async def look(self, conn: Conn) -> Look:
-        """Over a connection in autocommit. Raises PostgresError, PostgresUnavailable."""
+    async def look(self, conn: Conn, described: Iterable[Relation] = ()) -> Look:
+        """Over a connection in autocommit. `described`: what the stream said of tables.
+
+        Raises PostgresError, PostgresUnavailable.
+        """
         try:
             before = await _position(conn)
             async with conn.transaction():
                 await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
                 running, next_xid = await _row(conn, _SNAPSHOT)
                 digest = None if await captures_ddl(conn) else await self._read(conn)
-            return Look(digest, before, await _position(conn), frozenset(running), next_xid)
+                strangers = await _strangers(conn, described) if digest is not None else ()
+            return Look(digest, before, await _position(conn), frozenset(running), next_xid, strangers)
         except psycopg.Error as exc:
             raise postgres_error(exc, "looking at the catalog") from exc
 
@@ -133,6 +139,27 @@ class CatalogReader:
             self._digest = str(await _value(conn, _query(conn, _CONTENT)))
             self._rows = rows
         return self._digest
+
+
+_TABLES: Final[LiteralString] = """
+SELECT c.oid, n.nspname || '.' || c.relname, (
+           SELECT json_agg(json_build_array(a.attname, a.atttypid::bigint, a.atttypmod) ORDER BY a.attnum)
+             FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY (%s::oid[])
+"""
+
+
+async def _strangers(conn: Conn, described: Iterable[Relation]) -> tuple[str, ...]:
+    relations = list(described)
+    if not relations:
+        return ()
+    rows = await (await conn.execute(_TABLES, ([relation.id for relation in relations],))).fetchall()
+    tables: dict[int, tuple[str, list[ColumnShape]]] = {
+        oid: (name, [(column, type_id, modifier) for column, type_id, modifier in columns or ()])
+        for oid, name, columns in rows
+    }
+    found = {str(each) for each in relations if is_stranger(each, *tables.get(each.id, (None, ())))}
+    return tuple(sorted(found))
 
 
 def _query(conn: Conn, hashed: LiteralString) -> LiteralString:

@@ -11,6 +11,7 @@ import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -30,12 +31,16 @@ from archiver.postgres.setup import name_restore_point, set_up_publication
 from archiver.recovery_plan import make_plan, read_history
 from tests.dumps import difference, pg_dump
 from tests.fix_archive import MakeSetup, Setup
-from tests.integration.test_crash import with_fields
+from tests.fix_servers import MakeDatabase
+from tests.integration.test_crash import file_regions, with_fields
 
 BEFORE = """
 CREATE TABLE item (id int PRIMARY KEY, name text, price numeric DEFAULT 1);
 INSERT INTO item SELECT i, 'item ' || i FROM generate_series(1, 50) i;
 CREATE TABLE owner (id int PRIMARY KEY);
+CREATE SEQUENCE ticket; CREATE TYPE mood AS ENUM ('sad');
+ALTER TABLE item ADD CONSTRAINT cheap CHECK (id > 0) NOT VALID;
+CREATE TRIGGER quiet BEFORE UPDATE ON item FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger();
 """
 CHANGES = {
     "a column comes": "ALTER TABLE item ADD more text",
@@ -46,14 +51,22 @@ CHANGES = {
     "a table comes, with rows": "CREATE TABLE made (id int PRIMARY KEY REFERENCES item); INSERT INTO made VALUES (1), (2)",
     "a table is renamed": "ALTER TABLE made RENAME TO remade",
     "a table goes": "DROP TABLE remade",
-    "an index": "CREATE INDEX ON item (label)",
-    "a view and a function": "CREATE VIEW seen AS SELECT label FROM item; CREATE FUNCTION one() RETURNS int RETURN 1",
-    "a default": "ALTER TABLE item ALTER label SET DEFAULT 'none'",
-    "a sequence gets an owner": "CREATE SEQUENCE s; ALTER SEQUENCE s OWNED BY item.id",
-    "a comment": "COMMENT ON COLUMN item.label IS 'what it says'",
-    "a grant": "GRANT SELECT ON item TO PUBLIC",
 }
-ROWS = "INSERT INTO owner SELECT count(*) FROM owner; UPDATE item SET id = id WHERE id = 7"
+UNSEEN = {
+    "an index": "CREATE INDEX ON item (name)",
+    "a view": "CREATE VIEW seen AS SELECT name FROM item",
+    "a function": "CREATE FUNCTION one() RETURNS int RETURN 1",
+    "a default": "ALTER TABLE item ALTER name SET DEFAULT 'none'",
+    "a sequence gets an owner": "ALTER SEQUENCE ticket OWNED BY item.id",
+    "a comment": "COMMENT ON COLUMN item.name IS 'what it says'",
+    "a grant": "GRANT SELECT ON item TO PUBLIC",
+    "a trigger is disabled": "ALTER TABLE item DISABLE TRIGGER quiet",
+    "a constraint is validated": "ALTER TABLE item VALIDATE CONSTRAINT cheap",
+    "a value of an enum": "ALTER TYPE mood ADD VALUE 'ok'",
+    "a setting of the database": "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET work_mem = 99', current_database()); END $$",
+}
+"""What rows never show."""
+ROWS = "INSERT INTO owner SELECT count(*) FROM owner; DELETE FROM item WHERE id = (SELECT max(id) FROM item)"
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +78,12 @@ def role(pg: PostgresServer) -> Iterator[str]:
     pg.execute(f"DROP ROLE {name}")
 
 
+def folders(tmp_path: Path) -> list[dict[str, str]]:
+    for name in ("primary", "secondary"):
+        (tmp_path / name).mkdir()
+    return file_regions(tmp_path)
+
+
 def as_role(setup: Setup, role: str) -> Setup:
     """The same archive, with a daemon that connects as another role."""
     source = setup.config.require_source().model_dump() | {"dsn": make_conninfo(setup.dsn, user=role)}
@@ -72,9 +91,9 @@ def as_role(setup: Setup, role: str) -> Setup:
 
 
 @pytest.fixture
-async def setup(make_setup: MakeSetup, role: str) -> Setup:
+async def setup(make_setup: MakeSetup, role: str, tmp_path: Path) -> Setup:
     """FOR ALL TABLES, made by a superuser, and no triggers."""
-    setup = make_setup(segment={"max_age": "300ms"})
+    setup = make_setup(region=folders(tmp_path), segment={"max_age": "300ms"})
     with setup.connect() as conn:
         conn.execute(BEFORE)
         await setup.init()
@@ -173,6 +192,23 @@ async def test_each_change_of_the_schema_ends_in_a_base_snapshot(setup: Setup, r
     assert difference(pg_dump(latest), pg_dump(setup.dsn)) == ""
 
 
+async def test_a_look_sees_every_change_that_rows_never_show(make_database: MakeDatabase) -> None:
+    """And that of each row that the content of a digest comes from."""
+    async with await connect(make_database(), purpose="test") as conn:
+        await conn.execute("SET search_path = public")
+        await conn.execute(BEFORE.encode())
+        await conn.execute("SET search_path = ''")
+        reader, seen = CatalogReader(), set[str | None]()
+        for name, change in {"": "SELECT", **UNSEEN}.items():
+            await conn.execute("SET search_path = public")
+            await conn.execute(change.encode())
+            await conn.execute("SET search_path = ''")
+            digest = (await reader.look(conn)).digest
+            assert digest not in seen, name
+            assert (await CatalogReader().look(conn)).digest == digest
+            seen.add(digest)
+
+
 async def test_what_is_no_change_of_the_schema_takes_no_base_snapshot(setup: Setup) -> None:
     """Nor does a daemon that starts again, nor a connection that is lost."""
     with setup.connect() as conn:
@@ -191,6 +227,26 @@ async def test_what_is_no_change_of_the_schema_takes_no_base_snapshot(setup: Set
                 conn.execute(ROWS)
                 await setup.archived()
     assert (await losses(setup), await snapshots(setup)) == ([], 1)
+
+
+async def test_a_table_that_comes_and_goes_between_two_looks_is_told_from_the_stream(setup: Setup) -> None:
+    """Its rows are in the stream, and replay would have nowhere to put them."""
+    with setup.connect() as conn:
+        async with setup.daemon():
+            await covered(setup)
+            conn.execute("CREATE TABLE brief (id int PRIMARY KEY); INSERT INTO brief VALUES (1)")
+            conn.execute("DROP TABLE brief")
+            conn.execute("ALTER TABLE item RENAME name TO label")
+            conn.execute("UPDATE item SET label = 'x' WHERE id = 1")
+            conn.execute("ALTER TABLE item RENAME label TO name")
+            conn.execute(ROWS)
+            await covered(setup)
+            conn.execute(ROWS)
+            await setup.archived()
+    [lost] = await losses(setup)
+    assert lost.reason in {schema_watch.CHANGED, f"{schema_watch.CHANGED_BACK}: public.brief, public.item"}
+    restored, _ = await setup.restore()
+    assert difference(pg_dump(restored), pg_dump(setup.dsn)) == ""
 
 
 async def test_what_could_not_be_looked_at_is_refused_and_costs_a_base_snapshot(
@@ -238,9 +294,9 @@ async def test_a_target_in_between_is_told_what_can_be_reached(setup: Setup) -> 
 # --- triggers that come and go ---
 
 
-async def test_event_triggers_that_are_dropped_or_disabled_are_missed(make_setup: MakeSetup) -> None:
+async def test_event_triggers_that_are_dropped_or_disabled_are_missed(make_setup: MakeSetup, tmp_path: Path) -> None:
     """What they would have captured is not in the stream."""
-    setup = make_setup(segment={"max_age": "300ms"})
+    setup = make_setup(region=folders(tmp_path), segment={"max_age": "300ms"})
     with setup.connect() as conn:
         conn.execute(BEFORE)
         await setup.init()
@@ -268,10 +324,10 @@ async def test_event_triggers_that_are_dropped_or_disabled_are_missed(make_setup
 
 
 async def test_a_role_that_lists_its_tables_gets_each_change_and_a_new_table_once_it_is_published(
-    make_setup: MakeSetup, pg: PostgresServer, role: str
+    make_setup: MakeSetup, pg: PostgresServer, role: str, tmp_path: Path
 ) -> None:
     """All that `init` can do for a role that owns its database, and is no superuser."""
-    owner = make_setup(segment={"max_age": "300ms"})
+    owner = make_setup(region=folders(tmp_path), segment={"max_age": "300ms"})
     pg.execute(f"ALTER DATABASE {conninfo_to_dict(owner.dsn)['dbname']} OWNER TO {role}")
     setup = as_role(owner, role)
     setup.dsn = setup.config.require_source().dsn
