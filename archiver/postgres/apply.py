@@ -62,8 +62,8 @@ class _Work(NamedTuple):
 class Applier:
     """Applies source transactions in commit order. Make one with `async with Applier.open(conn) as applier`.
 
-    `triggers_silent`: whether the role may keep triggers and foreign keys from firing; if not, the caller creates
-    them after the replay. `on_message` handles logical messages by their prefix, after everything before
+    `triggers_silent`: whether the role may keep triggers and foreign keys from firing; if not, the caller sees to
+    it that there are none that would. `on_message` handles logical messages by their prefix, after everything before
     them is written; it may change the schema, so what is known of tables is forgotten then.
 
     `skip_rows` is for handlers: while it is true, rows and truncations of this transaction are passed over.
