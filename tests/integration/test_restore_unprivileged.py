@@ -23,6 +23,7 @@ from archiver.recovery_plan import make_plan
 from archiver.restore import Summary, run_restore
 from tests.dumps import difference, pg_dump
 from tests.fix_archive import MakeSetup, Setup
+from tests.fix_servers import MakeDatabase
 from tests.integration.test_crash import file_regions
 from tests.integration.test_ddl import POINT, point
 
@@ -49,7 +50,9 @@ CREATE TABLE egg (id int PRIMARY KEY, hen int);
 CREATE TABLE hen (id int PRIMARY KEY, egg int NOT NULL REFERENCES egg DEFERRABLE INITIALLY DEFERRED);
 ALTER TABLE egg ADD FOREIGN KEY (hen) REFERENCES hen DEFERRABLE INITIALLY DEFERRED;
 
-CREATE TABLE reading (day int, customer int REFERENCES customer, PRIMARY KEY (day)) PARTITION BY RANGE (day);
+CREATE TABLE reading (
+  day int PRIMARY KEY, customer int REFERENCES customer DEFERRABLE INITIALLY DEFERRED
+) PARTITION BY RANGE (day);
 CREATE TABLE reading_a PARTITION OF reading FOR VALUES FROM (0) TO (100);
 CREATE TABLE reading_b PARTITION OF reading FOR VALUES FROM (100) TO (200);
 CREATE TRIGGER read AFTER INSERT ON reading FOR EACH ROW EXECUTE FUNCTION note_it();
@@ -88,6 +91,7 @@ CHANGES = [
     " DELETE FROM purchase WHERE id = 90; ALTER TABLE purchase ENABLE TRIGGER ALL; COMMIT",
     "BEGIN; INSERT INTO hen VALUES (2, 2); CREATE INDEX ON log (line); CREATE TABLE between (id int REFERENCES customer);"
     " INSERT INTO egg VALUES (2, 2); COMMIT",
+    "BEGIN; INSERT INTO reading VALUES (9, 77); COMMENT ON TABLE log IS 'in between'; INSERT INTO customer VALUES (77); COMMIT",
     "DROP RULE logged ON customer; INSERT INTO customer VALUES (20)",
     "DROP TABLE doomed",
     "UPDATE loose SET customer = 1",
@@ -100,12 +104,13 @@ CHANGES = [
     "CREATE TRIGGER second AFTER UPDATE ON refund FOR EACH ROW EXECUTE FUNCTION note_it()",
     "UPDATE refund SET purchase = 3 WHERE id = 2",
     "ALTER TABLE refund DISABLE TRIGGER second; UPDATE refund SET purchase = 4 WHERE id = 2",
-    "CREATE TABLE reading_c (day int NOT NULL PRIMARY KEY, customer int REFERENCES customer)",
+    "CREATE TABLE reading_c (day int PRIMARY KEY, customer int REFERENCES customer DEFERRABLE INITIALLY DEFERRED)",
     "INSERT INTO reading_c VALUES (201, 3)",
     "ALTER TABLE reading ATTACH PARTITION reading_c FOR VALUES FROM (200) TO (300); INSERT INTO reading VALUES (202, 4)",
     "ALTER TABLE reading DETACH PARTITION reading_a; INSERT INTO reading_a VALUES (3, 2)",
     "CREATE TABLE reading_d PARTITION OF reading FOR VALUES FROM (300) TO (400); INSERT INTO reading VALUES (301, 4)",
-    "ALTER TABLE refund DROP CONSTRAINT again, ADD CONSTRAINT again FOREIGN KEY (id) REFERENCES purchase NOT VALID",
+    "ALTER TABLE refund DROP CONSTRAINT refund_purchase_fkey,"
+    " ADD CONSTRAINT refund_purchase_fkey FOREIGN KEY (purchase) REFERENCES purchase NOT VALID",
     "COMMENT ON CONSTRAINT refund_purchase_fkey ON refund IS 'new'",
     "CREATE TABLE short (id int REFERENCES customer); INSERT INTO short VALUES (1); DROP TABLE short",
     "TRUNCATE customer CASCADE",
@@ -113,20 +118,29 @@ CHANGES = [
 ]
 
 
+@pytest.fixture(scope="module", params=["pg", "pg15"])
+def server(request: pytest.FixtureRequest) -> PostgresServer:
+    """Source and target; an older one merges a partition's foreign key into its parent's by other rules."""
+    found: PostgresServer = request.getfixturevalue(request.param)
+    return found
+
+
 @pytest.fixture(scope="module")
-def role(pg: PostgresServer) -> Iterator[str]:
+def role(server: PostgresServer) -> Iterator[str]:
     name = f"owner_{secrets.token_hex(4)}"
-    pg.execute(f"CREATE ROLE {name} LOGIN")
+    server.execute(f"CREATE ROLE {name} LOGIN")
     yield name
-    pg.execute(f"DROP ROLE {name}")
+    server.execute(f"DROP ROLE {name}")
 
 
 @pytest.fixture
-async def archived(make_setup: MakeSetup, tmp_path: Path) -> tuple[Setup, dict[str, list[str]]]:
+async def archived(
+    make_setup: MakeSetup, make_database: MakeDatabase, server: PostgresServer, tmp_path: Path
+) -> tuple[Setup, dict[str, list[str]]]:
     """The archive of all this, and what the source looked like, without owners, at each point and at the end."""
     for name in ("primary", "secondary"):
         (tmp_path / name).mkdir()
-    setup = make_setup(region=file_regions(tmp_path))
+    setup = make_setup(make_database(server), region=file_regions(tmp_path))
     points: dict[str, list[str]] = {}
     with setup.connect() as conn:
         conn.execute(BEFORE.encode())
@@ -143,10 +157,10 @@ async def archived(make_setup: MakeSetup, tmp_path: Path) -> tuple[Setup, dict[s
     return setup, points | {"": pg_dump(setup.dsn, "--no-owner")}
 
 
-def own_database(setup: Setup, pg: PostgresServer, role: str) -> str:
-    name = str(conninfo_to_dict(setup.make_database(stem="owned"))["dbname"])
-    pg.execute(f"ALTER DATABASE {name} OWNER TO {role}")
-    return pg.dsn(name, user=role)
+def own_database(setup: Setup, server: PostgresServer, role: str) -> str:
+    name = str(conninfo_to_dict(setup.make_database(server, stem="owned"))["dbname"])
+    server.execute(f"ALTER DATABASE {name} OWNER TO {role}")
+    return server.dsn(name, user=role)
 
 
 async def restore(setup: Setup, dsn: str, target: Target) -> Summary:
@@ -155,22 +169,22 @@ async def restore(setup: Setup, dsn: str, target: Target) -> Summary:
 
 
 async def test_nothing_acts_during_replay_and_nothing_gets_lost(
-    archived: tuple[Setup, dict[str, list[str]]], pg: PostgresServer, role: str
+    archived: tuple[Setup, dict[str, list[str]]], server: PostgresServer, role: str
 ) -> None:
     setup, expected = archived
     for name, dump in expected.items():
-        dsn = own_database(setup, pg, role)
+        dsn = own_database(setup, server, role)
         await restore(setup, dsn, ToName(name) if name else ToLatest())
-        assert difference(pg_dump(pg.dsn(database_of(dsn)), "--no-owner"), dump) == "", name
+        assert difference(pg_dump(server.dsn(database_of(dsn)), "--no-owner"), dump) == "", name
 
 
 async def test_an_interrupted_restore_gives_everything_back(
-    archived: tuple[Setup, dict[str, list[str]]], pg: PostgresServer, role: str, monkeypatch: pytest.MonkeyPatch
+    archived: tuple[Setup, dict[str, list[str]]], server: PostgresServer, role: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stops after each few transactions; what was dropped and disabled is known from the target alone."""
     setup, expected = archived
     monkeypatch.setattr(replay, "COMMIT_ROWS", 0)
-    dsn, attempts = own_database(setup, pg, role), 0
+    dsn, attempts = own_database(setup, server, role), 0
     while True:
         attempts += 1
         with monkeypatch.context() as broken:
@@ -181,7 +195,7 @@ async def test_an_interrupted_restore_gives_everything_back(
                 continue
         break
     assert attempts > 3
-    assert difference(pg_dump(pg.dsn(database_of(dsn)), "--no-owner"), expected[""]) == ""
+    assert difference(pg_dump(server.dsn(database_of(dsn)), "--no-owner"), expected[""]) == ""
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, transactions: int) -> None:
