@@ -22,12 +22,13 @@ import structlog
 from archiver.archive import OpenArchive, Place
 from archiver.config import SegmentSection, SourceSection
 from archiver.errors import PostgresError, PostgresUnavailable, SlotLost
-from archiver.format import layout, segment
-from archiver.format.manifest import Changes, ObjectRef
+from archiver.format import layout, pgoutput, segment
+from archiver.format.manifest import Catalog, Changes, Lost, ObjectRef
 from archiver.format.seal import Kind
 from archiver.lsn import Lsn
 from archiver.metrics import Metrics
-from archiver.policy import rotation
+from archiver.policy import rotation, schema_watch
+from archiver.policy.schema_watch import SchemaWatch
 from archiver.policy.sequence_log import SequenceLog
 from archiver.policy.stream import ChangeStream, Cut
 from archiver.postgres.replication import ReplicationStream
@@ -41,6 +42,7 @@ STATUS_SECONDS = 1.0  # a fifth of the smallest wal_sender_timeout that we promi
 DRAIN_SECONDS = 25.0
 DEAD_AFTER = 3  # samples in a row in which nobody reads the slot, while we believe that we do
 SLOT_SECONDS = 3.0  # no status is sent meanwhile
+LOOKS = 5  # times that the catalog is asked for, a second apart, before a segment goes without
 _SAMPLES = 100_000  # a day of samples: more than any outage that a slot survives
 
 log = structlog.get_logger()
@@ -55,7 +57,10 @@ class Position:
 
 
 class Capture:
-    """One daemon's capture. `run` returns when `stop` is set and everything read has been made durable."""
+    """One daemon's capture. `run` returns when `stop` is set and everything read has been made durable.
+
+    `catalog` is how the source's was seen before the log first speaks of it.
+    """
 
     def __init__(
         self,
@@ -67,6 +72,7 @@ class Capture:
         metrics: Metrics,
         start: Position,
         timeline: int,
+        catalog: Catalog | None = None,
     ) -> None:
         self._archive = archive
         self._source = source
@@ -78,6 +84,8 @@ class Capture:
         self._connection = 0
         self._samples: deque[Sample] = deque(maxlen=_SAMPLES)
         self._sequences = SequenceLog()
+        self._catalog = catalog
+        self._watch = SchemaWatch(catalog, start.lsn)
         self._in_order = asyncio.Lock()
         self._confirmed = asyncio.Event()
         self._committing: asyncio.Task[None] | None = None
@@ -98,6 +106,10 @@ class Capture:
             await asyncio.shield(self._committing)
         self._connection += 1
         self._sequences = SequenceLog()
+        # What the last connection saw, and did not get into the log, must be seen again.
+        state = self._archive.log.state
+        told = state.lost.lsn if state.lost else self._catalog.lsn if self._catalog else Lsn(0)
+        self._watch = SchemaWatch(state.catalog or self._catalog, self.durable, told)
         stream = await ReplicationStream.start(
             self._source.dsn, self._source.slot, self._source.publication, self.durable
         )
@@ -210,12 +222,15 @@ class Capture:
         size = len(cut.body)
         async with self._in_order:
             told = await self._add_sequences(cut)
+            await self._watch_schema(cut)
+            catalog = self._watch.catalog
         worth_storing = cut.messages > 0 or len(cut.body) > size
         return cut.entry(
             self._connection,
             self.timeline,
             covered_until=sample.time if sample else self.covered_until,
             sequences=told,
+            catalog=catalog,
             stored=await self._store(cut) if worth_storing else None,
         )
 
@@ -231,6 +246,20 @@ class Capture:
         if changed:
             cut.body += segment.encode(segment.Sequences(changed))
         return True
+
+    async def _watch_schema(self, cut: Cut) -> None:
+        """Look at the catalog after the segment's last commit: no segment is committed that hides a change."""
+        for attempt in range(1, LOOKS + 1):
+            try:
+                look = await self._monitor.look(_described(cut))
+            except PostgresError as exc:
+                log.warning("catalog not read", error=str(exc), attempt=attempt)
+                await asyncio.sleep(1)
+            else:
+                lost = self._watch.judge(look, cut.start)
+                cut.lost += [lost] if lost else []
+                return
+        cut.lost.append(Lost(lsn=cut.end, since=cut.start, reason=schema_watch.NOT_SEEN))
 
     async def _store(self, cut: Cut) -> ObjectRef:
         sealer = await self._archive.sealer(Place(Kind.CHANGES, cut.ordinal, cut.start, cut.end))
@@ -251,7 +280,10 @@ class Capture:
         await self._archive.log.append(entry)
         for lost in entry.lost:
             log.error(
-                "a schema change was not captured: a base snapshot follows", lsn=str(lost.lsn), reason=lost.reason
+                "a schema change was not captured: a base snapshot follows",
+                lsn=str(lost.lsn),
+                since=str(lost.since) if lost.since is not None else None,
+                reason=lost.reason,
             )
         self._durable = Position(entry.ordinal + 1, entry.end_lsn)
         self.covered_until = entry.covered_until
@@ -267,6 +299,11 @@ class Capture:
         if found:
             self._samples.appendleft(found)
         return found
+
+
+def _described(cut: Cut) -> list[pgoutput.Relation]:
+    relations = map(pgoutput.decode, cut.described)
+    return [relation for relation in relations if isinstance(relation, pgoutput.Relation)]
 
 
 class _Pipeline:

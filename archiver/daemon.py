@@ -23,7 +23,7 @@ import structlog
 from archiver import __version__
 from archiver.alignment import BACKOFF_CAP, Alignment, patiently, second_reader
 from archiver.archive import OpenArchive, open_archive
-from archiver.capture import Capture
+from archiver.capture import Capture, Position
 from archiver.config import Config
 from archiver.errors import (
     ConfigError,
@@ -35,9 +35,10 @@ from archiver.errors import (
     StoreError,
     UsageError,
 )
-from archiver.format.manifest import Fence
+from archiver.format.manifest import Catalog, Fence, Snapshot
 from archiver.http import serve
 from archiver.metrics import Metrics
+from archiver.policy.schema_watch import SchemaWatch
 from archiver.policy.slot_danger import SlotDanger
 from archiver.postgres.source import Sample, Source
 from archiver.regions import open_keks, open_regions
@@ -140,6 +141,8 @@ class Daemon:
         await archive.take_over(Fence(host=socket.gethostname(), pid=os.getpid(), version=__version__))
         position = await self._alignment.align(archive)
         assert self._alignment.system is not None
+        state = archive.log.state
+        catalog = await self._first_look(position) if state.catalog is None and state.snapshot is None else None
         self._capture = Capture(
             archive=archive,
             source=self._source,
@@ -148,8 +151,15 @@ class Daemon:
             metrics=self.metrics,
             start=position,
             timeline=self._alignment.system.timeline,
+            catalog=catalog,
         )
         return archive
+
+    async def _first_look(self, position: Position) -> Catalog | None:
+        """The catalog before anything is archived: what changes while the first base snapshot is taken is seen then."""
+        watch = SchemaWatch(None, position.lsn)
+        watch.judge(await patiently(self._monitor.look), position.lsn)
+        return watch.catalog
 
     async def _work(self, archive: OpenArchive, stop: asyncio.Event) -> None:
         assert self._capture is not None
@@ -293,9 +303,15 @@ class Daemon:
         if state.snapshot is None or (state.gap is not None and state.snapshot.lsn < state.gap.before_lsn):
             return 0.0
         if state.lost is not None and state.snapshot.lsn < state.lost.lsn:
-            return 0.0
+            return _rest(state.snapshot, datetime.now(UTC))
         due = state.snapshot.finished_at + self._config.snapshot.every
         return max(0.0, (due - datetime.now(UTC)).total_seconds())
+
+
+def _rest(last: Snapshot, now: datetime) -> float:
+    """Schema changes may follow each other: base snapshots for their sake take half of the time at most."""
+    took = max(timedelta(0), last.finished_at - last.consistent_at)
+    return max(0.0, (last.finished_at + took - now).total_seconds())
 
 
 async def _unless_stopped(starting: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:

@@ -27,6 +27,7 @@ from archiver.errors import (
 from archiver.format import layout, manifest
 from archiver.format.manifest import (
     Archive,
+    Catalog,
     Changes,
     Drill,
     Entry,
@@ -54,7 +55,7 @@ class LogState:
     """What a writer must know of the log: its end, and the last of each kind that it continues.
 
     `end` and `timeline` are those of the source at the log's end; `system_identifier` where it has changed since the
-    archive was made. `snapshot` and `lost` are forgotten where the source's history began anew.
+    archive was made. `snapshot`, `lost` and `catalog` are forgotten where the source's history began anew.
     """
 
     head: Signed | None = None
@@ -66,6 +67,7 @@ class LogState:
     snapshot: Snapshot | None = None
     drill: Drill | None = None
     lost: Lost | None = None
+    catalog: Catalog | None = None
 
     def observe(self, signed: Signed) -> None:
         self.head = signed
@@ -73,7 +75,9 @@ class LogState:
             case Changes():
                 self.changes = signed.entry
                 self.end, self.timeline = signed.entry.end_lsn, signed.entry.timeline
-                self.lost = signed.entry.lost[-1] if signed.entry.lost else self.lost
+                lost = [*signed.entry.lost, *([self.lost] if self.lost else [])]
+                self.lost = max(lost, key=lambda each: each.lsn, default=None)
+                self.catalog = signed.entry.catalog or self.catalog
             case Gap():
                 self._observe_gap(signed.entry)
             case Snapshot():
@@ -88,7 +92,7 @@ class LogState:
         self.end, self.timeline = gap.before_lsn, gap.timeline
         self.system_identifier = gap.system_identifier or self.system_identifier
         if gap.new_history:
-            self.snapshot = self.lost = None
+            self.snapshot = self.lost = self.catalog = None
 
 
 class ManifestLog:

@@ -199,16 +199,14 @@ class _Restore:
         await self._build(conn, "keys", index, script.preamble, script.keys)
 
     async def _create_late(self, conn: psycopg.AsyncConnection[Any], index: Index, script: dump.Script) -> None:
-        """Before replay, whose DDL may concern them; where foreign keys cannot be silenced, after it (`_finish`)."""
-        if await always_triggers.may_silence(conn):
-            await self._build(conn, "late", index, script.preamble, script.late)
+        """Before replay, whose DDL may concern them; what would act on rows is held silent meanwhile."""
+        await self._build(conn, "late", index, script.preamble, script.late)
         if "views" not in await self._done(conn):  # a REFRESH in the stream has its own moment
             views = [(schema, name) for schema, name, populated in index.database.materialized_views if populated]
             self._skip(await load.refresh_views(conn, views))
             await self._record(conn, views=True)
 
-    async def _finish(self, conn: psycopg.AsyncConnection[Any], index: Index, script: dump.Script) -> None:
-        await self._build(conn, "late", index, script.preamble, script.late)
+    async def _finish(self, conn: psycopg.AsyncConnection[Any], index: Index, _script: dump.Script) -> None:
         self._skip(await load.apply_settings(conn, index.database.settings, await load.existing_roles(conn)))
         await self._execute(conn, "ANALYZE")
 

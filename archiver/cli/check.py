@@ -18,7 +18,8 @@ from archiver.errors import ArchiverError, ObjectExists, ObjectNotFound
 from archiver.format import layout
 from archiver.keys import Kek
 from archiver.policy.history import History
-from archiver.postgres.preflight import Check, check_source
+from archiver.postgres.checks import Check
+from archiver.postgres.preflight import check_source
 from archiver.postgres.replication_slot import identify_system, slot_info
 from archiver.postgres.session import connect
 from archiver.recovery_plan import read_history

@@ -24,6 +24,7 @@ from archiver.errors import ObjectNotFound
 from archiver.format import layout, manifest
 from archiver.keys import Kek
 from archiver.postgres import preflight, setup
+from archiver.postgres.checks import require
 from archiver.postgres.replication_slot import (
     Blocker,
     SystemIdentity,
@@ -108,7 +109,7 @@ class _Links:
 async def _connections(source: SourceSection) -> AsyncIterator[_Links]:
     ordinary = await connect(source.dsn, purpose="init")
     try:
-        preflight.require(await preflight.check_role(ordinary))
+        require(await preflight.check_role(ordinary))
         async with _replication(source.dsn) as conn:
             system = await identify_system(conn)
         yield _Links(source.dsn, ordinary, system)
@@ -146,7 +147,7 @@ async def _refuse_foreign_archive(
 
 async def _refuse_unfit_source(config: Config, conn: Conn, keyless: setup.Keyless | None) -> None:
     source = config.require_source()
-    preflight.require(await preflight.check_before_init(conn, source, config.snapshot.pg_dump))
+    require(await preflight.check_before_init(conn, source, config.snapshot.pg_dump))
     setup.require_choice(await setup.publishable_tables(conn, source.exclude), keyless)
 
 

@@ -24,10 +24,14 @@ from archiver.format.ddl import Event, first_line, literal, quote, set_defaults
 
 @dataclass(frozen=True, slots=True)
 class TargetFacts:
-    """What replay must know of the target: its roles, and the publication that is archiver's own."""
+    """What replay must know of the target: its roles, and the publication that is archiver's own.
+
+    `system_triggers`: whether the restoring role may disable those of foreign keys.
+    """
 
     roles: frozenset[str]
     publication: str
+    system_triggers: bool = True
 
 
 @dataclass(slots=True)
@@ -230,6 +234,9 @@ class _Rewriting:
             return False
         if command.subtype == AlterTableType.AT_ChangeOwner:
             return bool(self._keep_roles([command.newowner]))
+        if command.subtype in _USER_TRIGGERS and not self.target.system_triggers:
+            command.subtype = _USER_TRIGGERS[command.subtype]
+            self.changed = True
         if command.subtype == AlterTableType.AT_AddColumn:
             self._fix_default(command.def_)
         return True
@@ -248,6 +255,11 @@ class _Rewriting:
         self.after.append(f"ALTER TABLE {table} ALTER COLUMN {quote(column.colname)} SET DEFAULT {known['default']}")
 
 
+_USER_TRIGGERS: Final[Mapping[Any, Any]] = {
+    AlterTableType.AT_EnableTrigAll: AlterTableType.AT_EnableTrigUser,
+    AlterTableType.AT_DisableTrigAll: AlterTableType.AT_DisableTrigUser,
+}
+"""The triggers of foreign keys are the system's: no dump shows whether they are enabled."""
 _STEPS: Final[Mapping[type[Any], Any]] = {
     ast.GrantStmt: _Rewriting.grant,
     ast.AlterDefaultPrivilegesStmt: _Rewriting.default_privileges,

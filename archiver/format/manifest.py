@@ -15,7 +15,13 @@ from uuid import UUID
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+)
 
 from archiver.errors import IntegrityError
 from archiver.lsn import Lsn
@@ -49,6 +55,11 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
 
+def _is_empty(value: object) -> bool:
+    """Fields that came later are left out where they say nothing: what was signed before stays what it was."""
+    return value is None or value is False
+
+
 class ObjectRef(Model):
     """A sealed object: its key below the prefix, stored size and hash, data key, and size before compression.
 
@@ -67,11 +78,6 @@ class ObjectRef(Model):
         return len(data) == self.size and hashlib.sha256(data).hexdigest() == self.sha256
 
 
-def _is_empty(value: object) -> bool:
-    """Fields that came later are left out where they say nothing: what was signed before stays what it was."""
-    return not value
-
-
 class CommitRef(Model):
     """A source transaction: its xid, where its commit record starts and ends, and its commit time at the source."""
 
@@ -88,10 +94,24 @@ class RestorePoint(Model):
 
 
 class Lost(Model):
-    """Something that the stream could not carry, committed at `lsn`: what comes after needs a new base snapshot."""
+    """Something that the stream could not carry, committed at `lsn`: what comes after needs a new base snapshot.
+
+    With `since`, it was committed somewhere after that and at or before `lsn`.
+    """
 
     lsn: LsnField
     reason: str
+    since: LsnField | None = Field(default=None, exclude_if=_is_empty)
+
+
+class Catalog(Model):
+    """What the source's catalog was seen to be: every commit at or before `lsn` is in its digest.
+
+    `digest` is null where event triggers capture schema changes.
+    """
+
+    digest: str | None
+    lsn: LsnField
 
 
 class Changes(Model):
@@ -101,6 +121,7 @@ class Changes(Model):
     no later segment holds a commit of an earlier time (source clock). `open_from` is the ordinal of the segment
     in which the oldest transaction begins that is still open at the end of this one. `sequences`: their states were
     read after the last commit, and those that had moved are in the object. `timeline` is the server's that sent it.
+    `catalog` was seen after the last commit; null where none was ever seen.
     """
 
     kind: Literal["changes"] = "changes"
@@ -119,6 +140,7 @@ class Changes(Model):
     restore_points: tuple[RestorePoint, ...] = ()
     sequences: bool = False
     lost: tuple[Lost, ...] = ()
+    catalog: Catalog | None = Field(default=None, exclude_if=_is_empty)
     object: ObjectRef | None = None
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from archiver.errors import PostgresError
-from archiver.format.manifest import Changes, CommitRef, Lost, ObjectRef, RestorePoint
+from archiver.format.manifest import Catalog, Changes, CommitRef, Lost, ObjectRef, RestorePoint
 from archiver.format.pgoutput import from_pg_time
 from archiver.format.segment import LENGTH, Context, Relation, encode
 from archiver.lsn import Lsn
@@ -52,6 +52,8 @@ class Cut:
     open_from: int | None = None
     restore_points: list[RestorePoint] = field(default_factory=list)
     lost: list[Lost] = field(default_factory=list)
+    described: set[bytes] = field(default_factory=set)
+    """The Relation messages of committed transactions, as they are outside of streamed ones."""
 
     def note(self, xid: int, lsn: int, end: int, time: int) -> None:
         """Count a commit. Plain numbers: a million of these come in a few seconds."""
@@ -70,6 +72,7 @@ class Cut:
         covered_until: datetime | None,
         sequences: bool,
         stored: ObjectRef | None,
+        catalog: Catalog | None = None,
     ) -> Changes:
         """What the manifest log says of this segment."""
         return Changes(
@@ -87,6 +90,7 @@ class Cut:
             open_from=self.open_from,
             restore_points=tuple(self.restore_points),
             lost=tuple(self.lost),
+            catalog=catalog,
             sequences=sequences,
             object=stored,
         )
@@ -154,7 +158,7 @@ class ChangeStream:
         """Take in CopyData payloads. Raises PostgresError for what no server sends."""
         try:
             self._feed(frames)
-        except (struct.error, IndexError, ValueError) as exc:
+        except (struct.error, LookupError, ValueError) as exc:
             raise PostgresError(f"the server sent a replication message that cannot be read: {exc}") from exc
 
     def _feed(self, frames: Sequence[bytes]) -> None:
@@ -254,6 +258,8 @@ class ChangeStream:
         at = 5 if self._context else 1
         relation = message[at : at + 4]
         self._relations[self._context][relation] = (*self._types, message)
+        if not self._context:
+            self._cut.described.add(message)
         self._types.clear()
         self._known[self._context].add(relation)
 
@@ -301,7 +307,8 @@ class ChangeStream:
         # Rows that follow are shaped as this transaction left their tables; what this segment has not said
         # of them must be said again, should they come.
         for relation, messages in described.items():
-            self._relations[_PLAIN][relation] = tuple(_without_xid(part) for part in messages)
+            plain = self._relations[_PLAIN][relation] = tuple(_without_xid(part) for part in messages)
+            self._cut.described.add(plain[-1])
             self._known[_PLAIN].discard(relation)
         self._forget(xid)
 

@@ -217,15 +217,27 @@ class Epoch:
         if carried := [s for s in whole if self._lost_between(s.lsn, stop) is None]:
             return carried[-1]
         if whole and (lost := self._lost_between(whole[-1].lsn, stop)) is not None:
-            raise TargetUnreachable(
-                f"the target {target} is behind a schema change that was not captured: {lost.reason}",
-                where=f"it was committed at {lost.lsn}",
-                hint="Choose a target before it, or after the base snapshot that followed it (archiver info).",
-            )
+            raise self._behind(lost, target)
         raise _in_gap(target, self._gap_between(before[-1].lsn, stop) or self.gaps[-1])
 
     def _lost_between(self, start: Lsn, stop: Lsn) -> Lost | None:
-        return next((lost for s in self.changes for lost in s.lost if start < lost.lsn <= stop), None)
+        return next((lost for s in self.changes for lost in s.lost if _hides(lost, start, stop)), None)
+
+    def _behind(self, lost: Lost, target: Target) -> TargetUnreachable:
+        """The refusal, with what can be reached: the last moment before it, and the first one after it."""
+        where = f"at {lost.lsn}" if lost.since is None else f"after {lost.since}, at or before {lost.lsn}"
+        before = lost.since if lost.since is not None else Lsn(lost.lsn - 1)
+        after = next((s for s in self.snapshots if s.lsn >= lost.lsn), None)
+        then = (
+            f"from {after.lsn} on ({format_time(after.consistent_at)}), where a base snapshot was taken"
+            if after
+            else "from the base snapshot on that archiver run takes after it"
+        )
+        return TargetUnreachable(
+            f"the target {target} is behind a schema change that was not captured: {lost.reason}",
+            where=f"it was committed {where}",
+            hint=f"What can be reached: up to --target-lsn {before}, and {then}.",
+        )
 
     def _gap_between(self, start: Lsn, stop: Lsn) -> Gap | None:
         return next((g for g in self.gaps if g.before_lsn > start and g.after_lsn < stop), None)
@@ -271,6 +283,13 @@ class Epoch:
             return "There is no base snapshot yet; archiver run takes the first one, or archiver snapshot."
         latest = format_time(window.latest) if window.latest else "its base snapshot"
         return f"The archive can be restored to any time from {format_time(window.earliest)} to {latest}."
+
+
+def _hides(lost: Lost, start: Lsn, stop: Lsn) -> bool:
+    """Whether a replay from `start` to `stop` may lack what was lost. A base snapshot itself never does."""
+    if lost.since is None:
+        return start < lost.lsn <= stop
+    return start < lost.lsn and stop > max(start, lost.since)
 
 
 def _is_later(segment: Changes, time: datetime) -> bool:

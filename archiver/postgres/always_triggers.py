@@ -1,33 +1,45 @@
-"""Triggers, rules and event triggers that would fire during a replay, in spite of session_replication_role = replica.
+"""What would act during a replay, and must not: triggers, rules, event triggers, foreign keys, row security.
 
 What they did at the source is in the stream: while rows are replayed they are disabled, and what was disabled is kept
-in the target, in the same transaction, so that an interrupted restore gives everything back. Event triggers would fire
-for what the restore itself does, too: they stay disabled from their making to its very end.
+in the target, in the same transaction, so that an interrupted restore gives everything back. Under
+session_replication_role = replica that concerns what is ENABLE ALWAYS or REPLICA; where the role may not set that, all.
+Event triggers would fire for what the restore itself does, too: they stay disabled from their making to its very end.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, LiteralString
 
 import psycopg
 
-from archiver.postgres import load
+from archiver.postgres import foreign_keys, load
+from archiver.postgres.foreign_keys import ForeignKeys
 from archiver.postgres.session import postgres_error
 
 Conn = psycopg.AsyncConnection[Any]
 
-_CREATE: Final[LiteralString] = """
+_CREATE: Final[LiteralString] = (
+    """
 CREATE SCHEMA IF NOT EXISTS archiver;
 CREATE TABLE IF NOT EXISTS archiver.silenced (kind text, rel oid, name text, state "char");
 """
-# Objects of the system have OIDs below 16384 (FirstNormalObjectId, transam.h).
+    + foreign_keys.CREATE
+)
+# Objects of the system have OIDs below 16384 (FirstNormalObjectId, transam.h). Those of views cannot be disabled, and
+# no row is written into a view. Before 15 the triggers of partitions were internal, and followed their parent's.
 _IMPOSE: Final[LiteralString] = """
-WITH firing AS (
+WITH tables AS (
+    SELECT oid, relforcerowsecurity FROM pg_catalog.pg_class WHERE relkind IN ('r', 'p') AND oid >= 16384
+), firing AS (
     SELECT 'TRIGGER' AS kind, tgrelid AS rel, tgname::text AS name, tgenabled AS state
-      FROM pg_catalog.pg_trigger WHERE tgenabled = ANY (%(firing)s) AND tgparentid = 0 AND NOT tgisinternal
-       AND tgrelid >= 16384
+      FROM pg_catalog.pg_trigger WHERE tgenabled = ANY (%(firing)s) AND NOT tgisinternal
+       AND (tgparentid = 0 OR %(single)s) AND tgrelid IN (SELECT oid FROM tables)
     UNION ALL SELECT 'RULE', ev_class, rulename::text, ev_enabled FROM pg_catalog.pg_rewrite
-     WHERE ev_enabled = ANY (%(firing)s) AND rulename <> '_RETURN' AND ev_class >= 16384
+     WHERE ev_enabled = ANY (%(firing)s) AND rulename <> '_RETURN' AND ev_class IN (SELECT oid FROM tables)
+    UNION ALL SELECT 'ROW SECURITY', oid, '', 'F' FROM tables
+     WHERE relforcerowsecurity AND pg_catalog.row_security_active(oid)
 ) INSERT INTO archiver.silenced SELECT * FROM firing
 RETURNING kind, rel::regclass::text, pg_catalog.quote_ident(name), 'D'
 """
@@ -46,6 +58,9 @@ SELECT kind, '', pg_catalog.quote_ident(name), state FROM archiver.silenced
   JOIN pg_catalog.pg_event_trigger ON evtname = name WHERE kind = 'EVENT TRIGGER'
 """
 _STATES: Final = {"D": "DISABLE", "O": "ENABLE", "A": "ENABLE ALWAYS", "R": "ENABLE REPLICA"}
+_ROW_SECURITY: Final = {"D": "NO FORCE ROW LEVEL SECURITY", "F": "FORCE ROW LEVEL SECURITY"}
+_TRIGGERS_OF_PARTITIONS: Final = 150000
+"""server_version_num from which each partition's trigger is enabled and disabled by itself."""
 
 
 async def may_silence(conn: Conn) -> bool:
@@ -63,9 +78,15 @@ async def may_silence(conn: Conn) -> bool:
 class Silence:
     """`lift` before a statement that may concern them, `impose` before rows are written."""
 
-    def __init__(self, firing: str, *, imposed: bool) -> None:
+    def __init__(self, firing: str, keys: ForeignKeys | None, *, imposed: bool) -> None:
         self._firing = list(firing)
+        self._keys = keys
         self._imposed = imposed
+
+    @property
+    def by_role(self) -> bool:
+        """Whether the role may keep the system's own triggers from firing."""
+        return self._keys is None
 
     @classmethod
     async def open(cls, conn: Conn) -> Silence:
@@ -74,46 +95,63 @@ class Silence:
         Raises PostgresError.
         """
         # pg_trigger.tgenabled: O origin, A always, R replica
-        firing = "AR" if await may_silence(conn) else "OA"
+        may = await may_silence(conn)
         try:
             async with conn.transaction():
                 row = await (await conn.execute("SELECT EXISTS (SELECT FROM archiver.silenced)")).fetchone()
-                silence = cls(firing, imposed=bool(row and row[0]))
+                silence = cls("AR" if may else "OA", None if may else ForeignKeys(), imposed=bool(row and row[0]))
                 await silence.impose(conn)
         except psycopg.Error as exc:
             raise postgres_error(exc, "preparing the replay") from exc
         return silence
 
     async def impose(self, conn: Conn) -> None:
-        self._imposed = await _switch(conn, _IMPOSE, {"firing": self._firing}) or self._imposed
+        single = conn.info.server_version >= _TRIGGERS_OF_PARTITIONS
+        self._imposed = await _switch(conn, _IMPOSE, {"firing": self._firing, "single": single}) or self._imposed
+        if self._keys is not None:
+            with _errors("taking foreign keys out"):
+                await self._keys.drop(conn)
 
-    async def lift(self, conn: Conn) -> None:
+    async def lift(self, conn: Conn, tag: str, source: str) -> None:
+        """For a statement with this tag and text."""
+        if self._keys is not None and foreign_keys.may_concern(tag):
+            with _errors("putting foreign keys back"):
+                await self._keys.make(conn, validated=foreign_keys.needs_valid(source))
         if self._imposed:
             await _switch(conn, _LIFT, {})
         self._imposed = False
 
 
-async def _switch(conn: Conn, query: LiteralString, values: dict[str, list[str]]) -> bool:
-    try:
+async def _switch(conn: Conn, query: LiteralString, values: dict[str, Any]) -> bool:
+    with _errors("holding triggers silent"):
         found = await (await conn.execute(query, values)).fetchall()
         for switched in found:
-            await conn.execute(_switch_one(*switched).encode())
-    except psycopg.Error as exc:
-        raise postgres_error(exc, "holding triggers silent") from exc
+            await conn.execute(_switch_one(conn, *switched).encode())
     return bool(found)
 
 
-def _switch_one(kind: str, rel: str, name: str, state: str | bytes) -> str:
-    word = _STATES[state if isinstance(state, str) else state.decode()]
-    return f"ALTER {kind} {name} {word}" if kind == "EVENT TRIGGER" else f"ALTER TABLE {rel} {word} {kind} {name}"
+def _switch_one(conn: Conn, kind: str, rel: str, name: str, state: str | bytes) -> str:
+    letter = state if isinstance(state, str) else state.decode()
+    if kind == "EVENT TRIGGER":
+        return f"ALTER {kind} {name} {_STATES[letter]}"
+    if kind == "ROW SECURITY":
+        return f"ALTER TABLE {rel} {_ROW_SECURITY[letter]}"
+    only = "ONLY " if conn.info.server_version >= _TRIGGERS_OF_PARTITIONS else ""
+    return f"ALTER TABLE {only}{rel} {_STATES[letter]} {kind} {name}"
+
+
+@contextmanager
+def _errors(where: str) -> Iterator[None]:
+    try:
+        yield
+    except psycopg.Error as exc:
+        raise postgres_error(exc, where) from exc
 
 
 async def create(conn: Conn) -> None:
     """Make room for what is disabled, before there is any event trigger that could fire for it."""
-    try:
+    with _errors("creating the progress table"):
         await conn.execute(_CREATE)
-    except psycopg.Error as exc:
-        raise postgres_error(exc, "creating the progress table") from exc
 
 
 async def hush_event_triggers(conn: Conn) -> None:
@@ -122,14 +160,16 @@ async def hush_event_triggers(conn: Conn) -> None:
 
 
 async def lift_all(conn: Conn) -> None:
-    """Give everything back, and leave nothing of archiver's: the very last step of a restore."""
-    try:
+    """Give everything back, and leave nothing of archiver's: the very last step of a restore.
+
+    Keys come first: row security could hide rows from their checks.
+    """
+    with _errors("dropping the progress"):
         async with conn.transaction():
+            await foreign_keys.make_all(conn)
             await _switch(conn, _LIFT, {})
             hushed = await (await conn.execute(_HUSHED)).fetchall()
             await conn.execute("DROP TABLE archiver.silenced")
             await load.drop_progress(conn)
             for event_trigger in hushed:
-                await conn.execute(_switch_one(*event_trigger).encode())
-    except psycopg.Error as exc:
-        raise postgres_error(exc, "dropping the progress") from exc
+                await conn.execute(_switch_one(conn, *event_trigger).encode())

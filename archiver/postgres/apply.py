@@ -63,8 +63,8 @@ class _Work(NamedTuple):
 class Applier:
     """Applies source transactions in commit order. Make one with `async with Applier.open(conn) as applier`.
 
-    `triggers_silent`: whether the role may keep triggers and foreign keys from firing; if not, the caller creates
-    them after the replay. `on_message` handles logical messages by their prefix, after everything before
+    `triggers_silent`: whether the role may keep triggers and foreign keys from firing; if not, the caller sees to
+    it that there are none that would. `on_message` handles logical messages by their prefix, after everything before
     them is written; it may change the schema, so what is known of tables is forgotten then. A message that does not
     `concern` the handlers costs nothing of that.
 

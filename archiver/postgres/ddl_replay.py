@@ -2,7 +2,7 @@
 
 It gets its messages from an Applier, in the target transaction that the rows are written in. Whatever fails is an
 error that names the statement, but for privileges and owners that the target has no role for: those are reported.
-Triggers and rules that are ENABLE ALWAYS or REPLICA are held silent, since what they did is in the stream.
+Triggers, rules and foreign keys that would act are held silent, since what they did is in the stream.
 """
 
 from __future__ import annotations
@@ -75,9 +75,10 @@ class DdlReplay:
             rows = await (await conn.execute(query)).fetchall()
         except psycopg.Error as exc:
             raise postgres_error(exc, "listing the roles") from exc
-        facts = TargetFacts(frozenset(name for name, _ in rows), publication)
+        silence = await always_triggers.Silence.open(conn)
+        facts = TargetFacts(frozenset(name for name, _ in rows), publication, system_triggers=silence.by_role)
         settable = frozenset(name for name, member in rows if member)
-        return cls(conn, facts, settable, await always_triggers.Silence.open(conn))
+        return cls(conn, facts, settable, silence)
 
     def attach(self, applier: Applier) -> None:
         self._applier = applier
@@ -113,7 +114,7 @@ class DdlReplay:
         if applier.skip_rows and not (event.kind == "ddl_command_end" and event.tag in ddl.RUNS_SCRIPTS):
             return
         try:
-            await self._silence.lift(conn)
+            await self._silence.lift(conn, event.tag, event.source)
             await self._on_event(event, message, applier)
             await self._silence.impose(conn)
         except PostgresError as exc:

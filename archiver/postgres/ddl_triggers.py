@@ -18,7 +18,8 @@ from archiver.postgres import ddl_moments, ddl_rewrites, table_triggers
 from archiver.postgres.ddl_rewrites import ROWS_LIMIT
 from archiver.postgres.table_triggers import ListedPublication
 
-_NAMES: Final = tuple(f"archiver_capture_{event}" for event in ("start", "end", "drop", "rewrite"))
+CAPTURING: Final = tuple(f"archiver_capture_{event}" for event in ("start", "end", "drop", "rewrite"))
+"""The event triggers that write DDL into the stream: without any of them it is not captured."""
 
 _CANONICAL: Final[LiteralString] = """
     SET search_path = pg_catalog, pg_temp SET DateStyle = 'ISO, MDY' SET IntervalStyle = 'postgres' SET TimeZone = 'UTC'
@@ -289,7 +290,7 @@ CREATE EVENT TRIGGER archiver_capture_rewrite ON table_rewrite EXECUTE FUNCTION 
 
 def drop_statements() -> str:
     """Take all event triggers out; their functions go with schema archiver."""
-    return "".join(f"DROP EVENT TRIGGER IF EXISTS {name};\n" for name in (*_NAMES, *table_triggers.NAMES))
+    return "".join(f"DROP EVENT TRIGGER IF EXISTS {name};\n" for name in (*CAPTURING, *table_triggers.NAMES))
 
 
 def install_statements(listed: ListedPublication | None, *, superuser: bool) -> str:
@@ -299,7 +300,7 @@ def install_statements(listed: ListedPublication | None, *, superuser: bool) -> 
     """
     stack = _STACK if superuser else _STACK.replace("SET lc_messages = 'C'", "")
     text = "".join((stack, *_FUNCTIONS)).replace("__CANONICAL__", _CANONICAL).replace("__LIMIT__", str(ROWS_LIMIT))
-    always = "".join(f"ALTER EVENT TRIGGER {name} ENABLE ALWAYS;\n" for name in _NAMES)
+    always = "".join(f"ALTER EVENT TRIGGER {name} ENABLE ALWAYS;\n" for name in CAPTURING)
     grant = "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA archiver TO PUBLIC;\n"
     tables = table_triggers.install_statements(listed, rows_limit=ROWS_LIMIT)
     return f"{_SCHEMA}{drop_statements()}{text}{_TRIGGERS}{always}{tables}{grant}"

@@ -148,16 +148,6 @@ async def _install(conn: Conn, listed: ListedPublication) -> None:
             await conn.execute(statements.encode())
 
 
-async def has_triggers(conn: Conn) -> bool:
-    """Whether DDL is captured."""
-    query = "SELECT EXISTS (SELECT FROM pg_catalog.pg_event_trigger WHERE evtname = 'archiver_capture_end')"
-    try:
-        row = await (await conn.execute(query)).fetchone()
-    except psycopg.Error as exc:
-        raise postgres_error(exc) from exc
-    return bool(row and row[0])
-
-
 async def _publish_listed(conn: Conn, name: str, tables: Sequence[PublishedTable], *, new: bool) -> None:
     listed = sql.SQL(", ").join(sql.SQL("ONLY {}").format(sql.Identifier(t.schema, t.name)) for t in tables)
     if new:

@@ -7,7 +7,7 @@ when that breaks.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -15,7 +15,10 @@ from typing import Any, TypeVar
 import psycopg
 
 from archiver.errors import PostgresUnavailable
+from archiver.format.pgmessages import Relation
 from archiver.lsn import Lsn
+from archiver.policy.schema_watch import Look
+from archiver.postgres.catalog_look import CatalogReader
 from archiver.postgres.session import connect, postgres_error
 
 T = TypeVar("T")
@@ -56,6 +59,11 @@ class Source:
         self._slot = slot
         self._conn: psycopg.AsyncConnection[Any] | None = None
         self._lock = asyncio.Lock()
+        self._catalog = CatalogReader()
+
+    async def look(self, described: Iterable[Relation] = ()) -> Look:
+        """Look at the catalog, and for what the stream described of it. Raises PostgresError, PostgresUnavailable."""
+        return await self.ask(lambda conn: self._catalog.look(conn, described))
 
     async def sample(self) -> Sample:
         async def ask(conn: psycopg.AsyncConnection[Any]) -> Any:

@@ -363,3 +363,17 @@ def test_an_origin_is_kept() -> None:
 def test_what_was_not_asked_for_is_an_error(frame: bytes, why: str) -> None:
     with pytest.raises(PostgresError, match=why):
         stream(frame)
+
+
+def test_a_segment_knows_which_tables_committed_transactions_described() -> None:
+    frames = [begin(200), described(TABLE), insert(b"1"), commit(200)]
+    frames += [
+        *block(7, described(OTHER, 7), first=True),
+        *block(8, described(WIDER, 8), first=True),
+        stream_abort(8, 8),
+    ]
+    feeding = stream(*frames)
+    assert {p.decode(each) for each in feeding.cut().described} == {TABLE}
+    feeding.feed([stream_commit(7, 300)])
+    assert {p.decode(each) for each in feeding.cut().described} == {OTHER}
+    assert feeding.cut().described == set()

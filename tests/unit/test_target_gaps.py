@@ -77,6 +77,37 @@ def test_a_target_behind_it_and_before_the_next_base_snapshot_is_refused(lsn: in
         History(UNCAPTURED).plan(ToLsn(Lsn(lsn)), (), NOW)
 
 
+SOMEWHERE = Lost(lsn=Lsn(310), since=Lsn(230), reason="the schema changed")
+WATCHED: tuple[Entry, ...] = (
+    changes(1, 100, 200, *COMMITS[1]),
+    snapshot(150),
+    changes(2, 200, 300, *COMMITS[2], lost=(SOMEWHERE,)),
+    snapshot(270),
+    snapshot(330),
+    changes(3, 300, 400),
+)
+
+
+@pytest.mark.parametrize(("lsn", "start"), [(230, 150), (270, 270), (330, 330), (400, 330)])
+def test_a_target_before_or_after_the_span_of_a_schema_change_is_reached(lsn: int, start: int) -> None:
+    """A base snapshot inside the span is itself right, though it may have been taken before the change."""
+    assert History(WATCHED).plan(ToLsn(Lsn(lsn)), (), NOW).snapshot.lsn == start
+
+
+@pytest.mark.parametrize("lsn", [231, 269, 271, 310, 329])
+def test_a_target_that_may_lie_behind_a_schema_change_is_refused_with_what_can_be_reached(lsn: int) -> None:
+    with pytest.raises(TargetUnreachable, match="was not captured: the schema changed") as caught:
+        History(WATCHED).plan(ToLsn(Lsn(lsn)), (), NOW)
+    assert caught.value.where == "it was committed after 0/E6, at or before 0/136"
+    assert "up to --target-lsn 0/E6, and from 0/14A on" in (caught.value.hint or "")
+
+
+def test_before_the_base_snapshot_that_follows_a_schema_change_the_hint_says_who_takes_it() -> None:
+    with pytest.raises(TargetUnreachable) as caught:
+        History(UNCAPTURED[:3]).plan(ToLatest(), (), NOW)
+    assert "up to --target-lsn 0/F9, and from the base snapshot on that archiver run takes" in (caught.value.hint or "")
+
+
 def test_a_hole_that_no_gap_explains_is_an_integrity_error() -> None:
     holed = [entry for entry in LOG if not (isinstance(entry, Changes) and entry.ordinal == 2)]
     with pytest.raises(IntegrityError, match="nothing between 0/C8 and 0/12C"):
