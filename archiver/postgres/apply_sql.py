@@ -6,7 +6,7 @@ same column types. Each is written ONLY, because the stream names every partitio
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from psycopg.sql import SQL, Composable, Composed, Identifier
 
@@ -14,7 +14,6 @@ from archiver.postgres.tables import Table
 
 _COMMA = SQL(", ")
 _AND = SQL(" AND ")
-COPIES = Identifier("archiver copies")  # how many of a row; beside the columns of any table
 
 
 class Statements:
@@ -27,11 +26,13 @@ class Statements:
         self._stage = Identifier("pg_temp", stage)
         self._names = [Identifier(column.name) for column in relation.columns]
         self._key = table.shape.key or ()
+        self._copies = Identifier(_free_name("copies", {column.name for column in relation.columns}))
 
     # --- staging
 
     def create_stage(self) -> bytes:
-        columns = [*self._of("t", self.table.written), SQL("1::int8 AS {}").format(COPIES)]
+        staged = dict.fromkeys((*self.table.written, *self._key))  # a generated column may be the key
+        columns = [*self._of("t", staged), SQL("1::int8 AS {}").format(self._copies)]
         return _bytes(
             "CREATE TEMPORARY TABLE {} AS SELECT {} FROM ONLY {} t WITH NO DATA",
             self._stage,
@@ -47,7 +48,7 @@ class Statements:
 
     def copy_stage(self, columns: Iterable[int], *, copies: bool = False) -> bytes:
         names: list[Composable] = [self._names[at] for at in columns]
-        return _bytes("COPY {} ({}) FROM STDIN", self._stage, _COMMA.join([*names, COPIES] if copies else names))
+        return _bytes("COPY {} ({}) FROM STDIN", self._stage, _COMMA.join([*names, self._copies] if copies else names))
 
     # --- whole sets of rows
 
@@ -76,7 +77,7 @@ class Statements:
         So types without equality (json, xml, point) work. `narrow` is a column by which to look first: text of the rows
         that differ in it need not be made, and an index may find the others. No staged row may be null there.
         """
-        given = [_text(self._of("s", self.table.written)), COPIES, *self._of("s", _listed(narrow))]
+        given = [_text(self._of("s", self.table.written)), self._copies, *self._of("s", _listed(narrow))]
         return self._delete_copies(SQL("SELECT {} FROM {} s").format(_COMMA.join(given), self._stage), narrow)
 
     def delete_few_copies(self, rows: int, narrow: int | None) -> bytes:
@@ -92,7 +93,7 @@ class Statements:
 
     def _delete_copies(self, given: Composable, narrow: int | None) -> bytes:
         """One scan at most, and no sort of what does not match; then by place: a join would scan once more."""
-        names = [SQL("r"), COPIES, *(SQL("narrow") for _ in _listed(narrow))]
+        names = [SQL("r"), self._copies, *(SQL("narrow") for _ in _listed(narrow))]
         where = [SQL(" WHERE {} IN (SELECT narrow FROM g)").format(each) for each in self._of("t", _listed(narrow))]
         return _bytes(
             "WITH g ({}) AS ({}), w AS (SELECT r, pg_catalog.sum({}) AS copies FROM g GROUP BY 1),"
@@ -101,7 +102,7 @@ class Statements:
             " DELETE FROM ONLY {} t WHERE t.ctid = ANY (ARRAY(SELECT f.at FROM f WHERE f.n <= f.copies))",
             _COMMA.join(names),
             given,
-            COPIES,
+            self._copies,
             _text(self._of("t", self.table.written)),
             self._target,
             SQL("").join(where),
@@ -191,6 +192,13 @@ def truncate(tables: Sequence[Table], *, cascade: bool, restart_identity: bool) 
         SQL(" RESTART IDENTITY" if restart_identity else ""),
         SQL(" CASCADE" if cascade else ""),
     )
+
+
+def _free_name(name: str, taken: Collection[str]) -> str:
+    """How many of a row there are is staged beside the columns of any table, whatever their names."""
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _listed(column: int | None) -> list[int]:

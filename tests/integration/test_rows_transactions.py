@@ -11,7 +11,7 @@ import pytest
 from archiver.embedded import PostgresServer
 from tests.fix_archive import Setup
 from tests.fix_servers import PG_SETTINGS
-from tests.integration.whole_chain import restore_both_ways
+from tests.integration.whole_chain import apart, restore_both_ways
 
 MakeSetup = Callable[..., Setup]
 
@@ -115,8 +115,9 @@ SCENARIOS = {
 @pytest.mark.parametrize("scenario", SCENARIOS)
 async def test_transactions_come_back(make_setup: MakeSetup, scenario: str) -> None:
     before, *changes = SCENARIOS[scenario]
-    restored = await restore_both_ways(make_setup(), before, changes)
-    assert restored.warnings == set()
+    for each in (changes, apart(changes)):
+        restored = await restore_both_ways(make_setup(), before, each)
+        assert restored.warnings == set()
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import psycopg
@@ -41,6 +41,13 @@ async def restore_both_ways(setup: Setup, before: str, changes: Iterable[str]) -
         differs = difference(pg_dump(dsn), expected)
         assert not differs, f"{way}: {differs[:3000]}"
     return Restored(replayed, loaded, set(first.warnings + second.warnings))
+
+
+def apart(changes: Iterable[str]) -> Iterator[str]:
+    """The same changes, each in a batch of its own: DDL ends one. Else an update merges into the insert before it."""
+    for number, change in enumerate(changes):
+        yield change
+        yield f"COMMENT ON SCHEMA public IS '{number}'"
 
 
 async def take_another_snapshot(setup: Setup) -> None:
