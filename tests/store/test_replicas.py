@@ -228,11 +228,13 @@ async def test_a_disagreement_that_nobody_waited_for_halts_the_next_write() -> N
 # --- rejoining ---
 
 
-async def test_a_write_under_way_while_a_region_rejoins_reaches_it() -> None:
+@pytest.mark.parametrize("conditional", [False, True], ids=["an object", "a key"])
+async def test_a_write_under_way_while_a_region_rejoins_reaches_it(conditional: bool) -> None:
     world = World(ALL)
     world.replicas.fall_behind("two", "down")
     world.close(world.one)
-    write = asyncio.create_task(world.replicas.put("k", b"x"))
+    put = world.replicas.put_if_absent if conditional else world.replicas.put
+    write = asyncio.create_task(put("k", b"x"))
     await asyncio.sleep(0)
     assert world.replicas.missed("two") == set()
     world.replicas.rejoin("two")
