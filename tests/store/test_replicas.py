@@ -228,19 +228,30 @@ async def test_a_disagreement_that_nobody_waited_for_halts_the_next_write() -> N
 # --- rejoining ---
 
 
-@pytest.mark.parametrize("conditional", [False, True], ids=["an object", "a key"])
-async def test_a_write_under_way_while_a_region_rejoins_reaches_it(conditional: bool) -> None:
+async def test_a_write_under_way_while_a_region_rejoins_reaches_it() -> None:
     world = World(ALL)
     world.replicas.fall_behind("two", "down")
     world.close(world.one)
-    put = world.replicas.put_if_absent if conditional else world.replicas.put
-    write = asyncio.create_task(put("k", b"x"))
+    write = asyncio.create_task(world.replicas.put("k", b"x"))
     await asyncio.sleep(0)
     assert world.replicas.missed("two") == set()
     world.replicas.rejoin("two")
     world.open(world.one)
     await write
     assert world.two.objects == {"k": b"x"}
+
+
+async def test_a_key_that_is_made_while_a_third_region_rejoins_reaches_it() -> None:
+    regions = [Region(name) for name in ("one", "two", "three")]
+    replicas = Replicas(regions, ALL)
+    replicas.fall_behind("three", "down")
+    regions[1].gate.clear()
+    write = asyncio.create_task(replicas.put_if_absent("keys/k", b"x"))
+    await asyncio.sleep(0.01)
+    replicas.rejoin("three")
+    regions[1].gate.set()
+    await write
+    assert [region.objects for region in regions] == [{"keys/k": b"x"}] * 3
 
 
 async def test_what_is_cancelled_ends_in_every_region() -> None:
