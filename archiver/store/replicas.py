@@ -98,12 +98,13 @@ class Replicas:
         self._note_missed(key)
 
     async def put_if_absent(self, key: str, data: bytes) -> None:
-        """The first region in step decides the race, the others follow; see Mirror.put."""
+        """The first region in step decides the race, the others follow, also one that rejoins; see Mirror.put."""
         self._raise_failure()
         decided = await self._decide(key, data)
-        followers = [store for store in self.in_step if store is not decided]
-        writes = {store: self._follow(decided, store, key, data, self._under_way(store)) for store in followers}
-        await self._spread(writes, key, {decided})
+        have = {decided}
+        while followers := [store for store in self.in_step if store not in have]:
+            writes = {store: self._follow(decided, store, key, data, self._under_way(store)) for store in followers}
+            await self._spread(writes, key, have)
         self._note_missed(key)
 
     def _note_missed(self, key: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from archiver.format import pgoutput as p
@@ -67,7 +67,7 @@ class Wal:
 
     def __init__(self, chance: random.Random, clock: Callable[[], datetime]) -> None:
         self._chance = chance
-        self._clock = clock
+        self.clock = clock
         self.end = Lsn(16 << 20)
         self.records: list[Record] = []
         self.ledger: list[Committed] = []
@@ -133,6 +133,28 @@ class Wal:
         offset = end % _PAGE
         self.end = Lsn(end + 48 if 0 < offset <= 40 else end)  # no record ends inside a page's header
         return self.end
+
+
+def write_something(wal: Wal, chance: random.Random) -> None:
+    """The application's next step."""
+    act = chance.random()
+    if act < 0.25 or not wal.open:
+        transaction = wal.begin(large=chance.random() < 0.4)
+        wal.insert(transaction)
+        if not transaction.large:
+            wal.commit(transaction, wal.clock() - timedelta(seconds=chance.uniform(0, 0.05)))
+    elif act < 0.7:
+        transaction = chance.choice(wal.open)
+        for _ in range(chance.randint(1, 6)):
+            wal.insert(transaction)
+    elif act < 0.8:
+        chance.choice((wal.savepoint, wal.roll_back_to_savepoint))(chance.choice(wal.open))
+    elif act < 0.85:
+        wal.noise(chance.choice((0, 0, 30_000)))
+    elif act < 0.95:
+        wal.commit(chance.choice(wal.open), wal.clock() - timedelta(seconds=chance.uniform(0, 0.05)))
+    else:
+        wal.abort(chance.choice(wal.open))
 
 
 class Decoder:

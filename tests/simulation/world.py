@@ -30,7 +30,7 @@ from tests.simulation.faults import FAULTS, Draw
 from tests.simulation.judge import Verdict, Violation, Watch, judge_archive, require
 from tests.simulation.regions import FINE, WEATHER, Calm, Region
 from tests.simulation.stage import KEK, config
-from tests.simulation.wal import Wal
+from tests.simulation.wal import Wal, write_something
 
 _NAMES = ("primary", "secondary", "tertiary")
 CATCH_UP_SECONDS = 900.0
@@ -278,40 +278,29 @@ class World:
         chance, wal = random.Random(self._chance.random()), self.wal
         while self._writing:
             await asyncio.sleep(chance.expovariate(1 / self.draw.busy))
-            self._write_something(chance)
+            if self.server.down:
+                wal.open.clear()
+            else:
+                write_something(wal, chance)
             self.server.grew()
         for transaction in list(wal.open):
             wal.commit(transaction, now())
         self.server.grew()
 
-    def _write_something(self, chance: random.Random) -> None:
-        wal, act = self.wal, chance.random()
-        if self.server.down:
-            wal.open.clear()
-        elif act < 0.25 or not wal.open:
-            transaction = wal.begin(large=chance.random() < 0.4)
-            wal.insert(transaction)
-            if not transaction.large:
-                wal.commit(transaction, now() - timedelta(seconds=chance.uniform(0, 0.05)))
-        elif act < 0.7:
-            transaction = chance.choice(wal.open)
-            for _ in range(chance.randint(1, 6)):
-                wal.insert(transaction)
-        elif act < 0.8:
-            chance.choice((wal.savepoint, wal.roll_back_to_savepoint))(chance.choice(wal.open))
-        elif act < 0.85:
-            wal.noise(chance.choice((0, 0, 30_000)))
-        elif act < 0.95:
-            wal.commit(chance.choice(wal.open), now() - timedelta(seconds=chance.uniform(0, 0.05)))
-        else:
-            wal.abort(chance.choice(wal.open))
-
     # --- the end ---
 
     async def _settle(self) -> None:
-        """A daemon runs until everything is everywhere, then stops."""
+        """A daemon runs until everything is everywhere, then stops.
+
+        The manifest of a base snapshot that was cut off by that is completed by whoever opens the log next.
+        """
         if len(self.alive) != 1 or self.daemon is None:
             self._kill_all()
+        await self._settle_once()
+        if not self._are_equal:
+            await self._settle_once()
+
+    async def _settle_once(self) -> None:
         for _ in range(3):
             if self.disagreed:
                 await self._ask_the_operator()
@@ -378,7 +367,12 @@ class World:
         entries = [stored["entry"] for stored in holdings[0].manifests.values()]
         gap = max((Lsn.parse(entry["before_lsn"]) for entry in entries if entry["kind"] == "gap"), default=Lsn(0))
         snapshot = max((Lsn.parse(entry["lsn"]) for entry in entries if entry["kind"] == "snapshot"), default=Lsn(-1))
-        return snapshot >= gap and all(holding.hashes == holdings[0].hashes for holding in holdings)
+        return snapshot >= gap and self._are_equal
+
+    @property
+    def _are_equal(self) -> bool:
+        first, *others = self.watch.holdings.values()
+        return all(other.hashes == first.hashes for other in others)
 
     def _require_equal_regions(self) -> None:
         """The log is the same everywhere. What no manifest names may lie in one region, and roll-ups only save time."""

@@ -241,6 +241,19 @@ async def test_a_write_under_way_while_a_region_rejoins_reaches_it() -> None:
     assert world.two.objects == {"k": b"x"}
 
 
+async def test_a_key_that_is_made_while_a_third_region_rejoins_reaches_it() -> None:
+    regions = [Region(name) for name in ("one", "two", "three")]
+    replicas = Replicas(regions, ALL)
+    replicas.fall_behind("three", "down")
+    regions[1].gate.clear()
+    write = asyncio.create_task(replicas.put_if_absent("keys/k", b"x"))
+    await asyncio.sleep(0.01)
+    replicas.rejoin("three")
+    regions[1].gate.set()
+    await write
+    assert [region.objects for region in regions] == [{"keys/k": b"x"}] * 3
+
+
 async def test_what_is_cancelled_ends_in_every_region() -> None:
     world = World(WritePolicy())
     world.close(world.one, world.two)
