@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
@@ -27,19 +26,15 @@ from archiver.errors import (
 from archiver.format import layout, manifest
 from archiver.format.manifest import (
     Archive,
-    Catalog,
     Changes,
-    Drill,
     Entry,
     Fence,
     Gap,
-    Lost,
     Manifest,
     Signed,
-    Snapshot,
 )
-from archiver.lsn import Lsn
 from archiver.policy import catalog
+from archiver.policy.log_state import LogState
 from archiver.repair import Repair, newest_manifest, refs
 from archiver.store.base import Store
 from archiver.store.mirror import Mirror
@@ -48,51 +43,6 @@ from archiver.tasks import loop_time
 log = structlog.get_logger()
 
 _OWNED_BY_DAEMON = (Changes, Fence, Gap)
-
-
-@dataclass
-class LogState:
-    """What a writer must know of the log: its end, and the last of each kind that it continues.
-
-    `end` and `timeline` are those of the source at the log's end; `system_identifier` where it has changed since the
-    archive was made. `snapshot`, `lost` and `catalog` are forgotten where the source's history began anew.
-    """
-
-    head: Signed | None = None
-    changes: Changes | None = None
-    gap: Gap | None = None
-    end: Lsn | None = None
-    timeline: int | None = None
-    system_identifier: str | None = None
-    snapshot: Snapshot | None = None
-    drill: Drill | None = None
-    lost: Lost | None = None
-    catalog: Catalog | None = None
-
-    def observe(self, signed: Signed) -> None:
-        self.head = signed
-        match signed.entry:
-            case Changes():
-                self.changes = signed.entry
-                self.end, self.timeline = signed.entry.end_lsn, signed.entry.timeline
-                lost = [*signed.entry.lost, *([self.lost] if self.lost else [])]
-                self.lost = max(lost, key=lambda each: each.lsn, default=None)
-                self.catalog = signed.entry.catalog or self.catalog
-            case Gap():
-                self._observe_gap(signed.entry)
-            case Snapshot():
-                self.snapshot = signed.entry
-            case Drill():
-                self.drill = signed.entry
-            case Fence():
-                pass
-
-    def _observe_gap(self, gap: Gap) -> None:
-        self.gap = gap
-        self.end, self.timeline = gap.before_lsn, gap.timeline
-        self.system_identifier = gap.system_identifier or self.system_identifier
-        if gap.new_history:
-            self.snapshot = self.lost = self.catalog = None
 
 
 class ManifestLog:

@@ -8,14 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Self
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from archiver.embedded.process import free_ports
+from tests.loop_thread import LoopThread
 
 SLOW_BYTES = 4 << 10  # in each twentieth of a second
 LATE_SECONDS = 1.0
@@ -146,44 +144,22 @@ FAULTS: Mapping[str, Fault] = {
 }
 
 
-@dataclass
-class FaultProxy:
-    """Listens on a port of its own for `upstream` (http://host:port); a context, in a thread of its own.
+class FaultProxy(LoopThread):
+    """Listens on a port of its own for `upstream` (http://host:port).
 
     `faults`: how likely a request meets each. `happened` counts them.
     """
 
-    upstream: str
-    faults: dict[str, float] = field(default_factory=dict)
-    happened: Counter[str] = field(default_factory=Counter)
-
-    def __post_init__(self) -> None:
-        self.port = free_ports(1)[0]
+    def __init__(self, upstream: str) -> None:
+        super().__init__()
+        self.upstream = upstream
+        self.faults: dict[str, float] = {}
+        self.happened: Counter[str] = Counter()
         self._chance = random.Random(self.port)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        serving = asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=1 << 20)
-        self._server = asyncio.run_coroutine_threadsafe(serving, self._loop).result(20)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(20)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(20)
-
-    async def _close(self) -> None:
-        self._server.close()
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # Either side is free to go, and so is the proxy.

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,12 @@ import psycopg
 import pytest
 
 from archiver.daemon import Daemon
-from archiver.embedded import PostgresServer, S3Server
+from archiver.embedded import S3Server
 from archiver.errors import ArchiverError
 from archiver.format.manifest import Changes, Gap
 from archiver.recovery_plan import read_history
 from archiver.verify import verify
 from tests.fix_archive import MakeSetup, Setup
-from tests.fix_servers import PG_SETTINGS
 from tests.integration.test_capture import digest
 from tests.integration.test_memory import write_config
 
@@ -212,43 +210,6 @@ async def test_a_slot_that_was_moved_during_a_lost_connection_is_never_a_silent_
         await ledger.archived()
     async with ledger.open() as archive:
         assert len((await read_history(archive)).gaps) == 1
-
-
-async def test_a_source_that_was_set_back_is_never_a_silent_gap(make_setup: MakeSetup, tmp_path: Path) -> None:
-    """A restored disk image has its slots, at an older position: what it writes next must not be skipped."""
-    for name in ("primary", "secondary"):
-        (tmp_path / name).mkdir()
-    with closing(PostgresServer(settings=PG_SETTINGS)) as server:
-        server.start()
-        server.execute("CREATE TABLE item (id bigint PRIMARY KEY, name text)")
-        setup = make_setup(server.dsn(), region=file_regions(tmp_path), archive={"name": "setback"})
-        await setup.init()
-        async with setup.daemon():
-            await setup.archived()
-        server.stop()
-        image = shutil.copytree(server.folder / "data", tmp_path / "image")
-        server.start()
-        server.execute("INSERT INTO item SELECT i, 'never was' FROM generate_series(1, 20000) i")
-        async with setup.daemon():
-            await setup.archived()
-        server.stop()
-        restore_image(image, server.folder / "data")
-        server.start()
-        server.execute("INSERT INTO item VALUES (1, 'what is')")
-        with suppress(ArchiverError):
-            async with setup.daemon():
-                await asyncio.sleep(3)
-            async with setup.open() as archive:
-                assert any(isinstance(s.entry, Gap) for s in [s async for s in archive.log.scan()])
-
-
-def restore_image(image: Path, data: Path) -> None:
-    owner = data.stat()
-    shutil.rmtree(data)
-    shutil.copytree(image, data)
-    data.chmod(0o700)
-    for path in [data, *data.rglob("*")]:
-        os.chown(path, owner.st_uid, owner.st_gid)
 
 
 # --- what must not stop it ---

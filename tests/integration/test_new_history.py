@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -22,7 +23,7 @@ from archiver.verify import verify
 from tests.fix_archive import MakeSetup, Setup
 from tests.fix_servers import PG_SETTINGS
 from tests.integration.test_capture import digest
-from tests.integration.test_crash import file_regions, restore_image
+from tests.integration.test_crash import file_regions
 from tests.integration.test_slot_danger import ends_equal, gaps
 
 ITEM = "CREATE TABLE item (id bigint PRIMARY KEY, name text)"
@@ -125,3 +126,12 @@ async def test_a_source_that_was_set_back_begins_a_new_history(make_setup: MakeS
         for target, expected in {ToLatest(): digest(server.dsn()), ToName("lost"): lost}.items():
             restored, _ = await setup.restore(target)
             assert digest(restored) == expected
+
+
+def restore_image(image: Path, data: Path) -> None:
+    owner = data.stat()
+    shutil.rmtree(data)
+    shutil.copytree(image, data)
+    data.chmod(0o700)
+    for path in [data, *data.rglob("*")]:
+        os.chown(path, owner.st_uid, owner.st_gid)

@@ -11,7 +11,7 @@ from archiver.capture import Position
 from archiver.config import SourceSection
 from archiver.format.manifest import Changes, Gap
 from archiver.lsn import Lsn
-from archiver.manifest_log import LogState
+from archiver.policy.log_state import LogState
 from archiver.postgres.replication_slot import SlotInfo, SystemIdentity
 from tests.unit.test_archive_log import changes
 
