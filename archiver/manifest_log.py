@@ -87,8 +87,8 @@ class ManifestLog:
             self._observe(signed)
         newest = {region.name: await self._ask_newest(region) for region in self._store.stores}
         for region in self._store.replicas.in_step:
-            while newest[region.name] is None:  # the last one: it is waited for
-                newest[region.name] = await self._ask_newest(region)
+            if newest[region.name] is None:  # the last one: it is waited for, as long as it takes
+                newest[region.name] = await self._newest(region)
         await self._read_on(max(filter(None, newest.values()), default=0))
         for region in self._store.stores:
             await self._find_standing(region, newest[region.name])
@@ -185,18 +185,22 @@ class ManifestLog:
                 await repair.copy_unnamed(key)
             missed.discard(key)
 
-    async def _ask_newest(self, region: Store) -> int | None:
-        """The newest manifest of a region; None where it cannot be asked and the policy goes on without it.
+    async def _newest(self, region: Store) -> int:
+        """The newest manifest of a region, 0 if it holds none.
 
         Its number says little: another daemon may have written another manifest in that place. Raises RegionsDisagree.
         """
+        newest = await newest_manifest(region)
+        if newest:
+            await Repair(self._archive, self._store, region).compare(layout.manifest(newest))
+        return newest
+
+    async def _ask_newest(self, region: Store) -> int | None:
+        """The same; None where it does not answer soon and the policy goes on without it."""
         patience = self._store.replicas.policy.patience
         try:
-            async with asyncio.timeout(patience.total_seconds() if patience else None):
-                newest = await newest_manifest(region)
-                if newest:
-                    await Repair(self._archive, self._store, region).compare(layout.manifest(newest))
-                return newest
+            async with asyncio.timeout(max(_ANSWER_SECONDS, patience.total_seconds()) if patience else None):
+                return await self._newest(region)
         except (StoreError, TimeoutError) as exc:
             if patience is None:
                 raise
@@ -372,6 +376,7 @@ _IN_ORDER = (layout.MANIFESTS, layout.CATALOG)  # the log is copied in its order
 _READ_AHEAD = 16
 _CLOSE = 8  # manifests that are copied while appending waits
 _REJOIN_SECONDS = 30.0  # how long appending may wait for that
+_ANSWER_SECONDS = 10.0  # a region may take so long to list its manifests, however soon the policy goes on without it
 _ASK_AGAIN = 3
 _ASK_AGAIN_SECONDS = 0.3
 

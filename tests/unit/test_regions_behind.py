@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 
 import pytest
 
+from archiver import manifest_log
 from archiver.archive import OpenArchive, Place, open_archive
 from archiver.errors import RegionsDisagree, StoreUnavailable
 from archiver.format import layout, manifest, segment
@@ -108,6 +110,27 @@ async def test_nothing_is_written_where_the_only_region_that_answers_lacks_the_e
         await archive.take_over(FENCE)
     assert "lacks manifests 4 to 4" in (refused.value.where or "")
     assert stores[1].objects == kept
+
+
+async def test_a_region_that_takes_longer_to_list_than_the_policy_waits_is_waited_for_if_it_is_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(manifest_log, "_ANSWER_SECONDS", 0.0)
+    stores = regions()
+    await written(stores, 3)
+
+    class Slow(Faulty):
+        async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Entry]:
+            await asyncio.sleep(0.05)
+            async for entry in super().list(prefix, start_after=start_after):
+                yield entry
+
+    slow = [Slow(store, lambda _when, _key: None) for store in stores]
+    policy = WritePolicy(patience=timedelta(seconds=0.07))
+    archive = await open_archive(Mirror(slow, policy=policy), "shop", [KEK])
+    async with asyncio.timeout(5):
+        await archive.take_over(FENCE)
+    assert archive.log.unseen == {"primary", "secondary"}
 
 
 async def _unavailable() -> AsyncIterator[Entry]:
