@@ -202,6 +202,16 @@ class Server:
     async def _nothing(self) -> None:
         return None
 
+    async def _position(self) -> tuple[Any, ...]:
+        return (str(self.wal.insert_lsn),)
+
+    async def _running(self) -> tuple[Any, ...]:
+        return [], 1
+
+    async def _captures_ddl(self) -> tuple[Any, ...]:
+        """Its event triggers are there: no schema ever changes in the simulation."""
+        return (True,)
+
     async def _in_recovery(self) -> tuple[Any, ...]:
         return (False,)
 
@@ -210,6 +220,10 @@ _ANSWERS: dict[str, Callable[[Server], Any]] = {
     "IDENTIFY_SYSTEM": Server._identify,
     "SELECT pg_catalog.pg_is_in_recovery()": Server._in_recovery,
     "clock_timestamp": Server._sample,
+    "SELECT CASE WHEN pg_catalog.pg_is_in_recovery": Server._position,
+    "SET TRANSACTION": Server._nothing,
+    "pg_current_snapshot": Server._running,
+    "pg_event_trigger": Server._captures_ddl,
     "invalidation_reason": Server._drop_lost_slot,
     "pg_drop_replication_slot": Server._drop_slot,
     f'CREATE_REPLICATION_SLOT "{_TEMPORARY}': Server._new_temporary_slot,
@@ -239,6 +253,9 @@ class Connection:
         row = await self.server.answer(text)
         self._require_open()
         return Cursor(row)
+
+    def transaction(self) -> nullcontext[None]:
+        return nullcontext()
 
     def cursor(self, row_factory: Any = None) -> nullcontext[Self]:
         return nullcontext(self)
