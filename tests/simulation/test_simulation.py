@@ -93,7 +93,9 @@ def append_the_manifest_while_its_object_is_on_its_way(patch: pytest.MonkeyPatch
 
 
 def record_no_gap(patch: pytest.MonkeyPatch) -> None:
-    async def silent(_self: Alignment, _archive: Any, position: Position | None, resume: Any, _reason: str) -> Position:
+    async def silent(
+        _self: Alignment, _archive: Any, _system: Any, position: Position | None, resume: Any, _reason: str, **_: Any
+    ) -> Position:
         return Position(position.ordinal if position else 1, resume)
 
     patch.setattr(Alignment, "_bridge", silent)
@@ -121,7 +123,7 @@ def let_manifests_overtake_their_objects_in_a_region_that_rejoins(patch: pytest.
 
 DEFENCES: dict[Callable[[pytest.MonkeyPatch], None], int] = {
     confirm_before_the_manifest_is_durable: 2,
-    go_on_behind_the_fence_of_another: 60,
+    go_on_behind_the_fence_of_another: 20,
     append_the_manifest_while_its_object_is_on_its_way: 1,
     record_no_gap: 1,
     take_a_lost_answer_for_a_lost_race: 8,
