@@ -165,8 +165,13 @@ class Capture:
     def _check_alive(self, sample: Sample) -> None:
         """A network may lose everything and close nothing: the server then knows first that nobody is there."""
         self._unread = 0 if sample.active else self._unread + 1
-        if self._stream is not None and self._unread >= DEAD_AFTER:
-            self._stream.give_up("the connection is dead: the server says that nobody reads the slot")
+        if self._unread >= DEAD_AFTER:
+            self.leave("the connection is dead: the server says that nobody reads the slot")
+
+    def leave(self, why: str) -> None:
+        """End the stream, so that the server need not wait for us: what is not durable it sends again."""
+        if self._stream is not None:
+            self._stream.give_up(why)
 
     def observe_silence(self, now: datetime) -> None:
         """The source does not answer: what is not archived grows older all the same, by our own clock."""

@@ -40,6 +40,7 @@ from archiver.http import serve
 from archiver.metrics import Metrics
 from archiver.policy.schema_watch import SchemaWatch
 from archiver.policy.slot_danger import SlotDanger
+from archiver.postgres.session import is_shutting_down
 from archiver.postgres.source import Sample, Source
 from archiver.regions import open_keks, open_regions
 from archiver.snapshots import take_snapshot
@@ -48,6 +49,7 @@ from archiver.tasks import task_group
 
 SAMPLE_SECONDS = 1.0
 SAMPLE_PATIENCE = 5.0
+SHUTDOWN_PATIENCE = 3  # samples refused: a walsender has that long to send the rest before the server ends
 SLOT_ALARM = 3600.0  # seconds before the slot is lost
 SLOT_WARN_EVERY = timedelta(minutes=1)
 STOP_SECONDS = 26.0  # SIGTERM promises 30
@@ -72,6 +74,7 @@ class Daemon:
         self._warned = datetime.min.replace(tzinfo=UTC)
         self._monitor = Source(self._source.dsn, self._source.slot)
         self._capture: Capture | None = None
+        self._refusals = 0
 
     def not_ready(self) -> str | None:
         """Why this daemon is not ready, None if it is: it must be streaming, and the lag bounded."""
@@ -264,9 +267,19 @@ class Daemon:
                 if isinstance(exc, TimeoutError):  # frozen: what was asked may be answered at any time, to nobody
                     await self._monitor.close()
                 log.warning("the source does not answer", error=str(exc))
-                if self._capture is not None:
-                    self._capture.observe_silence(datetime.now(UTC))
+                self._bear_silence(exc)
             await asyncio.sleep(SAMPLE_SECONDS)
+
+    def _bear_silence(self, error: Exception) -> None:
+        """The recovery point ages; and no shutdown of the source waits for regions that do not answer us."""
+        if self._capture is None:
+            return
+        self._capture.observe_silence(datetime.now(UTC))
+        shutting_down = isinstance(error, PostgresError) and is_shutting_down(error)
+        self._refusals = self._refusals + 1 if shutting_down else 0
+        if self._refusals >= SHUTDOWN_PATIENCE:
+            self._refusals = 0
+            self._capture.leave("the source is shutting down, and waits for what cannot be confirmed yet")
 
     def _watch_slot(self, sample: Sample) -> None:
         """Say how near the slot is to being lost. Raises SlotLost where it must be given up to save the source."""

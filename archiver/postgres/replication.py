@@ -37,7 +37,7 @@ class ReplicationStream:
         self._pgconn = conn.pgconn
         self._readable = asyncio.Event()
         self._write_lock = asyncio.Lock()
-        self._dead: str | None = None
+        self._given_up: str | None = None
 
     @classmethod
     async def start(cls, dsn: str, slot: str, publication: str, lsn: Lsn) -> ReplicationStream:
@@ -84,13 +84,16 @@ class ReplicationStream:
         return frames
 
     def give_up(self, why: str) -> None:
-        """End the waiting for a connection that is dead though nothing closed it: `receive` raises."""
-        self._dead = why
+        """End a connection that the server will not end: `receive` and `send_status` raise PostgresUnavailable."""
+        self._given_up = why
         self._readable.set()
 
+    def _require_wanted(self) -> None:
+        if self._given_up:
+            raise PostgresUnavailable(self._given_up)
+
     def _drain(self) -> list[bytes]:
-        if self._dead:
-            raise PostgresUnavailable(self._dead)
+        self._require_wanted()
         frames: list[bytes] = []
         take = frames.append
         get = self._pgconn.get_copy_data
@@ -114,6 +117,7 @@ class ReplicationStream:
 
     async def send_status(self, written: Lsn, flushed: Lsn) -> None:
         """Report progress and ask for the server's position. `flushed` must be durable in the archive."""
+        self._require_wanted()
         clock = int((datetime.now(UTC) - _EPOCH).total_seconds() * 1_000_000)
         message = _STATUS.pack(b"r", written, flushed, flushed, clock, True)
         async with self._write_lock:

@@ -196,6 +196,12 @@ _CONNECTION_REFUSALS: Final[tuple[tuple[str, str], ...]] = (
 )
 """What libpq says of a refusal that asking again will not change. It gives no SQLSTATE for these."""
 
+
+def is_shutting_down(error: PostgresError) -> bool:
+    """Whether the server refuses a connection since it is about to end: only its words tell, 57P03 has more meanings."""
+    return "shutting down" in str(error)
+
+
 _STILL_COMING: Final = ("starting up", "shutting down", "recovery mode", "too many", "remaining connection slots")
 
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +15,7 @@ import psycopg
 import pytest
 
 from archiver.embedded import PostgresServer
+from archiver.embedded.process import STOP_LIMIT
 from archiver.format.manifest import Gap
 from archiver.recovery_plan import read_history
 from tests.fix_archive import MakeSetup, Setup
@@ -196,6 +198,30 @@ async def test_a_walsender_that_is_silent_over_a_huge_transaction_is_neither_los
         assert await gaps(setup) == []
         restored, _ = await setup.restore()
         assert digest(restored, "item") == digest(setup.dsn, "item")
+
+
+async def test_a_shutdown_of_the_source_does_not_wait_for_regions_that_are_down(
+    own_pg: PostgresServer, make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    """A walsender holds a fast shutdown up until its client has confirmed everything."""
+    setup = world(make_setup, own_pg.dsn(), tmp_path)
+    await setup.init()
+    async with setup.daemon():
+        await setup.archived()
+        for name in ("primary", "secondary"):
+            shutil.move(tmp_path / name, tmp_path / f"{name}.away")
+        own_pg.execute(FILL.replace("%s::int, %s", "1, 1000"))
+        await asyncio.sleep(2)
+        started = time.monotonic()
+        await asyncio.to_thread(own_pg.stop)
+        assert time.monotonic() - started < STOP_LIMIT  # after which the fixture would have killed it
+        own_pg.start()
+        for name in ("primary", "secondary"):
+            shutil.move(tmp_path / f"{name}.away", tmp_path / name)
+        await setup.archived()
+    assert await gaps(setup) == []
+    restored, _ = await setup.restore()
+    assert digest(restored, "item") == digest(setup.dsn, "item")
 
 
 async def test_a_source_that_is_frozen_is_waited_for_and_the_recovery_point_ages(
