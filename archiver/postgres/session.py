@@ -198,7 +198,7 @@ _CONNECTION_REFUSALS: Final[tuple[tuple[str, str], ...]] = (
 
 
 def is_shutting_down(error: PostgresError) -> bool:
-    """Whether the server refuses a connection since it is about to end: only its words tell, 57P03 has more meanings."""
+    """Whether the server refuses a connection since it is about to end. Only its words tell: 57P03 means more."""
     return "shutting down" in str(error)
 
 
