@@ -125,6 +125,28 @@ async def test_a_slot_that_the_server_invalidated_becomes_a_gap(
     assert "was invalidated" in gap.reason
 
 
+async def test_a_slot_that_was_idle_for_too_long_becomes_a_gap(
+    own_pg: PostgresServer, make_setup: MakeSetup, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    """idle_replication_slot_timeout, from 18 on, takes effect at a checkpoint."""
+    setup = world(make_setup, make_database(own_pg), tmp_path)
+    await setup.init()
+    async with setup.daemon():
+        await setup.archived()
+    own_pg.execute("ALTER SYSTEM SET idle_replication_slot_timeout = '1s'")
+    own_pg.execute("SELECT pg_reload_conf()")
+    await asyncio.sleep(1.5)
+    with setup.connect() as conn:
+        conn.execute(FILL, (1, 10))
+        conn.execute("SELECT pg_switch_wal()")
+        conn.execute("CHECKPOINT")
+        assert conn.execute(f"SELECT invalidation_reason {SLOT}").fetchone() == ("idle_timeout",)
+    async with setup.daemon():
+        await ends_equal(setup)
+    (gap,) = await gaps(setup)
+    assert gap.reason.endswith("was invalidated: idle_timeout")
+
+
 async def test_how_long_the_slot_lasts_is_told_before_it_is_lost(
     own_pg: PostgresServer, make_setup: MakeSetup, make_database: MakeDatabase, tmp_path: Path
 ) -> None:
