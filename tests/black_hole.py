@@ -20,7 +20,7 @@ class BlackHole(LoopThread):
         self._era += 1
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.CancelledError):
+        with contextlib.suppress(OSError):
             there, back = await asyncio.open_connection("127.0.0.1", self._upstream)
             era = self._era
             await asyncio.gather(self._pass(reader, back, era), self._pass(there, writer, era))

@@ -162,8 +162,7 @@ class FaultProxy(LoopThread):
         return f"http://127.0.0.1:{self.port}"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # Either side is free to go, and so is the proxy.
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):  # either side is free to go
             while not writer.is_closing():
                 request = await _read_request(reader, writer)
                 await self._choose()(Exchange(request, self._ask, self._chance, writer))

@@ -16,13 +16,14 @@ class LoopThread:
         self.port = free_ports(1)[0]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._serving: set[asyncio.Task[None]] = set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         raise NotImplementedError
 
     def __enter__(self) -> Self:
         self._thread.start()
-        serving = asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=1 << 20)
+        serving = asyncio.start_server(self._keep, "127.0.0.1", self.port, limit=1 << 20)
         self._server = asyncio.run_coroutine_threadsafe(serving, self._loop).result(20)
         return self
 
@@ -31,9 +32,14 @@ class LoopThread:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(20)
 
+    def _keep(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Nobody else refers to the task of a connection: it could be collected while it waits."""
+        task = self._loop.create_task(self._serve(reader, writer))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
     async def _close(self) -> None:
         self._server.close()
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in tasks:
+        for task in self._serving:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._serving, return_exceptions=True)
