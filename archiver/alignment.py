@@ -86,9 +86,23 @@ class Alignment:
             await asyncio.sleep(0.25)
 
     async def require_all_seen(self, archive: OpenArchive) -> None:
-        """A region that cannot be asked may hold what seems to be missing: nothing is written over its head."""
+        """What must hold before anything is written, a fence included.
+
+        A region that cannot be asked may hold what seems to be missing: nothing is written over its head. And another
+        server is meant only where `init` made the slot: a publication may come with any dump.
+        """
+        system = await patiently(lambda: self.check_identity(archive))
         slot, end = await patiently(self.slot), _end_of_log(archive)
-        continues = slot and not slot.is_lost and end and (slot.confirmed_flush_lsn or 0) <= end.lsn
+        if system.system_id != archive.log.system_identifier and slot is None:
+            raise ConfigError(
+                "the source is another server than the one that the archive was made of",
+                where=f"it has no replication slot {self._source.slot}",
+                hint="To go on with this one: archiver init, then archiver run records a gap. Otherwise correct "
+                "[source] dsn.",
+            )
+        timeline = archive.log.state.timeline
+        is_same = system.system_id == archive.log.system_identifier and timeline in {None, system.timeline}
+        continues = is_same and slot and not slot.is_lost and end and (slot.confirmed_flush_lsn or 0) <= end.lsn
         if archive.log.unseen and not continues:
             raise StoreUnavailable(
                 "the replication slot is ahead of what the regions that answer hold",
@@ -126,7 +140,6 @@ class Alignment:
         """Why the source is not the continuation of what is archived; None if it is, as far as anybody can tell."""
         known = archive.log.system_identifier
         if system.system_id != known:
-            await self._require_publication()
             return f"the source is another server now: system {system.system_id}, before {known}"
         if position is None:
             return None
@@ -136,18 +149,6 @@ class Alignment:
         if system.position < position.lsn:
             return f"the source stands at {system.position}, before the archive's end: it was set back"
         return None
-
-    async def _require_publication(self) -> None:
-        """Whoever ran `init` on this server meant it."""
-        async with await connect(self._source.dsn, purpose="start") as conn:
-            query = "SELECT FROM pg_catalog.pg_publication WHERE pubname = %s"
-            if await (await conn.execute(query, (self._source.publication,))).fetchone() is None:
-                raise ConfigError(
-                    "the source is another server than the one that the archive was made of",
-                    where=f"it has no publication {self._source.publication}",
-                    hint="To go on with this one: archiver init, then archiver run records a gap. Otherwise correct "
-                    "[source] dsn.",
-                )
 
     async def _left_at(self, archive: OpenArchive, system: SystemIdentity) -> Lsn | None:
         """Where the source's history left that of the archive; None if it has not, or nobody can know."""
@@ -204,6 +205,7 @@ class Alignment:
         )
         await archive.log.append(gap)
         self._on_gap()
+        self.given_up = None
         return Position(after.ordinal, resume)
 
 

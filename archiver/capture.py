@@ -21,7 +21,7 @@ import structlog
 
 from archiver.archive import OpenArchive, Place
 from archiver.config import SegmentSection, SourceSection
-from archiver.errors import PostgresError, PostgresUnavailable, SlotLost
+from archiver.errors import PostgresError, SlotLost
 from archiver.format import layout, pgoutput, segment
 from archiver.format.manifest import Catalog, Changes, Lost, ObjectRef
 from archiver.format.seal import Kind
@@ -32,7 +32,7 @@ from archiver.policy.schema_watch import SchemaWatch
 from archiver.policy.sequence_log import SequenceLog
 from archiver.policy.stream import ChangeStream, Cut
 from archiver.postgres.replication import ReplicationStream
-from archiver.postgres.replication_slot import slot_info
+from archiver.postgres.replication_slot import SystemIdentity, slot_info
 from archiver.postgres.sequences import read_sequences
 from archiver.postgres.source import Sample, Source
 from archiver.tasks import loop_time, task_group
@@ -71,7 +71,7 @@ class Capture:
         monitor: Source,
         metrics: Metrics,
         start: Position,
-        timeline: int,
+        system: SystemIdentity,
         catalog: Catalog | None = None,
     ) -> None:
         self._archive = archive
@@ -80,7 +80,7 @@ class Capture:
         self._monitor = monitor
         self._metrics = metrics
         self._durable = start
-        self.timeline = timeline
+        self._system = system
         self._connection = 0
         self._samples: deque[Sample] = deque(maxlen=_SAMPLES)
         self._sequences = SequenceLog()
@@ -115,7 +115,7 @@ class Capture:
         )
         self._stream, self._unread = stream, 0
         try:
-            await self._require_unmoved()
+            await self._require_unmoved(stream)
             self.streaming = True
             log.info("capturing", slot=self._source.slot, lsn=str(self.durable))
             async with task_group() as tasks:
@@ -128,17 +128,15 @@ class Capture:
             self._stream = None
             await stream.close()
 
-    async def _require_unmoved(self) -> None:
-        """Raise SlotLost when the server skips what we lack. Asked while we hold the slot: nobody can move it now.
+    async def _require_unmoved(self, stream: ReplicationStream) -> None:
+        """Raise SlotLost when the server is another one, or skips what we lack: the next start records the gap.
 
-        It comes before the first status: a confirmation of an earlier position would hide the move.
+        Asked while we hold the slot: nobody can move it now. It comes before the first status: a confirmation of an
+        earlier position would hide the move.
         """
-        try:
-            async with asyncio.timeout(SLOT_SECONDS):
-                slot = await self._monitor.ask(lambda conn: slot_info(conn, self._source.slot))
-        except TimeoutError:
-            await self._monitor.close()
-            raise PostgresUnavailable("the server does not tell where the slot stands") from None
+        if not stream.system.is_one_with(self._system):
+            raise SlotLost(f"the source is system {stream.system.system_id}, timeline {stream.system.timeline} now")
+        slot = await self._monitor.ask(lambda conn: slot_info(conn, self._source.slot), SLOT_SECONDS)
         if slot is None or (slot.confirmed_flush_lsn or 0) > self.durable:
             what = "the replication slot was moved before streaming began"
             raise SlotLost(what, where=f"archive at {self.durable}")
@@ -232,7 +230,7 @@ class Capture:
         worth_storing = cut.messages > 0 or len(cut.body) > size
         return cut.entry(
             self._connection,
-            self.timeline,
+            self._system.timeline,
             covered_until=sample.time if sample else self.covered_until,
             sequences=told,
             catalog=catalog,
@@ -264,7 +262,8 @@ class Capture:
                 lost = self._watch.judge(look, cut.start)
                 cut.lost += [lost] if lost else []
                 return
-        cut.lost.append(Lost(lsn=cut.end, since=cut.start, reason=schema_watch.NOT_SEEN))
+        if cut.end > cut.start and not self._watch.is_captured:
+            cut.lost.append(Lost(lsn=cut.end, since=cut.start, reason=schema_watch.NOT_SEEN))
 
     async def _store(self, cut: Cut) -> ObjectRef:
         sealer = await self._archive.sealer(Place(Kind.CHANGES, cut.ordinal, cut.start, cut.end))

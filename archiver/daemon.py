@@ -48,7 +48,6 @@ from archiver.store.mirror import Mirror
 from archiver.tasks import task_group
 
 SAMPLE_SECONDS = 1.0
-SAMPLE_PATIENCE = 5.0
 SHUTDOWN_PATIENCE = 3  # samples refused: a walsender has that long to send the rest before the server ends
 SLOT_ALARM = 3600.0  # seconds before the slot is lost
 SLOT_WARN_EVERY = timedelta(minutes=1)
@@ -118,6 +117,8 @@ class Daemon:
         if self._danger.must_give_up:
             await patiently(self._alignment.drop_slot)
         self._danger = SlotDanger(self._source.drop_slot_at)
+        await self._monitor.close()  # it may still be open to a server that is the source no more
+        await asyncio.sleep(SAMPLE_SECONDS)
 
     @asynccontextmanager
     async def _http(self) -> AsyncIterator[None]:
@@ -142,7 +143,7 @@ class Daemon:
         await archive.follow()
         await self._alignment.require_all_seen(archive)
         await archive.take_over(Fence(host=socket.gethostname(), pid=os.getpid(), version=__version__))
-        position = await self._alignment.align(archive)
+        position = await patiently(lambda: self._alignment.align(archive))
         assert self._alignment.system is not None
         state = archive.log.state
         catalog = await self._first_look(position) if state.catalog is None and state.snapshot is None else None
@@ -153,7 +154,7 @@ class Daemon:
             monitor=self._monitor,
             metrics=self.metrics,
             start=position,
-            timeline=self._alignment.system.timeline,
+            system=self._alignment.system,
             catalog=catalog,
         )
         return archive
@@ -215,7 +216,7 @@ class Daemon:
         """Raise when what we reconnect to is not what we lost: the next start records the gap."""
         system = await self._alignment.check_identity(archive)
         before = self._alignment.system
-        if before is None or (system.system_id, system.timeline) != (before.system_id, before.timeline):
+        if before is None or not system.is_one_with(before):
             raise SlotLost(f"the source is system {system.system_id} on timeline {system.timeline} now")
         slot = await self._alignment.slot()
         if slot is None or slot.is_lost or (slot.confirmed_flush_lsn or 0) > capture.durable:
@@ -256,27 +257,23 @@ class Daemon:
         while True:
             self._observe_drill(archive)
             try:
-                async with asyncio.timeout(SAMPLE_PATIENCE):
-                    sample = await self._monitor.sample()
+                sample = await self._monitor.sample()
                 if self._capture is not None:
                     self._capture.observe(sample)
                 self._watch_slot(sample)
             except SlotLost:
                 raise
-            except (PostgresError, TimeoutError) as exc:
-                if isinstance(exc, TimeoutError):  # frozen: what was asked may be answered at any time, to nobody
-                    await self._monitor.close()
+            except PostgresError as exc:
                 log.warning("the source does not answer", error=str(exc))
                 self._bear_silence(exc)
             await asyncio.sleep(SAMPLE_SECONDS)
 
-    def _bear_silence(self, error: Exception) -> None:
+    def _bear_silence(self, error: PostgresError) -> None:
         """The recovery point ages; and no shutdown of the source waits for regions that do not answer us."""
         if self._capture is None:
             return
         self._capture.observe_silence(datetime.now(UTC))
-        shutting_down = isinstance(error, PostgresError) and is_shutting_down(error)
-        self._refusals = self._refusals + 1 if shutting_down else 0
+        self._refusals = self._refusals + 1 if is_shutting_down(error) else 0
         if self._refusals >= SHUTDOWN_PATIENCE:
             self._refusals = 0
             self._capture.leave("the source is shutting down, and waits for what cannot be confirmed yet")
@@ -305,7 +302,8 @@ class Daemon:
                 await asyncio.sleep(min(seconds, SAMPLE_SECONDS))
                 continue
             try:
-                snapshot = await take_snapshot(archive, self._source, self._config.snapshot)
+                of = self._alignment.system
+                snapshot = await take_snapshot(archive, self._source, self._config.snapshot, of=of)
                 log.info("base snapshot complete", lsn=str(snapshot.lsn), tables=snapshot.tables, rows=snapshot.rows)
             except (PostgresError, StoreError, UsageError) as exc:
                 log.error("base snapshot failed", error=str(exc), hint=exc.hint, retry_in=SNAPSHOT_RETRY)

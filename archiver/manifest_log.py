@@ -32,6 +32,7 @@ from archiver.format.manifest import (
     Gap,
     Manifest,
     Signed,
+    Snapshot,
 )
 from archiver.policy import catalog
 from archiver.policy.log_state import LogState
@@ -113,7 +114,7 @@ class ManifestLog:
                 try:
                     await self._store.put(layout.manifest(signed.seq), signed.data, if_absent=True)
                 except ObjectExists:
-                    await self._accept_other(signed.seq)
+                    await self._accept_other(signed.seq, entry)
                     continue
                 if self._asleep.is_long():
                     await self._take_back_from_hole(signed)
@@ -283,7 +284,7 @@ class ManifestLog:
                 hint="Start it again; this one has confirmed nothing since.",
             )
 
-    async def _accept_other(self, seq: int) -> None:
+    async def _accept_other(self, seq: int, ours: Entry) -> None:
         """Another writer took our place in the log: go on behind it, unless it took over the archive."""
         name = layout.manifest(seq)
         other = self._parse(await self._store.get(name))
@@ -294,7 +295,7 @@ class ManifestLog:
                 where=f"manifest {seq}, {_describe(other)}",
                 hint="Run one daemon for an archive; this one has confirmed nothing since.",
             )
-        if isinstance(other.entry, Gap) and other.entry.new_history:
+        if isinstance(ours, Snapshot) and isinstance(other.entry, Gap) and other.entry.new_history:
             raise PostgresError(
                 "the source's history began anew meanwhile: this belongs to the one before",
                 where=f"manifest {seq}",
@@ -305,6 +306,7 @@ class ManifestLog:
             await Repair(self._archive, self._store, region).copy_objects(refs(other.entry))
         await self._store.put(name, other.data, if_absent=True)
         self._observe(other)
+        self._asleep.restart()  # what was just read stands behind no hole
 
     def _observe(self, signed: Signed) -> None:
         self.state.observe(signed)

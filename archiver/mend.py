@@ -131,6 +131,8 @@ class Mending:
         if any(isinstance(entry, Drill) for entry in entries):
             return False  # evidence is not thrown away
         since = [signed for signed in self._history if signed.seq >= fork[0].seq]
+        if not _are_one_history(fork, since):
+            return False
         end = _reach(fork)
         if any(isinstance(signed.entry, Gap) and signed.entry.after_lsn < end for signed in since):
             return False
@@ -166,7 +168,17 @@ async def history(archive: OpenArchive, logs: Sequence[Sequence[Signed]]) -> Seq
 
 def _reach(log: Sequence[Signed]) -> Lsn:
     """The end of the last change segment; 0/0 without any."""
-    return max((signed.entry.end_lsn for signed in log if isinstance(signed.entry, Changes)), default=Lsn(0))
+    ends = (signed.entry.end_lsn for signed in reversed(log) if isinstance(signed.entry, Changes))
+    return next(ends, Lsn(0))
+
+
+def _are_one_history(fork: Sequence[Signed], since: Sequence[Signed]) -> bool:
+    """Whether the positions of both mean the same: none began anew, and all came from the same timelines."""
+    entries = [signed.entry for signed in (*fork, *since)]
+    if any(isinstance(entry, Gap) and entry.new_history for entry in entries):
+        return False
+    here, there = ({s.entry.timeline for s in log if isinstance(s.entry, Changes)} for log in (fork, since))
+    return here <= there
 
 
 def _key_id(name: str) -> str:

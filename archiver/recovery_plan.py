@@ -41,7 +41,7 @@ async def make_plan(
     Raises TargetUnreachable, IntegrityError; writes nothing.
     """
     history = history or await read_history(archive)
-    boundary = history.boundary(target)
+    boundary = history.boundary(target, snapshot_id)
     commits = await _commits_of(archive, boundary) if boundary and boundary.object else []
     return history.plan(target, commits, datetime.now(UTC), snapshot_id)
 

@@ -22,7 +22,7 @@ import structlog
 
 from archiver.archive import OpenArchive, Place
 from archiver.config import SnapshotSection, SourceSection
-from archiver.errors import IntegrityError, PostgresUnavailable
+from archiver.errors import IntegrityError, PostgresError, PostgresUnavailable
 from archiver.format import layout
 from archiver.format.digest import RowDigest
 from archiver.format.manifest import ObjectRef, Snapshot
@@ -31,7 +31,7 @@ from archiver.format.seal import Kind, Sealer, inflate
 from archiver.lsn import Lsn
 from archiver.policy import parts
 from archiver.postgres.client_programs import dump_schema, find_pg_dump
-from archiver.postgres.replication_slot import Blocker, create_slot
+from archiver.postgres.replication_slot import Blocker, SystemIdentity, create_slot, identify_system
 from archiver.postgres.roles import read_globals
 from archiver.postgres.sequences import read_sequences
 from archiver.postgres.session import connect, postgres_error
@@ -124,16 +124,18 @@ async def take_snapshot(
     source: SourceSection,
     settings: SnapshotSection,
     *,
+    of: SystemIdentity | None = None,
     progress: Progress | None = None,
     on_blocked: Callable[[Sequence[Blocker]], None] | None = None,
     patience: timedelta | None = None,
 ) -> Snapshot:
     """Take a base snapshot and commit it. Retried when a table was rewritten under it.
 
+    `of`: the server whose changes are archived; one that took over since is another history, and an error.
     `patience` limits the wait for transactions that keep the slot from being made.
     """
     for attempt in range(1, ATTEMPTS + 1):
-        work = _Snapshot(archive, source, settings, progress or (lambda _done, _total: None))
+        work = _Snapshot(archive, source, settings, progress or (lambda _done, _total: None), of)
         try:
             return await work.take(on_blocked, patience)
         except PostgresUnavailable as exc:
@@ -152,8 +154,14 @@ class _Table:
 
 class _Snapshot:
     def __init__(
-        self, archive: OpenArchive, source: SourceSection, settings: SnapshotSection, progress: Progress
+        self,
+        archive: OpenArchive,
+        source: SourceSection,
+        settings: SnapshotSection,
+        progress: Progress,
+        of: SystemIdentity | None,
     ) -> None:
+        self._of = of
         self._archive = archive
         self._source = source
         self._settings = settings
@@ -170,6 +178,7 @@ class _Snapshot:
         async with AsyncExitStack() as stack:
             exporter = await connect(dsn, purpose="snapshot", replication=True)
             stack.push_async_callback(exporter.close)
+            await self._require_same_history(exporter)
             reader = await connect(dsn, purpose="snapshot")
             stack.push_async_callback(reader.close)
             program = await find_pg_dump(
@@ -201,6 +210,15 @@ class _Snapshot:
             roles,
         )
         return await self._commit(index, consistent_at)
+
+    async def _require_same_history(self, exporter: psycopg.AsyncConnection[Any]) -> None:
+        system = await identify_system(exporter)
+        if self._of is not None and not system.is_one_with(self._of):
+            raise PostgresError(
+                "the source is another server, or on another timeline, than what is archived",
+                where=f"system {system.system_id}, timeline {system.timeline}",
+                hint="archiver run records the change first.",
+            )
 
     async def _archived_tables(self, reader: psycopg.AsyncConnection[Any]) -> list[TableInfo]:
         """The tables whose changes are archived too. Rows that would grow stale in silence are left out."""

@@ -64,7 +64,7 @@ def _describe(archive: OpenArchive, entries: Sequence[Entry], head: int) -> Fact
             "name": identity.name,
             "id": str(identity.archive),
             "database": identity.database,
-            "system_identifier": identity.system_identifier,
+            "system_identifier": history.system_identifier or identity.system_identifier,
             "created": format_time(identity.created),
             "head_seq": head,
         },
@@ -75,7 +75,12 @@ def _describe(archive: OpenArchive, entries: Sequence[Entry], head: int) -> Fact
         },
         "snapshots": [to_json(snapshot) for snapshot in history.snapshots],
         "gaps": [
-            {"after_lsn": str(gap.after_lsn), "before_lsn": str(gap.before_lsn), "reason": gap.reason}
+            {
+                "after_lsn": str(gap.after_lsn),
+                "before_lsn": str(gap.before_lsn),
+                "new_history": gap.new_history,
+                "reason": gap.reason,
+            }
             for gap in history.gaps
         ],
         "restore_points": [

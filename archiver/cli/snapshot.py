@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -40,11 +41,13 @@ async def _take(config: Config, wait: timedelta) -> Snapshot:
         require_same_database(archive.identity, system.database)
         await archive.follow()
         require_same_server(archive.log.system_identifier, system.system_id)
+        archived = replace(system, timeline=archive.log.state.timeline or system.timeline)
         with progress() as report:
             return await take_snapshot(
                 archive,
                 source,
                 config.snapshot,
+                of=archived,
                 progress=lambda done, total: report("rows", done, total),
                 on_blocked=teller(),
                 patience=wait,

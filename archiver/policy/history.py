@@ -42,9 +42,9 @@ class History:
         """The last position that can be restored to; 0/0 in an empty archive."""
         return self.epochs[-1].end
 
-    def boundary(self, target: Target) -> Changes | None:
+    def boundary(self, target: Target, snapshot_id: UUID | None = None) -> Changes | None:
         """The change segment in which the target lies, whose commits `plan` wants to know; None if in none."""
-        return self._epoch(target, None).boundary(target)
+        return self._epoch(target, snapshot_id).boundary(target)
 
     def plan(
         self, target: Target, boundary_commits: Sequence[CommitRef], now: datetime, snapshot_id: UUID | None = None

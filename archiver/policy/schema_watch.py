@@ -68,6 +68,11 @@ class SchemaWatch:
         self._last: Look | None = None
         self._looks: deque[tuple[Lsn, int]] = deque(maxlen=_LOOKS)
 
+    @property
+    def is_captured(self) -> bool:
+        """Whether event triggers captured DDL at the last look: what they missed since, the next one shows."""
+        return self.catalog is not None and self.catalog.digest is None
+
     def judge(self, look: Look, start: Lsn) -> Lost | None:
         """Take in a look that was taken for the segment which starts at `start`: what is new in it is lost to replay.
 

@@ -17,6 +17,7 @@ from psycopg import pq
 
 from archiver.errors import PostgresUnavailable
 from archiver.lsn import Lsn
+from archiver.postgres.replication_slot import SystemIdentity, identify_system
 from archiver.postgres.session import connect, postgres_error
 
 GATHER_SECONDS = 0.005  # fewer, larger reads: a reader that wakes for every arrival takes five times the CPU
@@ -30,9 +31,10 @@ _START = (
 
 
 class ReplicationStream:
-    """An open COPY BOTH. Use `start`; `close` ends the connection without ceremony."""
+    """An open COPY BOTH. Use `start`; `close` ends the connection without ceremony. `system`: who sends."""
 
-    def __init__(self, conn: psycopg.AsyncConnection[Any]) -> None:
+    def __init__(self, conn: psycopg.AsyncConnection[Any], system: SystemIdentity) -> None:
+        self.system = system
         self._conn = conn
         self._pgconn = conn.pgconn
         self._readable = asyncio.Event()
@@ -43,8 +45,8 @@ class ReplicationStream:
     async def start(cls, dsn: str, slot: str, publication: str, lsn: Lsn) -> ReplicationStream:
         """Connect and stream from `lsn`, or from what the slot has confirmed if that is later."""
         conn = await connect(dsn, purpose="capture", replication=True)
-        stream = cls(conn)
         try:
+            stream = cls(conn, await identify_system(conn))
             await stream._start(slot, publication, lsn)
         except BaseException:
             await conn.close()

@@ -65,6 +65,10 @@ class SystemIdentity:
     database: str
     standby: bool = False
 
+    def is_one_with(self, other: SystemIdentity) -> bool:
+        """Whether both are the same server on the same timeline: then positions mean the same."""
+        return (self.system_id, self.timeline) == (other.system_id, other.timeline)
+
 
 # --- Making --------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ when that breaks.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -22,6 +22,8 @@ from archiver.postgres.catalog_look import CatalogReader
 from archiver.postgres.session import connect, postgres_error
 
 T = TypeVar("T")
+PATIENCE = 30.0  # seconds for an answer; a look at a catalog of very many tables takes some
+SAMPLE_PATIENCE = 5.0
 COMMIT_MARGIN = timedelta(milliseconds=100)
 
 _SAMPLE = """
@@ -69,20 +71,52 @@ class Source:
         async def ask(conn: psycopg.AsyncConnection[Any]) -> Any:
             return await (await conn.execute(_SAMPLE, (self._slot,))).fetchone()
 
-        time, lsn, retained, room, active = await self.ask(ask)
+        time, lsn, retained, room, active = await self.ask(ask, SAMPLE_PATIENCE)
         if lsn is None:
             raise PostgresUnavailable("the standby has not replayed any WAL yet")
         # The clock was read first, but a commit takes its time a moment before its place in the WAL.
         position = Lsn.parse(lsn).before_page_header()
         return Sample(position, time - COMMIT_MARGIN, max(0, int(retained or 0)), room, active)
 
-    async def ask(self, question: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]]) -> T:
-        """Run a question on the connection. Raises PostgresError, PostgresUnavailable."""
-        async with self._lock:
-            try:
-                return await question(await self._connected())
-            except psycopg.Error as exc:
-                raise postgres_error(exc) from exc
+    async def ask(
+        self, question: Callable[[psycopg.AsyncConnection[Any]], Coroutine[Any, Any, T]], patience: float = PATIENCE
+    ) -> T:
+        """Run a question on the connection. Raises PostgresError, PostgresUnavailable.
+
+        Without an answer after `patience` seconds the connection is closed, which ends the question: to cancel it would
+        be to wait for the very server that does not answer.
+        """
+        try:
+            async with asyncio.timeout(patience):
+                await self._lock.acquire()
+        except TimeoutError:
+            raise PostgresUnavailable(f"the source has not answered another question for {patience:.0f} s") from None
+        try:
+            return await self._ask_for(patience, question)
+        finally:
+            self._lock.release()
+
+    async def _ask_for(
+        self, patience: float, question: Callable[[psycopg.AsyncConnection[Any]], Coroutine[Any, Any, T]]
+    ) -> T:
+        asked = asyncio.ensure_future(self._ask(question))
+        try:
+            await asyncio.wait([asked], timeout=patience)
+        finally:
+            answered = asked.done()
+            if not answered:
+                await self.close()
+                asked.cancel()
+                await asyncio.wait([asked], timeout=1)
+        if not answered:
+            raise PostgresUnavailable(f"the source did not answer within {patience:.0f} s")
+        return asked.result()
+
+    async def _ask(self, question: Callable[[psycopg.AsyncConnection[Any]], Coroutine[Any, Any, T]]) -> T:
+        try:
+            return await question(await self._connected())
+        except psycopg.Error as exc:
+            raise postgres_error(exc) from exc
 
     async def _connected(self) -> psycopg.AsyncConnection[Any]:
         if self._conn is None or self._conn.broken or self._conn.closed:

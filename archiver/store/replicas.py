@@ -125,7 +125,7 @@ class Replicas:
 
     # --- one write in several regions ---
 
-    async def _spread(self, writes: dict[Store, Coroutine[Any, Any, None]], key: str, have: set[Store]) -> None:
+    async def _spread(self, writes: dict[Store, Coroutine[Any, Any, Any]], key: str, have: set[Store]) -> None:
         """Run the writes at once, until the policy is content. `have`: the regions that hold it, or are getting it.
 
         Only a region that is in step counts: one that falls behind meanwhile may not be the only one that has it.
@@ -163,11 +163,11 @@ class Replicas:
             return None
         return max(0.0, started + self.policy.patience.total_seconds() - asyncio.get_running_loop().time())
 
-    def _finished(self, task: asyncio.Task[None], store: Store, have: set[Store]) -> bool:
+    def _finished(self, task: asyncio.Task[Any], store: Store, have: set[Store]) -> bool:
         """Whether the write was done. An error ends all, unless the policy lets its region fall behind."""
         error = task.exception()
         if error is None:
-            return True
+            return task.result() is not False  # of a follower that fell behind before it was written
         if self.policy.patience is None or not isinstance(error, ArchiverError) or isinstance(error, IntegrityError):
             raise error
         if self.in_step == [store] and not self._counts(have):
@@ -197,10 +197,10 @@ class Replicas:
         return tuple(self._trailing[store.name])
 
     async def _follow(
-        self, decided: Store, store: Store, key: str, data: bytes, objects: Sequence[asyncio.Task[None]]
-    ) -> None:
+        self, decided: Store, store: Store, key: str, data: bytes, objects: Sequence[asyncio.Task[Any]]
+    ) -> bool:
         try:
-            await self._write_after(objects, store, key, data)
+            return await self._write_after(objects, store, key, data)
         except ObjectExists as exc:
             raise RegionsDisagree(key, decided.name, store.name) from exc
 

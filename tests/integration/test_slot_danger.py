@@ -253,7 +253,7 @@ async def test_a_source_that_is_frozen_is_waited_for_and_the_recovery_point_ages
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("archiver.daemon.SAMPLE_PATIENCE", 1.0)
+    monkeypatch.setattr("archiver.postgres.source.SAMPLE_PATIENCE", 1.0)
     setup = world(make_setup, make_database(own_pg), tmp_path)
     await setup.init()
     async with setup.daemon() as daemon:

@@ -19,6 +19,7 @@ import psycopg
 
 from archiver.errors import PostgresUnavailable
 from archiver.lsn import Lsn
+from archiver.postgres.replication_slot import SystemIdentity
 from archiver.postgres.sequences import Sequences, SequenceState
 from archiver.postgres.session import postgres_error
 from tests.simulation.clock import PROCESS, WORLD, Process, now
@@ -292,6 +293,7 @@ class Session:
     """A walsender and the connection to it: what ReplicationStream is to the daemon."""
 
     def __init__(self, server: Server, slot: Slot, start: Lsn) -> None:
+        self.system = SystemIdentity(SYSTEM[0], int(SYSTEM[1]), Lsn(0), SYSTEM[2])
         self._server = server
         self._slot = slot
         self._chance = server.chance

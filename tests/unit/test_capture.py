@@ -8,6 +8,7 @@ from archiver.format.segment import encode
 from archiver.lsn import Lsn
 from archiver.metrics import Metrics
 from archiver.policy.stream import Cut
+from archiver.postgres.replication_slot import SystemIdentity
 from archiver.postgres.source import Source
 from tests.unit.test_archive_log import regions, written
 
@@ -23,7 +24,7 @@ async def test_a_segment_that_is_cut_again_after_a_lost_connection_never_replace
         monitor=Source("", "s"),
         metrics=Metrics(),
         start=Position(1, Lsn(10)),
-        timeline=1,
+        system=SystemIdentity("7", 1, Lsn(0), "shop"),
     )
     first, again = (Cut(1, Lsn(10), Lsn(20), bytearray(encode(b"row"))) for _ in range(2))
     refs = [await capture._store(first), await capture._store(again)]
