@@ -33,6 +33,12 @@ FOUND: dict[str, list[str]] = {
         "INSERT INTO t VALUES (1); ALTER TABLE t ADD c date NOT NULL DEFAULT 'today', ADD d timestamp DEFAULT 'now'::text::timestamp",
         "ALTER TABLE t ALTER b SET DEFAULT 'now', ALTER d SET DEFAULT 'today 12:00'; INSERT INTO t VALUES (2)",
         "DO $$ BEGIN EXECUTE 'CREATE TABLE u (a time DEFAULT ''now'')'; END $$",
+        "CREATE TABLE p (id int, at timestamptz) PARTITION BY LIST (id); CREATE TABLE p1 PARTITION OF p DEFAULT",
+        "ALTER TABLE p ALTER at SET DEFAULT 'now'",
+    ],
+    "an ordinary table, whose literals and calls of now() are no moments": [
+        "-- don't\nCREATE TABLE t (s text DEFAULT 'open', at timestamptz DEFAULT now(), CHECK (s IN ('open', 'shut')))",
+        "CREATE VIEW v AS SELECT 'a' AS a, now() - interval '1 day' AS b",
     ],
     "backslashes escape in the session that first runs the triggers": [
         "SET standard_conforming_strings = off; SET escape_string_warning = off",
@@ -67,6 +73,7 @@ async def test_it_comes_back(make_setup: MakeSetup, found: str) -> None:
         "CREATE VIEW v AS SELECT 'now'::timestamptz AS t",
         "ALTER TABLE t ADD CHECK (at > 'yesterday')",
         "CREATE DOMAIN d AS timestamptz DEFAULT 'now'",
+        "ALTER TABLE t ADD g timestamp GENERATED ALWAYS AS ('now'::timestamp) STORED",
         "CREATE TABLE p (d date) PARTITION BY RANGE (d); CREATE TABLE q PARTITION OF p FOR VALUES FROM ('today') TO ('tomorrow')",
         "CREATE FUNCTION f() RETURNS timestamptz BEGIN ATOMIC SELECT 'now'::timestamptz; END",
     ],

@@ -46,6 +46,11 @@ def moved(setup: Setup, dsn: str) -> Setup:
     return Setup(dsn, setup.config.model_validate(config), setup.make_database)
 
 
+async def manifests(setup: Setup) -> int:
+    async with setup.open() as archive:
+        return len([signed async for signed in archive.log.scan()])
+
+
 async def name_point(dsn: str, name: str) -> None:
     async with await connect(dsn, purpose="test") as conn:
         await name_restore_point(conn, name)
@@ -67,8 +72,10 @@ async def test_the_archive_goes_on_with_another_server_and_both_histories_can_be
         await setup.archived()
     before = digest(old.dsn())
     there = moved(setup, new.dsn())
+    held = await manifests(setup)
     with pytest.raises(ConfigError, match="another server"):
         await Daemon(there.config).run(asyncio.Event())
+    assert await manifests(setup) == held  # no fence, which would end the daemon that is right
     await there.init()
     async with there.daemon():
         new.execute(ROWS.format(1, 100, "new"))

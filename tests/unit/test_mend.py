@@ -100,3 +100,24 @@ async def test_of_two_keys_of_one_day_the_one_stays_that_the_log_was_sealed_unde
     assert report.findings == []
     assert stores[0].objects[key] == stores[1].objects[key] == right
     assert (await verify(await alone(stores[0]), read_data=True)).ok
+
+
+NEW_HISTORY = Gap(after_lsn=Lsn(30), before_lsn=Lsn(5), new_history=True, reason="a standby took over")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ([changes(3), changes(4), changes(5)], [NEW_HISTORY, changes(3)]),
+        ([changes(3), changes(4)], [changes(3).model_copy(update={"timeline": 2})]),
+    ],
+    ids=["a new history", "another timeline"],
+)
+async def test_what_is_another_history_is_never_taken_for_covered(one: list[Entry], other: list[Entry]) -> None:
+    """Its positions are lower or the same numbers, and mean something else."""
+    stores = regions()
+    await parted(stores, one, other)
+    kept = [dict(store.objects) for store in stores]
+    report = await repair(await reopen(stores))
+    assert report.findings
+    assert [store.objects for store in stores] == kept
