@@ -67,7 +67,8 @@ class Replay:
         """Replay all segments and commit. Raises IntegrityError, PostgresError."""
         ddl = await DdlReplay.open(conn, self._publication)
         with _few_searches_for_cycles():
-            async with Applier.open(conn, on_message=ddl.handlers, concerns=ddl.concerns) as applier:
+            handlers, concerns, before = ddl.handlers, ddl.concerns, ddl.before_rows
+            async with Applier.open(conn, on_message=handlers, concerns=concerns, before_rows=before) as applier:
                 ddl.attach(applier)
                 await self._run(applier, ddl, on_segment)
         self.left_out, self.missing = ddl.left_out, frozenset(ddl.missing)

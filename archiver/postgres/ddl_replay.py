@@ -27,7 +27,8 @@ from archiver.postgres.apply import Applier, MessageHandler
 from archiver.postgres.session import postgres_error
 
 MAX_STATEMENTS: Final = 100
-"""DDL statements in one target transaction: each keeps locks, of which max_locks_per_transaction allows few."""
+"""DDL statements, and foreign keys dropped for them, in one target transaction: each keeps locks, of which
+max_locks_per_transaction allows few."""
 
 Conn = psycopg.AsyncConnection[Any]
 
@@ -88,6 +89,10 @@ class DdlReplay:
         """What an Applier calls for each prefix."""
         return {DDL: self._on_ddl, ROWS: self._on_rows, LOST: self._on_lost}
 
+    async def before_rows(self) -> None:
+        """What an Applier calls before it writes rows, truncates or commits, so that nothing acts on them."""
+        await self._silence.impose(self._conn)
+
     def concerns(self, message: LogicalMessage) -> bool:
         """Whether there is anything to do: sessions that fill temporary tables send many that there is nothing for."""
         if message.prefix != DDL:
@@ -114,9 +119,9 @@ class DdlReplay:
         if applier.skip_rows and not (event.kind == "ddl_command_end" and event.tag in ddl.RUNS_SCRIPTS):
             return
         try:
-            await self._silence.lift(conn, event.tag, event.source)
+            self._statements += await self._silence.lift(conn, event.tag, event.source)
             await self._on_event(event, message, applier)
-            await self._silence.impose(conn)
+            await self._silence.lifted_for(conn)
         except PostgresError as exc:
             exc.hint = exc.hint or _HINT
             exc.where = exc.where or f"DDL at {message.lsn}"
@@ -159,6 +164,7 @@ class DdlReplay:
         """The content of a table that the source computed anew. Triggers and foreign keys are silent."""
         if self._attached().skip_rows:
             return
+        await self.before_rows()
         rows = json.loads(message.content)
         table = sql.Identifier(rows["schema"], rows["name"])
         try:

@@ -211,3 +211,32 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, transactions: int) -> None:
 
 def database_of(dsn: str) -> str:
     return str(conninfo_to_dict(dsn)["dbname"])
+
+
+MANY_KEYS = 50
+TURNS = 70  # of DDL and rows: more locks than a server of the default configuration has, if none are let go
+
+
+async def test_many_foreign_keys_and_much_ddl_need_few_locks(
+    make_setup: MakeSetup, make_database: MakeDatabase, server: PostgresServer, role: str, tmp_path: Path
+) -> None:
+    for name in ("primary", "secondary"):
+        (tmp_path / name).mkdir()
+    setup = make_setup(make_database(server), region=file_regions(tmp_path))
+    columns = ", ".join(f"c{number} int REFERENCES one" for number in range(MANY_KEYS))
+    with setup.connect() as conn:
+        conn.execute(f"CREATE TABLE one (id int PRIMARY KEY); CREATE TABLE many (id int, {columns})".encode())
+        await setup.init()
+        async with setup.daemon():
+            await setup.archived()
+            for number in range(TURNS):
+                conn.execute(f"INSERT INTO one VALUES ({number})".encode())
+                conn.execute(f"ALTER TABLE one ALTER id SET STATISTICS {number}".encode())
+            run = "; ".join(f"ALTER TABLE one ALTER id SET STATISTICS {number}" for number in range(2 * TURNS))
+            conn.execute(f"BEGIN; {run}; ALTER TABLE many RENAME CONSTRAINT many_c1_fkey TO first; COMMIT".encode())
+            conn.execute(b"BEGIN; ALTER TABLE one ALTER id TYPE bigint; ALTER TABLE many ALTER c2 TYPE bigint;")
+            conn.execute(b"ALTER TABLE many RENAME CONSTRAINT many_c2_fkey TO second; COMMIT")
+            await setup.archived()
+    dsn = own_database(setup, server, role)
+    await restore(setup, dsn, ToLatest())
+    assert difference(pg_dump(server.dsn(database_of(dsn)), "--no-owner"), pg_dump(setup.dsn, "--no-owner")) == ""
