@@ -47,9 +47,11 @@ _LIFT: Final[LiteralString] = """
 DELETE FROM archiver.silenced WHERE kind <> 'EVENT TRIGGER'
 RETURNING kind, rel::regclass::text, pg_catalog.quote_ident(name), state
 """
+# Those of another owner, a provider's pgaudit for one, are of the target: they may not be disabled, and need not be.
 _HUSH: Final[LiteralString] = """
 INSERT INTO archiver.silenced SELECT 'EVENT TRIGGER', 0, evtname::text, evtenabled
-  FROM pg_catalog.pg_event_trigger WHERE evtenabled <> 'D'
+  FROM pg_catalog.pg_event_trigger
+ WHERE evtenabled <> 'D' AND pg_catalog.pg_has_role(evtowner, 'USAGE')
 RETURNING kind, '', pg_catalog.quote_ident(name), 'D'
 """
 # DROP FUNCTION … CASCADE in the stream may have taken one along.

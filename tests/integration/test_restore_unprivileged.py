@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
@@ -240,3 +241,40 @@ async def test_many_foreign_keys_and_much_ddl_need_few_locks(
     dsn = own_database(setup, server, role)
     await restore(setup, dsn, ToLatest())
     assert difference(pg_dump(server.dsn(database_of(dsn)), "--no-owner"), pg_dump(setup.dsn, "--no-owner")) == ""
+
+
+async def test_event_triggers_of_others_in_the_target_are_left_alone(
+    make_setup: MakeSetup, make_database: MakeDatabase, server: PostgresServer, role: str, tmp_path: Path
+) -> None:
+    """A managed service has some of its own in every database."""
+    setup = await small_archive(make_setup, make_database, server, tmp_path)
+    dsn = own_database(setup, server, role)
+    with psycopg.connect(server.dsn(database_of(dsn)), autocommit=True) as conn:
+        conn.execute(PROVIDERS)
+        await restore(setup, dsn, ToLatest())
+        assert conn.execute("SELECT evtname, evtenabled FROM pg_event_trigger").fetchall() == [("providers", "O")]
+        assert conn.execute("SELECT * FROM item").fetchall() == [(1,), (2,)]
+
+
+PROVIDERS = """
+CREATE SCHEMA audit;
+CREATE FUNCTION audit.look() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN NULL; END $$;
+CREATE EVENT TRIGGER providers ON ddl_command_end EXECUTE FUNCTION audit.look();
+ALTER EXTENSION plpgsql ADD SCHEMA audit; ALTER EXTENSION plpgsql ADD FUNCTION audit.look();
+"""
+
+
+async def small_archive(
+    make_setup: MakeSetup, make_database: MakeDatabase, server: PostgresServer, tmp_path: Path
+) -> Setup:
+    for name in ("primary", "secondary"):
+        (tmp_path / name).mkdir()
+    setup = make_setup(make_database(server), region=file_regions(tmp_path))
+    with setup.connect() as conn:
+        conn.execute(b"CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item VALUES (1)")
+        await setup.init()
+        async with setup.daemon():
+            await setup.archived()
+            conn.execute(b"INSERT INTO item VALUES (2)")
+            await setup.archived()
+    return setup
