@@ -19,7 +19,7 @@ import structlog
 
 from archiver.archive import OpenArchive
 from archiver.format import dump, dump_roles
-from archiver.format.dump_not_null import with_not_null_names
+from archiver.format.dump_not_null import means_names, with_not_null_names
 from archiver.format.dump_roles import Skipped
 from archiver.format.manifest import CommitRef, ObjectRef
 from archiver.format.seal import inflate
@@ -140,7 +140,8 @@ class _Restore:
         for step in ("pre", "keys", "late"):
             steps[step], skipped = dump_roles.for_target(getattr(script, step), roles, owners=owners)
             self._skip(skipped)
-        steps["pre"] = [with_not_null_names(entry) for entry in steps["pre"]]
+        if means_names(script.preamble):
+            steps["pre"] = [with_not_null_names(entry) for entry in steps["pre"]]
         return dump.Script(script.preamble, **steps)
 
     async def _done(self, conn: psycopg.AsyncConnection[Any]) -> dict[str, Any]:
