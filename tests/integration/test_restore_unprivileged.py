@@ -158,6 +158,21 @@ async def archived(
     return setup, points | {"": pg_dump(setup.dsn, "--no-owner")}
 
 
+@pytest.fixture
+async def small(make_setup: MakeSetup, make_database: MakeDatabase, server: PostgresServer, tmp_path: Path) -> Setup:
+    for name in ("primary", "secondary"):
+        (tmp_path / name).mkdir()
+    setup = make_setup(make_database(server), region=file_regions(tmp_path))
+    with setup.connect() as conn:
+        conn.execute(b"CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item VALUES (1)")
+        await setup.init()
+        async with setup.daemon():
+            await setup.archived()
+            conn.execute(b"INSERT INTO item VALUES (2)")
+            await setup.archived()
+    return setup
+
+
 def own_database(setup: Setup, server: PostgresServer, role: str) -> str:
     name = str(conninfo_to_dict(setup.make_database(server, stem="owned"))["dbname"])
     server.execute(f"ALTER DATABASE {name} OWNER TO {role}")
@@ -244,14 +259,13 @@ async def test_many_foreign_keys_and_much_ddl_need_few_locks(
 
 
 async def test_event_triggers_of_others_in_the_target_are_left_alone(
-    make_setup: MakeSetup, make_database: MakeDatabase, server: PostgresServer, role: str, tmp_path: Path
+    small: Setup, server: PostgresServer, role: str
 ) -> None:
     """A managed service has some of its own in every database."""
-    setup = await small_archive(make_setup, make_database, server, tmp_path)
-    dsn = own_database(setup, server, role)
+    dsn = own_database(small, server, role)
     with psycopg.connect(server.dsn(database_of(dsn)), autocommit=True) as conn:
         conn.execute(PROVIDERS)
-        await restore(setup, dsn, ToLatest())
+        await restore(small, dsn, ToLatest())
         assert conn.execute("SELECT evtname, evtenabled FROM pg_event_trigger").fetchall() == [("providers", "O")]
         assert conn.execute("SELECT * FROM item").fetchall() == [(1,), (2,)]
 
@@ -264,17 +278,19 @@ ALTER EXTENSION plpgsql ADD SCHEMA audit; ALTER EXTENSION plpgsql ADD FUNCTION a
 """
 
 
-async def small_archive(
-    make_setup: MakeSetup, make_database: MakeDatabase, server: PostgresServer, tmp_path: Path
-) -> Setup:
-    for name in ("primary", "secondary"):
-        (tmp_path / name).mkdir()
-    setup = make_setup(make_database(server), region=file_regions(tmp_path))
-    with setup.connect() as conn:
-        conn.execute(b"CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item VALUES (1)")
-        await setup.init()
-        async with setup.daemon():
-            await setup.archived()
-            conn.execute(b"INSERT INTO item VALUES (2)")
-            await setup.archived()
-    return setup
+async def test_a_database_that_is_read_only_by_its_settings_is_finished_all_the_same(
+    small: Setup, server: PostgresServer, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The settings are given last, but for what was silent: it may be interrupted in between."""
+    dsn = own_database(small, server, role)
+    with monkeypatch.context() as broken:
+        broken.setattr("archiver.postgres.always_triggers.lift_all", interrupted)
+        with pytest.raises(PostgresError, match="interrupted"):
+            await restore(small, dsn, ToLatest())
+    server.execute(f"ALTER DATABASE {database_of(dsn)} SET default_transaction_read_only = on")
+    assert (await restore(small, dsn, ToLatest())).resumed
+    assert difference(pg_dump(server.dsn(database_of(dsn)), "--no-owner"), pg_dump(small.dsn, "--no-owner")) == ""
+
+
+async def interrupted(_conn: object) -> None:
+    raise PostgresError("interrupted")
