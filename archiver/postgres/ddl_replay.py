@@ -65,7 +65,6 @@ class DdlReplay:
         self._silence = silence
         self._statements = 0
         self._must_commit = False
-        self._unknown_roles: set[str] = set()
         self._applier: Applier | None = None
 
     @classmethod
@@ -234,10 +233,9 @@ class DdlReplay:
 
     def _note_role(self, event: Event) -> None:
         self.missing.add(event.role)
-        if event.role not in self._unknown_roles:
-            self._unknown_roles.add(event.role)
-            reason = f"no role {event.role}"
-            self.left_out.append(Skipped("ownership of what it made", reason, event.tag))
+        what, reason = "ownership of what it made", f"no role {event.role}"
+        if not any((item.entry, item.reason) == (what, reason) for item in self.left_out):
+            self.left_out.append(Skipped(what, reason, event.tag))
 
     def _report(self, event: Event, replay: Replay) -> None:
         self.left_out += [Skipped(event.tag, reason, event.source) for reason in replay.left_out]

@@ -12,6 +12,10 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from archiver.embedded import PostgresServer
+from archiver.errors import PostgresError
+from archiver.policy.target import ToLatest
+from archiver.recovery_plan import make_plan
+from archiver.restore import run_restore
 from tests.fix_archive import MakeSetup, Setup
 from tests.fix_servers import MakeDatabase
 from tests.integration.test_ddl import BEFORE, DROPS, FILLED, NESTED, POINT, check
@@ -117,7 +121,11 @@ async def test_what_fires_no_event_trigger_travels_not_and_breaks_nothing(
     assert await check(make_setup(), ["BEGIN; " + each + "; COMMIT" for each in statements]) == []
 
 
-async def test_a_role_that_the_target_lacks_is_reported(make_setup: MakeSetup, pg: PostgresServer) -> None:
+@pytest.mark.parametrize("interrupted", [False, True])
+async def test_a_role_that_the_target_lacks_is_reported(
+    make_setup: MakeSetup, monkeypatch: pytest.MonkeyPatch, interrupted: bool
+) -> None:
+    """Also by a restore that goes on behind the replay."""
     setup = make_setup()
     with setup.connect() as conn:
         conn.execute(BEFORE)
@@ -129,7 +137,15 @@ async def test_a_role_that_the_target_lacks_is_reported(make_setup: MakeSetup, p
             conn.execute("RESET ROLE; GRANT SELECT ON item TO gone, PUBLIC; ALTER TABLE note OWNER TO gone")
             conn.execute("CREATE POLICY mine ON item TO gone USING (true); DROP OWNED BY gone; DROP ROLE gone")
             await setup.archived()
-    restored, summary = await setup.restore()
+    restored = setup.make_database()
+    async with setup.open() as archive:
+        plan = await make_plan(archive, ToLatest())
+        if interrupted:
+            with monkeypatch.context() as broken:
+                broken.setattr("archiver.postgres.load.apply_settings", interrupt)
+                with pytest.raises(PostgresError, match="interrupted"):
+                    await run_restore(archive, plan, restored)
+        summary = await run_restore(archive, plan, restored)
     assert summary.warnings.pop().startswith("roles made after the base snapshot are not in it: gone;")
     assert set(summary.warnings) == {
         "GRANT left out: no role gone",
@@ -140,3 +156,7 @@ async def test_a_role_that_the_target_lacks_is_reported(make_setup: MakeSetup, p
     }
     with psycopg.connect(restored) as conn:
         assert conn.execute("SELECT to_regclass('theirs'), to_regclass('note')").fetchone() == (None, None)
+
+
+async def interrupt(*_: object) -> None:
+    raise PostgresError("interrupted")
