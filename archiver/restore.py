@@ -117,8 +117,8 @@ class _Restore:
                 started = monotonic()
                 await phase(conn, index, script)
                 self._summary.phases[name] = timedelta(seconds=monotonic() - started)
-            await always_triggers.lift_all(conn)
             self._warn(index, script, await load.unlogged_tables(conn))
+            await always_triggers.lift_all(conn)
         finally:
             await conn.close()
         return self._summary

@@ -294,3 +294,14 @@ async def test_a_database_that_is_read_only_by_its_settings_is_finished_all_the_
 
 async def interrupted(_conn: object) -> None:
     raise PostgresError("interrupted")
+
+
+async def test_whatever_fails_before_the_restore_is_complete_can_be_asked_for_again(
+    small: Setup, server: PostgresServer, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dsn = own_database(small, server, role)
+    with monkeypatch.context() as broken:
+        broken.setattr("archiver.postgres.load.unlogged_tables", interrupted)
+        with pytest.raises(PostgresError, match="interrupted"):
+            await restore(small, dsn, ToLatest())
+    assert (await restore(small, dsn, ToLatest())).resumed
