@@ -184,7 +184,8 @@ async def lift_all(conn: Conn) -> None:
     """
     with _errors("dropping the progress"):
         async with conn.transaction():
-            await foreign_keys.make_all(conn)
+            with _errors("putting foreign keys back"):
+                await foreign_keys.make_all(conn)
             await _switch(conn, _LIFT, {})
             hushed = await (await conn.execute(_HUSHED)).fetchall()
             await conn.execute("DROP TABLE archiver.silenced")
