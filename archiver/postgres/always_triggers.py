@@ -3,7 +3,8 @@
 What they did at the source is in the stream: while rows are replayed they are disabled, and what was disabled is kept
 in the target, in the same transaction, so that an interrupted restore gives everything back. Under
 session_replication_role = replica that concerns what is ENABLE ALWAYS or REPLICA; where the role may not set that, all.
-Event triggers would fire for what the restore itself does, too: they stay disabled from their making to its very end.
+Event triggers would fire for what the restore itself does, too: they stay disabled from their making,
+by an extension for one, to its very end.
 """
 
 from __future__ import annotations

@@ -147,6 +147,8 @@ class DdlReplay:
         self._report(event, replay)
         if replay.statements:
             await self._run(event, replay.statements, lsn)
+        if event.tag in ddl.RUNS_SCRIPTS:
+            await always_triggers.hush_event_triggers(self._conn)
         self._must_commit |= replay.commits
 
     async def _create_filled(self, start: Event, lsn: Lsn) -> None:

@@ -55,6 +55,17 @@ WRITTEN = {
     " SELECT pg_extension_config_dump('written', 'WHERE id > 2');",
     "written--1--2.sql": "ALTER TABLE written ADD w int DEFAULT 7; UPDATE written SET v = 'updated' WHERE id = 2;"
     " INSERT INTO written VALUES (-1);",
+    "watching.control": "default_version = '1'\nrelocatable = false\nschema = public\n",
+    "watching--1.sql": """
+CREATE FUNCTION watch() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+  IF current_setting('application_name') IN ('archiver restore', 'archiver replay') THEN
+    RAISE EXCEPTION 'an event trigger fires';
+  END IF;
+END $$;
+CREATE EVENT TRIGGER watching ON ddl_command_end WHEN TAG IN ('CREATE TABLE', 'ALTER TABLE', 'CREATE INDEX')
+  EXECUTE FUNCTION watch();
+ALTER EVENT TRIGGER watching ENABLE ALWAYS;
+""",
 }
 
 
@@ -89,6 +100,20 @@ async def test_rows_that_an_extension_s_script_writes_are_written_once(
     query = "SELECT * FROM written ORDER BY id"
     with psycopg.connect(restored) as conn, setup.connect() as source:
         assert conn.execute(query).fetchall() == source.execute(query).fetchall()
+
+
+@pytest.mark.parametrize("before", [True, False])
+async def test_an_event_trigger_of_an_extension_does_not_fire_for_the_restore(
+    make_setup: MakeSetup, written_extension: None, before: bool
+) -> None:
+    statements = ["CREATE EXTENSION IF NOT EXISTS watching", "CREATE TABLE later (id int PRIMARY KEY)"]
+    first = statements.pop(0) if before else "SELECT 1"
+    setup = make_setup()
+    assert await check(setup, statements, f"{first}; CREATE TABLE seen (id int PRIMARY KEY)") == []
+    restored, _ = await setup.restore()
+    with psycopg.connect(restored) as conn:
+        found = conn.execute("SELECT evtenabled FROM pg_event_trigger WHERE evtname = 'watching'").fetchall()
+        assert found == [("A",)]
 
 
 async def test_a_foreign_schema_is_not_asked_again(on_15: Setup) -> None:
