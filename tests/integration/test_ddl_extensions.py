@@ -160,6 +160,8 @@ async def test_a_role_that_the_target_lacks_is_reported(
             conn.execute("CREATE ROLE gone; GRANT CREATE ON SCHEMA public TO gone; SET ROLE gone")
             conn.execute("CREATE TABLE theirs (id int PRIMARY KEY)")
             conn.execute("RESET ROLE; GRANT SELECT ON item TO gone, PUBLIC; ALTER TABLE note OWNER TO gone")
+            conn.execute("CREATE POLICY shut ON item AS RESTRICTIVE TO gone USING (id > 1)")
+            conn.execute("ALTER POLICY shut ON item TO PUBLIC")
             conn.execute("CREATE POLICY mine ON item TO gone USING (true); DROP OWNED BY gone; DROP ROLE gone")
             await setup.archived()
     restored = setup.make_database()
@@ -177,6 +179,7 @@ async def test_a_role_that_the_target_lacks_is_reported(
         "ownership of what it made left out: no role gone",
         "ALTER TABLE left out: no role gone",
         "CREATE POLICY left out: no role gone",
+        'ALTER POLICY left out: policy "shut" for table "item" does not exist',
         "DROP OWNED left out: a role of DROP OWNED is not at the target",
     }
     with psycopg.connect(restored) as conn:
