@@ -107,6 +107,7 @@ CHANGES = [
     "ALTER TABLE refund DISABLE TRIGGER second; UPDATE refund SET purchase = 4 WHERE id = 2",
     "CREATE TABLE reading_c (day int PRIMARY KEY, customer int REFERENCES customer DEFERRABLE INITIALLY DEFERRED)",
     "INSERT INTO reading_c VALUES (201, 3)",
+    "COMMENT ON TABLE reading_c IS 'soon a partition'",
     "ALTER TABLE reading ATTACH PARTITION reading_c FOR VALUES FROM (200) TO (300); INSERT INTO reading VALUES (202, 4)",
     "ALTER TABLE reading DETACH PARTITION reading_a; INSERT INTO reading_a VALUES (3, 2)",
     "CREATE TABLE reading_d PARTITION OF reading FOR VALUES FROM (300) TO (400); INSERT INTO reading VALUES (301, 4)",
