@@ -19,6 +19,7 @@ import psycopg
 
 from archiver.archive import OpenArchive
 from archiver.format import segment
+from archiver.format.ddl import first_line
 from archiver.format.dump_roles import Skipped
 from archiver.format.manifest import Changes
 from archiver.format.seal import inflate
@@ -52,8 +53,8 @@ class Replay:
         done = done or {}
         self.sequences = SequenceStates(done.get("sequences", index.sequences))
         self.transactions = int(done.get("transactions", 0))
-        self.left_out: Sequence[Skipped] = ()
-        self.missing: frozenset[str] = frozenset()
+        self.left_out: Sequence[Skipped] = [Skipped(*item) for item in done.get("left_out", ())]
+        self.missing = frozenset[str](done.get("missing", ()))
         self._archive = archive
         self._publication = index.publication
         first = int(done.get("segment", 0))
@@ -66,8 +67,10 @@ class Replay:
     async def run(self, conn: psycopg.AsyncConnection[Any], on_segment: Done) -> None:
         """Replay all segments and commit. Raises IntegrityError, PostgresError."""
         ddl = await DdlReplay.open(conn, self._publication)
+        ddl.left_out, ddl.missing = list(self.left_out), set(self.missing)
         with _few_searches_for_cycles():
-            async with Applier.open(conn, on_message=ddl.handlers, concerns=ddl.concerns) as applier:
+            handlers, concerns, before = ddl.handlers, ddl.concerns, ddl.before_rows
+            async with Applier.open(conn, on_message=handlers, concerns=concerns, before_rows=before) as applier:
                 ddl.attach(applier)
                 await self._run(applier, ddl, on_segment)
         self.left_out, self.missing = ddl.left_out, frozenset(ddl.missing)
@@ -84,7 +87,7 @@ class Replay:
                 await self._replay_segment(applier, ddl, inflate(body, raw_bytes))
                 number += 1
                 on_segment(number, len(self._segments))
-        await applier.commit(self._progress())
+        await applier.commit(self._progress(ddl))
 
     async def _replay_segment(self, applier: Applier, ddl: DdlReplay, pieces: Iterator[bytes]) -> None:
         feed = self._assembler.feed
@@ -97,7 +100,7 @@ class Replay:
                 await applier.apply(transaction)
                 self.transactions += 1
                 if applier.uncommitted_rows >= COMMIT_ROWS or ddl.commit_wanted:
-                    await applier.start_commit(self._progress())
+                    await applier.start_commit(self._progress(ddl))
                     ddl.committed()
 
     def _note(self, record: segment.Relation | segment.Sequences | segment.Context) -> None:
@@ -109,9 +112,15 @@ class Replay:
             case segment.Sequences(states):
                 self.sequences.fold(states, after_target=self._reaches_target)
 
-    def _progress(self) -> partial[Any]:
-        """Records how far the replay has come by now."""
-        return partial(_note_progress, transactions=self.transactions, sequences=self.sequences.all())
+    def _progress(self, ddl: DdlReplay) -> partial[Any]:
+        """Records how far the replay has come by now, and what a resumed one has to report."""
+        return partial(
+            _note_progress,
+            transactions=self.transactions,
+            sequences=self.sequences.all(),
+            left_out=[[item.entry, item.reason, first_line(item.statement)] for item in ddl.left_out],
+            missing=sorted(ddl.missing),
+        )
 
     async def _read_ahead(self) -> AsyncGenerator[tuple[Changes, bytes, int], None]:
         """Fetch and verify the next segments while one is replayed."""

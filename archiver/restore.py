@@ -7,10 +7,11 @@ it is verified. What cannot be reached exactly is an error.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
+from itertools import pairwise
 from time import monotonic
 from typing import Any, Final, LiteralString
 
@@ -19,7 +20,7 @@ import structlog
 
 from archiver.archive import OpenArchive
 from archiver.format import dump, dump_roles
-from archiver.format.dump_not_null import with_not_null_names
+from archiver.format.dump_not_null import means_names, with_not_null_names
 from archiver.format.dump_roles import Skipped
 from archiver.format.manifest import CommitRef, ObjectRef
 from archiver.format.seal import inflate
@@ -117,8 +118,8 @@ class _Restore:
                 started = monotonic()
                 await phase(conn, index, script)
                 self._summary.phases[name] = timedelta(seconds=monotonic() - started)
-            await always_triggers.lift_all(conn)
             self._warn(index, script, await load.unlogged_tables(conn))
+            await always_triggers.lift_all(conn)
         finally:
             await conn.close()
         return self._summary
@@ -140,7 +141,8 @@ class _Restore:
         for step in ("pre", "keys", "late"):
             steps[step], skipped = dump_roles.for_target(getattr(script, step), roles, owners=owners)
             self._skip(skipped)
-        steps["pre"] = [with_not_null_names(entry) for entry in steps["pre"]]
+        if means_names(script.preamble):
+            steps["pre"] = [with_not_null_names(entry) for entry in steps["pre"]]
         return dump.Script(script.preamble, **steps)
 
     async def _done(self, conn: psycopg.AsyncConnection[Any]) -> dict[str, Any]:
@@ -154,9 +156,11 @@ class _Restore:
         async with load.transaction(conn, "schema"):
             if not index.database.has_public_schema:
                 await load.drop_public_schema(conn)
-            self._skip(await load.run_script(conn, script.preamble, script.pre))
             await load.create_progress(conn)
             await always_triggers.create(conn)
+            for entries in _up_to_extensions(script.pre):
+                self._skip(await load.run_script(conn, script.preamble, entries))
+                await always_triggers.hush_event_triggers(conn)
             await self._record(conn, restore=identity(self._plan, self._archive))
 
     async def _load_rows(self, conn: psycopg.AsyncConnection[Any], index: Index, _script: dump.Script) -> None:
@@ -289,3 +293,10 @@ class _Restore:
             self._summary.warnings.append(f"unlogged table {label} is empty: its rows are never archived")
         if index.database.large_objects:
             self._summary.warnings.append(f"{index.database.large_objects} large objects are not archived")
+
+
+def _up_to_extensions(entries: Sequence[dump.Entry]) -> Iterator[Sequence[dump.Entry]]:
+    """The entries in pieces that end behind an extension each: it may have brought event triggers."""
+    borders = [number for number, entry in enumerate(entries, 1) if entry.type == "EXTENSION"]
+    for begin, end in pairwise([0, *borders, len(entries)]):
+        yield entries[begin:end]

@@ -1,11 +1,13 @@
 """NOT NULL constraints of a dump under the names that they have at the source.
 
 From version 18 on they are constraints with names. pg_dump leaves a name out where it is the one that the server would
-choose; but the server chooses another one where a table made before, by LIKE for one, has taken it.
+choose; but the server chooses another one where a table made before, by LIKE for one, has taken it. A dump of an older
+server means no name.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final
@@ -18,6 +20,15 @@ from archiver.format.dump import Entry
 
 _TYPES: Final = frozenset({"TABLE", "FOREIGN TABLE"})
 _NOT_NULL: Final = "NOT NULL"
+_DUMPED_FROM: Final = re.compile(r"^-- Dumped from database version (\d+)", re.MULTILINE)
+_SINCE: Final = 18
+_LONGEST: Final = 63  # bytes of a name (NAMEDATALEN - 1): pg_dump writes those out that the server must shorten
+
+
+def means_names(preamble: Entry) -> bool:
+    """Whether the dump is of a server whose NOT NULL constraints have names."""
+    version = _DUMPED_FROM.search(preamble.text)
+    return version is not None and int(version[1]) >= _SINCE
 
 
 def with_not_null_names(entry: Entry) -> Entry:
@@ -36,8 +47,9 @@ def _unnamed(text: str) -> Iterator[tuple[int, str]]:
         create: Any = raw.stmt.base if isinstance(raw.stmt, ast.CreateForeignTableStmt) else raw.stmt
         if isinstance(raw.stmt, ast.CreateStmt | ast.CreateForeignTableStmt):
             for column, constraint in _not_nulls(create):
-                if constraint.conname is None:
-                    yield constraint.location, f"{create.relation.relname}_{column}_not_null"
+                name = f"{create.relation.relname}_{column}_not_null"
+                if constraint.conname is None and len(name.encode()) <= _LONGEST:
+                    yield constraint.location, name
 
 
 def _not_nulls(create: Any) -> Iterator[tuple[str, Any]]:

@@ -3,7 +3,8 @@
 What they did at the source is in the stream: while rows are replayed they are disabled, and what was disabled is kept
 in the target, in the same transaction, so that an interrupted restore gives everything back. Under
 session_replication_role = replica that concerns what is ENABLE ALWAYS or REPLICA; where the role may not set that, all.
-Event triggers would fire for what the restore itself does, too: they stay disabled from their making to its very end.
+Event triggers would fire for what the restore itself does, too: they stay disabled from their making,
+by an extension for one, to its very end.
 """
 
 from __future__ import annotations
@@ -47,9 +48,11 @@ _LIFT: Final[LiteralString] = """
 DELETE FROM archiver.silenced WHERE kind <> 'EVENT TRIGGER'
 RETURNING kind, rel::regclass::text, pg_catalog.quote_ident(name), state
 """
+# Those of another owner, a provider's pgaudit for one, are of the target: they may not be disabled, and need not be.
 _HUSH: Final[LiteralString] = """
 INSERT INTO archiver.silenced SELECT 'EVENT TRIGGER', 0, evtname::text, evtenabled
-  FROM pg_catalog.pg_event_trigger WHERE evtenabled <> 'D'
+  FROM pg_catalog.pg_event_trigger
+ WHERE evtenabled <> 'D' AND pg_catalog.pg_has_role(evtowner, 'USAGE')
 RETURNING kind, '', pg_catalog.quote_ident(name), 'D'
 """
 # DROP FUNCTION … CASCADE in the stream may have taken one along.
@@ -76,12 +79,16 @@ async def may_silence(conn: Conn) -> bool:
 
 
 class Silence:
-    """`lift` before a statement that may concern them, `impose` before rows are written."""
+    """`lift` before a statement that may concern them and `lifted_for` after it, `impose` before rows are written.
+
+    Between two statements nothing is imposed: each foreign key that is dropped holds several locks until the commit.
+    """
 
     def __init__(self, firing: str, keys: ForeignKeys | None, *, imposed: bool) -> None:
         self._firing = list(firing)
         self._keys = keys
         self._imposed = imposed
+        self._due = True
 
     @property
     def by_role(self) -> bool:
@@ -106,20 +113,32 @@ class Silence:
         return silence
 
     async def impose(self, conn: Conn) -> None:
+        """Nothing to do where no statement came since the last time."""
+        if not self._due:
+            return
         single = conn.info.server_version >= _TRIGGERS_OF_PARTITIONS
         self._imposed = await _switch(conn, _IMPOSE, {"firing": self._firing, "single": single}) or self._imposed
         if self._keys is not None:
             with _errors("taking foreign keys out"):
                 await self._keys.drop(conn)
+        self._due = False
 
-    async def lift(self, conn: Conn, tag: str, source: str) -> None:
-        """For a statement with this tag and text."""
+    async def lift(self, conn: Conn, tag: str, source: str) -> int:
+        """For a statement with this tag and text. Returns how many foreign keys are to be dropped again for it."""
+        self._due, made = True, 0
         if self._keys is not None and foreign_keys.may_concern(tag):
             with _errors("putting foreign keys back"):
-                await self._keys.make(conn, validated=foreign_keys.needs_valid(source))
+                made = await self._keys.make(conn, validated=foreign_keys.needs_valid(source))
         if self._imposed:
             await _switch(conn, _LIFT, {})
         self._imposed = False
+        return made
+
+    async def lifted_for(self, conn: Conn) -> None:
+        """The statement is done."""
+        if self._keys is not None:
+            with _errors("looking for foreign keys"):
+                await self._keys.follow(conn)
 
 
 async def _switch(conn: Conn, query: LiteralString, values: dict[str, Any]) -> bool:
@@ -166,7 +185,8 @@ async def lift_all(conn: Conn) -> None:
     """
     with _errors("dropping the progress"):
         async with conn.transaction():
-            await foreign_keys.make_all(conn)
+            with _errors("putting foreign keys back"):
+                await foreign_keys.make_all(conn)
             await _switch(conn, _LIFT, {})
             hushed = await (await conn.execute(_HUSHED)).fetchall()
             await conn.execute("DROP TABLE archiver.silenced")

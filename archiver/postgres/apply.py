@@ -34,7 +34,13 @@ from archiver.postgres.tables import look_up
 
 MessageHandler = Callable[[psycopg.AsyncConnection[Any], LogicalMessage], Awaitable[None]]
 Concerns = Callable[[LogicalMessage], bool]
+BeforeRows = Callable[[], Awaitable[None]]
 CommitHook = Callable[[psycopg.AsyncCursor[Any], SourceTransaction], Awaitable[None]]
+
+
+async def _nothing() -> None:
+    """Before rows, where no handler changes the schema."""
+
 
 _TARGET: Final = "the target"
 _CHANGES_AT_ONCE: Final = 1000  # some milliseconds of decoding; then what is being written gets its turn
@@ -66,7 +72,8 @@ class Applier:
     `triggers_silent`: whether the role may keep triggers and foreign keys from firing; if not, the caller sees to
     it that there are none that would. `on_message` handles logical messages by their prefix, after everything before
     them is written; it may change the schema, so what is known of tables is forgotten then. A message that does not
-    `concern` the handlers costs nothing of that.
+    `concern` the handlers costs nothing of that. `before_rows` is called before rows are written, before a truncation
+    and before a commit.
 
     `skip_rows` is for handlers: while it is true, rows and truncations of this transaction are passed over.
 
@@ -82,6 +89,7 @@ class Applier:
         batch: Batch,
         on_message: Mapping[str, MessageHandler],
         concerns: Concerns,
+        before_rows: BeforeRows,
     ) -> None:
         self.triggers_silent = triggers_silent
         self.sequential_batches = 0
@@ -90,6 +98,7 @@ class Applier:
         self._batch = batch
         self._on_message = on_message
         self._concerns = concerns
+        self._before_rows = before_rows
         self._writers: dict[int, TableWriter] = {}
         self._stages = 0
         self._since = self._until = Lsn(0)
@@ -111,6 +120,7 @@ class Applier:
         batch: Batch | None = None,
         on_message: Mapping[str, MessageHandler] | None = None,
         concerns: Concerns = lambda _: True,
+        before_rows: BeforeRows = _nothing,
     ) -> AsyncIterator[Applier]:
         """Prepare the session of a connection from `session.connect`. Raises PostgresError.
 
@@ -124,7 +134,12 @@ class Applier:
             raise postgres_error(exc, _TARGET) from exc
         send_bytes_as_text(conn)
         applier = cls(
-            conn, triggers_silent=silent, batch=batch or Batch(), on_message=on_message or {}, concerns=concerns
+            conn,
+            triggers_silent=silent,
+            batch=batch or Batch(),
+            on_message=on_message or {},
+            concerns=concerns,
+            before_rows=before_rows,
         )
         try:
             yield applier
@@ -217,6 +232,7 @@ class Applier:
         for relation in change.relations:
             self._batch.drop(relation.id)
         await self._settle()
+        await self._before_rows()
         tables = [await look_up(self._cursor, relation) for relation in change.relations]
         options = {"cascade": change.cascade, "restart_identity": change.restart_identity}
         await self._cursor.execute(apply_sql.truncate(tables, **options))
@@ -278,6 +294,8 @@ class Applier:
         span: str,
         commit: tuple[CommitHook, SourceTransaction] | None,
     ) -> None:
+        if work or commit is not None:
+            await self._before_rows()
         for table in work:
             with self._errors(f"{table.writer.relation}, {span}"):
                 await self._write(table)

@@ -93,7 +93,7 @@ SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_repl
 """
 _CAPTURED: Final[LiteralString] = """
 SELECT (SELECT count(*) = pg_catalog.cardinality(%(names)s::text[]) FROM pg_catalog.pg_event_trigger
-         WHERE evtname = ANY (%(names)s) AND evtenabled <> 'D')
+         WHERE evtname = ANY (%(names)s) AND evtenabled IN ('A', 'O'))
    AND coalesce(current_setting('event_triggers', true), 'on') = 'on'
 """
 _SNAPSHOT: Final[LiteralString] = """

@@ -27,7 +27,8 @@ from archiver.postgres.apply import Applier, MessageHandler
 from archiver.postgres.session import postgres_error
 
 MAX_STATEMENTS: Final = 100
-"""DDL statements in one target transaction: each keeps locks, of which max_locks_per_transaction allows few."""
+"""DDL statements, and foreign keys dropped for them, in one target transaction: each keeps locks, of which
+max_locks_per_transaction allows few."""
 
 Conn = psycopg.AsyncConnection[Any]
 
@@ -64,7 +65,6 @@ class DdlReplay:
         self._silence = silence
         self._statements = 0
         self._must_commit = False
-        self._unknown_roles: set[str] = set()
         self._applier: Applier | None = None
 
     @classmethod
@@ -87,6 +87,10 @@ class DdlReplay:
     def handlers(self) -> dict[str, MessageHandler]:
         """What an Applier calls for each prefix."""
         return {DDL: self._on_ddl, ROWS: self._on_rows, LOST: self._on_lost}
+
+    async def before_rows(self) -> None:
+        """What an Applier calls before it writes rows, truncates or commits, so that nothing acts on them."""
+        await self._silence.impose(self._conn)
 
     def concerns(self, message: LogicalMessage) -> bool:
         """Whether there is anything to do: sessions that fill temporary tables send many that there is nothing for."""
@@ -114,9 +118,9 @@ class DdlReplay:
         if applier.skip_rows and not (event.kind == "ddl_command_end" and event.tag in ddl.RUNS_SCRIPTS):
             return
         try:
-            await self._silence.lift(conn, event.tag, event.source)
+            self._statements += await self._silence.lift(conn, event.tag, event.source)
             await self._on_event(event, message, applier)
-            await self._silence.impose(conn)
+            await self._silence.lifted_for(conn)
         except PostgresError as exc:
             exc.hint = exc.hint or _HINT
             exc.where = exc.where or f"DDL at {message.lsn}"
@@ -143,6 +147,8 @@ class DdlReplay:
         self._report(event, replay)
         if replay.statements:
             await self._run(event, replay.statements, lsn)
+        if event.tag in ddl.RUNS_SCRIPTS:
+            await always_triggers.hush_event_triggers(self._conn)
         self._must_commit |= replay.commits
 
     async def _create_filled(self, start: Event, lsn: Lsn) -> None:
@@ -159,6 +165,7 @@ class DdlReplay:
         """The content of a table that the source computed anew. Triggers and foreign keys are silent."""
         if self._attached().skip_rows:
             return
+        await self.before_rows()
         rows = json.loads(message.content)
         table = sql.Identifier(rows["schema"], rows["name"])
         try:
@@ -228,10 +235,9 @@ class DdlReplay:
 
     def _note_role(self, event: Event) -> None:
         self.missing.add(event.role)
-        if event.role not in self._unknown_roles:
-            self._unknown_roles.add(event.role)
-            reason = f"no role {event.role}"
-            self.left_out.append(Skipped("ownership of what it made", reason, event.tag))
+        what, reason = "ownership of what it made", f"no role {event.role}"
+        if not any((item.entry, item.reason) == (what, reason) for item in self.left_out):
+            self.left_out.append(Skipped(what, reason, event.tag))
 
     def _report(self, event: Event, replay: Replay) -> None:
         self.left_out += [Skipped(event.tag, reason, event.source) for reason in replay.left_out]

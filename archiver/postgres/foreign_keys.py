@@ -62,7 +62,8 @@ class ForeignKeys:
     """`drop` before rows are written, `make` before a statement. All errors are psycopg's.
 
     For a statement they are made NOT VALID, which reads no row. Which of them are valid in truth is known meanwhile by
-    OID, which a change of a column's type replaces, and by table and name, which RENAME does.
+    OID, which a change of a column's type replaces, and by table and name, which RENAME does;
+    `follow` comes after each.
     """
 
     def __init__(self) -> None:
@@ -78,11 +79,14 @@ class ForeignKeys:
             await conn.execute(_alter(table, sql.SQL("DROP CONSTRAINT {}").format(sql.Identifier(name))))
         self._valid.clear()
 
-    async def make(self, conn: Conn, *, validated: bool) -> None:
-        """Put them back for a statement, `validated` or without looking at any row.
+    async def make(self, conn: Conn, *, validated: bool) -> int:
+        """Put back those that are out, for a statement, `validated` or without looking at any row; returns how many.
 
         In the middle of a source transaction rows may violate one of a partitioned table: that one stays out.
         """
+        if validated and self._valid:
+            await self.drop(conn)
+        made = 0
         for rel, table, name, definition, valid, comment, partitioned in await _dropped(conn):
             checked = valid and (validated or partitioned)
             try:
@@ -91,8 +95,16 @@ class ForeignKeys:
                     await conn.execute(_FORGET, (rel, name))
             except psycopg.errors.ForeignKeyViolation:
                 continue
+            made += 1
             if valid and not checked:
                 self._valid |= {await _oid(conn, rel, name), (rel, name)}
+        return made
+
+    async def follow(self, conn: Conn) -> None:
+        """Know them again after a statement, which may have changed or dropped some."""
+        if self._valid:
+            there = [{row[0], (row[1], row[3])} for row in await (await conn.execute(_THERE)).fetchall()]
+            self._valid = set[int | tuple[int, str]]().union(*(names for names in there if names & self._valid))
 
 
 async def make_all(conn: Conn) -> None:

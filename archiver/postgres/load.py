@@ -78,7 +78,7 @@ async def claim(conn: psycopg.AsyncConnection[Any]) -> None:
     that was on its way still counts.
     """
     try:
-        await _notice_dead_clients(conn)
+        await _prepare(conn)
         await conn.execute("SET lock_timeout = '15s'")
         await conn.execute(_LOCK, (_CLAIM,))
         await conn.execute(_LOCK, (_AT_WORK,))
@@ -96,7 +96,7 @@ async def worker(dsn: str, *, purpose: str) -> AsyncIterator[psycopg.AsyncConnec
     """One more connection of a restore that has claimed the target. Raises PostgresError."""
     conn = await connect(dsn, purpose=purpose)
     try:
-        await _notice_dead_clients(conn)
+        await _prepare(conn)
         await conn.execute(_SHARE, (_AT_WORK,))
         yield conn
     except psycopg.Error as exc:
@@ -105,8 +105,12 @@ async def worker(dsn: str, *, purpose: str) -> AsyncIterator[psycopg.AsyncConnec
         await conn.close()
 
 
-async def _notice_dead_clients(conn: psycopg.AsyncConnection[Any]) -> None:
-    """Have the server end a statement whose client is gone, where its system lets it see that."""
+async def _prepare(conn: psycopg.AsyncConnection[Any]) -> None:
+    """Have the server end a statement whose client is gone, where its system lets it see that.
+
+    And write, also where a restore that was interrupted had given the database its read-only setting already.
+    """
+    await conn.execute("SET default_transaction_read_only = off")
     with suppress(psycopg.errors.InvalidParameterValue):
         await conn.execute("SET client_connection_check_interval = '1s'")
 

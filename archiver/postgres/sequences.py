@@ -76,10 +76,12 @@ async def _read(conn: psycopg.AsyncConnection[Any], rows: Sequence[dict[str, Any
 # --- Setting -------------------------------------------------------------------------------------------
 
 _SET: Final[LiteralString] = """
-select pg_catalog.setval(c.oid::regclass, %(last_value)s::bigint, %(is_called)s)
+select pg_catalog.setval(c.oid::regclass, least(greatest(%(last_value)s::bigint, s.seqmin), s.seqmax), %(is_called)s)
 from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-where n.nspname = %(schema)s and c.relname = %(name)s and c.relkind = 'S'
+join pg_catalog.pg_sequence s on s.seqrelid = c.oid
+where n.nspname = %(schema)s and c.relname = %(name)s
 """
+"""A state may be from before the sequence was made anew with other bounds: it then stands at its last value."""
 
 
 async def set_sequences(conn: psycopg.AsyncConnection[Any], states: Iterable[SequenceState]) -> list[SequenceState]:

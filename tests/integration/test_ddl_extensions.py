@@ -12,6 +12,10 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from archiver.embedded import PostgresServer
+from archiver.errors import PostgresError
+from archiver.policy.target import ToLatest
+from archiver.recovery_plan import make_plan
+from archiver.restore import run_restore
 from tests.fix_archive import MakeSetup, Setup
 from tests.fix_servers import MakeDatabase
 from tests.integration.test_ddl import BEFORE, DROPS, FILLED, NESTED, POINT, check
@@ -51,6 +55,17 @@ WRITTEN = {
     " SELECT pg_extension_config_dump('written', 'WHERE id > 2');",
     "written--1--2.sql": "ALTER TABLE written ADD w int DEFAULT 7; UPDATE written SET v = 'updated' WHERE id = 2;"
     " INSERT INTO written VALUES (-1);",
+    "watching.control": "default_version = '1'\nrelocatable = false\nschema = public\n",
+    "watching--1.sql": """
+CREATE FUNCTION watch() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+  IF current_setting('application_name') IN ('archiver restore', 'archiver replay') THEN
+    RAISE EXCEPTION 'an event trigger fires';
+  END IF;
+END $$;
+CREATE EVENT TRIGGER watching ON ddl_command_end WHEN TAG IN ('CREATE TABLE', 'ALTER TABLE', 'CREATE INDEX')
+  EXECUTE FUNCTION watch();
+ALTER EVENT TRIGGER watching ENABLE ALWAYS;
+""",
 }
 
 
@@ -87,6 +102,20 @@ async def test_rows_that_an_extension_s_script_writes_are_written_once(
         assert conn.execute(query).fetchall() == source.execute(query).fetchall()
 
 
+@pytest.mark.parametrize("before", [True, False])
+async def test_an_event_trigger_of_an_extension_does_not_fire_for_the_restore(
+    make_setup: MakeSetup, written_extension: None, before: bool
+) -> None:
+    statements = ["CREATE EXTENSION IF NOT EXISTS watching", "CREATE TABLE later (id int PRIMARY KEY)"]
+    first = statements.pop(0) if before else "SELECT 1"
+    setup = make_setup()
+    assert await check(setup, statements, f"{first}; CREATE TABLE seen (id int PRIMARY KEY)") == []
+    restored, _ = await setup.restore()
+    with psycopg.connect(restored) as conn:
+        found = conn.execute("SELECT evtenabled FROM pg_event_trigger WHERE evtname = 'watching'").fetchall()
+        assert found == [("A",)]
+
+
 async def test_a_foreign_schema_is_not_asked_again(on_15: Setup) -> None:
     there = conninfo_to_dict(on_15.dsn)
     options = f"host '{there['host']}', port '{there['port']}', dbname '{there['dbname']}'"
@@ -117,7 +146,11 @@ async def test_what_fires_no_event_trigger_travels_not_and_breaks_nothing(
     assert await check(make_setup(), ["BEGIN; " + each + "; COMMIT" for each in statements]) == []
 
 
-async def test_a_role_that_the_target_lacks_is_reported(make_setup: MakeSetup, pg: PostgresServer) -> None:
+@pytest.mark.parametrize("interrupted", [False, True])
+async def test_a_role_that_the_target_lacks_is_reported(
+    make_setup: MakeSetup, monkeypatch: pytest.MonkeyPatch, interrupted: bool
+) -> None:
+    """Also by a restore that goes on behind the replay."""
     setup = make_setup()
     with setup.connect() as conn:
         conn.execute(BEFORE)
@@ -127,16 +160,31 @@ async def test_a_role_that_the_target_lacks_is_reported(make_setup: MakeSetup, p
             conn.execute("CREATE ROLE gone; GRANT CREATE ON SCHEMA public TO gone; SET ROLE gone")
             conn.execute("CREATE TABLE theirs (id int PRIMARY KEY)")
             conn.execute("RESET ROLE; GRANT SELECT ON item TO gone, PUBLIC; ALTER TABLE note OWNER TO gone")
+            conn.execute("CREATE POLICY shut ON item AS RESTRICTIVE TO gone USING (id > 1)")
+            conn.execute("ALTER POLICY shut ON item TO PUBLIC")
             conn.execute("CREATE POLICY mine ON item TO gone USING (true); DROP OWNED BY gone; DROP ROLE gone")
             await setup.archived()
-    restored, summary = await setup.restore()
+    restored = setup.make_database()
+    async with setup.open() as archive:
+        plan = await make_plan(archive, ToLatest())
+        if interrupted:
+            with monkeypatch.context() as broken:
+                broken.setattr("archiver.postgres.load.apply_settings", interrupt)
+                with pytest.raises(PostgresError, match="interrupted"):
+                    await run_restore(archive, plan, restored)
+        summary = await run_restore(archive, plan, restored)
     assert summary.warnings.pop().startswith("roles made after the base snapshot are not in it: gone;")
     assert set(summary.warnings) == {
         "GRANT left out: no role gone",
         "ownership of what it made left out: no role gone",
         "ALTER TABLE left out: no role gone",
         "CREATE POLICY left out: no role gone",
+        'ALTER POLICY left out: policy "shut" for table "item" does not exist',
         "DROP OWNED left out: a role of DROP OWNED is not at the target",
     }
     with psycopg.connect(restored) as conn:
         assert conn.execute("SELECT to_regclass('theirs'), to_regclass('note')").fetchone() == (None, None)
+
+
+async def interrupt(*_: object) -> None:
+    raise PostgresError("interrupted")

@@ -6,7 +6,9 @@ import pytest
 
 from archiver.errors import PostgresError
 from archiver.format.dump import split
+from archiver.policy.sequence_log import SequenceState
 from archiver.postgres import load
+from archiver.postgres.sequences import read_sequences, set_sequences
 from archiver.postgres.session import connect
 from tests.fix_servers import MakeDatabase
 
@@ -51,3 +53,14 @@ async def test_an_entry_that_fails_is_named(make_database: MakeDatabase) -> None
     async with conn:
         with pytest.raises(PostgresError, match=r"TABLE public\.x"):
             await load.run_script(conn, broken[0], broken[1:])
+
+
+async def test_a_state_beyond_a_sequence_s_bounds_sets_it_to_its_last_value(make_database: MakeDatabase) -> None:
+    conn = await connect(make_database(), purpose="test")
+    async with conn:
+        await conn.execute("CREATE SEQUENCE public.up MAXVALUE 100")
+        await conn.execute("CREATE SEQUENCE public.down INCREMENT -1 MINVALUE -100")
+        states = [SequenceState("public", "up", 5000, True), SequenceState("public", "down", -5000, True, -1)]
+        await set_sequences(conn, states)
+        now = {state.name: state.last_value for state in (await read_sequences(conn)).states}
+        assert now == {"up": 100, "down": -100}

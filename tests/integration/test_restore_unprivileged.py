@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
@@ -106,6 +107,7 @@ CHANGES = [
     "ALTER TABLE refund DISABLE TRIGGER second; UPDATE refund SET purchase = 4 WHERE id = 2",
     "CREATE TABLE reading_c (day int PRIMARY KEY, customer int REFERENCES customer DEFERRABLE INITIALLY DEFERRED)",
     "INSERT INTO reading_c VALUES (201, 3)",
+    "COMMENT ON TABLE reading_c IS 'soon a partition'",
     "ALTER TABLE reading ATTACH PARTITION reading_c FOR VALUES FROM (200) TO (300); INSERT INTO reading VALUES (202, 4)",
     "ALTER TABLE reading DETACH PARTITION reading_a; INSERT INTO reading_a VALUES (3, 2)",
     "CREATE TABLE reading_d PARTITION OF reading FOR VALUES FROM (300) TO (400); INSERT INTO reading VALUES (301, 4)",
@@ -155,6 +157,21 @@ async def archived(
                     conn.execute(statement.encode())
             await setup.archived()
     return setup, points | {"": pg_dump(setup.dsn, "--no-owner")}
+
+
+@pytest.fixture
+async def small(make_setup: MakeSetup, make_database: MakeDatabase, server: PostgresServer, tmp_path: Path) -> Setup:
+    for name in ("primary", "secondary"):
+        (tmp_path / name).mkdir()
+    setup = make_setup(make_database(server), region=file_regions(tmp_path))
+    with setup.connect() as conn:
+        conn.execute(b"CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item VALUES (1)")
+        await setup.init()
+        async with setup.daemon():
+            await setup.archived()
+            conn.execute(b"INSERT INTO item VALUES (2)")
+            await setup.archived()
+    return setup
 
 
 def own_database(setup: Setup, server: PostgresServer, role: str) -> str:
@@ -211,3 +228,94 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, transactions: int) -> None:
 
 def database_of(dsn: str) -> str:
     return str(conninfo_to_dict(dsn)["dbname"])
+
+
+MANY_KEYS = 50
+TURNS = 70  # of DDL and rows: more locks than a server of the default configuration has, if none are let go
+
+
+async def test_many_foreign_keys_and_much_ddl_need_few_locks(
+    make_setup: MakeSetup, make_database: MakeDatabase, server: PostgresServer, role: str, tmp_path: Path
+) -> None:
+    for name in ("primary", "secondary"):
+        (tmp_path / name).mkdir()
+    setup = make_setup(make_database(server), region=file_regions(tmp_path))
+    columns = ", ".join(f"c{number} int REFERENCES one" for number in range(MANY_KEYS))
+    with setup.connect() as conn:
+        conn.execute(f"CREATE TABLE one (id int PRIMARY KEY); CREATE TABLE many (id int, {columns})".encode())
+        await setup.init()
+        async with setup.daemon():
+            await setup.archived()
+            for number in range(TURNS):
+                conn.execute(f"INSERT INTO one VALUES ({number})".encode())
+                conn.execute(f"ALTER TABLE one ALTER id SET STATISTICS {number}".encode())
+            run = "; ".join(f"ALTER TABLE one ALTER id SET STATISTICS {number}" for number in range(2 * TURNS))
+            conn.execute(f"BEGIN; {run}; ALTER TABLE many RENAME CONSTRAINT many_c1_fkey TO first; COMMIT".encode())
+            conn.execute(b"BEGIN; ALTER TABLE one ALTER id TYPE bigint; ALTER TABLE many ALTER c2 TYPE bigint;")
+            conn.execute(b"ALTER TABLE many RENAME CONSTRAINT many_c2_fkey TO second; COMMIT")
+            await setup.archived()
+    dsn = own_database(setup, server, role)
+    await restore(setup, dsn, ToLatest())
+    assert difference(pg_dump(server.dsn(database_of(dsn)), "--no-owner"), pg_dump(setup.dsn, "--no-owner")) == ""
+
+
+async def test_event_triggers_of_others_in_the_target_are_left_alone(
+    small: Setup, server: PostgresServer, role: str
+) -> None:
+    """A managed service has some of its own in every database."""
+    dsn = own_database(small, server, role)
+    with psycopg.connect(server.dsn(database_of(dsn)), autocommit=True) as conn:
+        conn.execute(PROVIDERS)
+        await restore(small, dsn, ToLatest())
+        assert conn.execute("SELECT evtname, evtenabled FROM pg_event_trigger").fetchall() == [("providers", "O")]
+        assert conn.execute("SELECT * FROM item").fetchall() == [(1,), (2,)]
+
+
+PROVIDERS = """
+CREATE SCHEMA audit;
+CREATE FUNCTION audit.look() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN NULL; END $$;
+CREATE EVENT TRIGGER providers ON ddl_command_end EXECUTE FUNCTION audit.look();
+ALTER EXTENSION plpgsql ADD SCHEMA audit; ALTER EXTENSION plpgsql ADD FUNCTION audit.look();
+"""
+
+
+async def test_a_database_that_is_read_only_by_its_settings_is_finished_all_the_same(
+    small: Setup, server: PostgresServer, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The settings are given last, but for what was silent: it may be interrupted in between."""
+    dsn = own_database(small, server, role)
+    with monkeypatch.context() as broken:
+        broken.setattr("archiver.postgres.always_triggers.lift_all", interrupted)
+        with pytest.raises(PostgresError, match="interrupted"):
+            await restore(small, dsn, ToLatest())
+    server.execute(f"ALTER DATABASE {database_of(dsn)} SET default_transaction_read_only = on")
+    assert (await restore(small, dsn, ToLatest())).resumed
+    assert difference(pg_dump(server.dsn(database_of(dsn)), "--no-owner"), pg_dump(small.dsn, "--no-owner")) == ""
+
+
+async def interrupted(_conn: object) -> None:
+    raise PostgresError("interrupted")
+
+
+async def test_whatever_fails_before_the_restore_is_complete_can_be_asked_for_again(
+    small: Setup, server: PostgresServer, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dsn = own_database(small, server, role)
+    with monkeypatch.context() as broken:
+        broken.setattr("archiver.postgres.load.unlogged_tables", interrupted)
+        with pytest.raises(PostgresError, match="interrupted"):
+            await restore(small, dsn, ToLatest())
+    assert (await restore(small, dsn, ToLatest())).resumed
+
+
+async def test_a_row_that_violates_a_foreign_key_is_an_error_that_names_it(
+    small: Setup, server: PostgresServer, role: str
+) -> None:
+    """As a session at the source may write it that silences the triggers."""
+    with small.connect() as conn:
+        async with small.daemon():
+            conn.execute(b"CREATE TABLE part (id int REFERENCES item); SET session_replication_role = replica")
+            conn.execute(b"INSERT INTO part VALUES (4711)")
+            await small.archived()
+    with pytest.raises(PostgresError, match=r"part_id_fkey.*putting foreign keys back"):
+        await restore(small, own_database(small, server, role), ToLatest())

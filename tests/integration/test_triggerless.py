@@ -294,7 +294,10 @@ async def test_a_target_in_between_is_told_what_can_be_reached(setup: Setup) -> 
 # --- triggers that come and go ---
 
 
-async def test_event_triggers_that_are_dropped_or_disabled_are_missed(make_setup: MakeSetup, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["DISABLE", "ENABLE REPLICA"])
+async def test_event_triggers_that_are_dropped_or_disabled_are_missed(
+    make_setup: MakeSetup, tmp_path: Path, how: str
+) -> None:
     """What they would have captured is not in the stream."""
     setup = make_setup(region=folders(tmp_path), segment={"max_age": "300ms"})
     with setup.connect() as conn:
@@ -305,7 +308,7 @@ async def test_event_triggers_that_are_dropped_or_disabled_are_missed(make_setup
             conn.execute("ALTER TABLE item ADD captured int")
             await setup.archived()
             assert await losses(setup) == []
-            conn.execute("ALTER EVENT TRIGGER archiver_capture_drop DISABLE; ALTER TABLE item ADD missed int")
+            conn.execute(f"ALTER EVENT TRIGGER archiver_capture_drop {how}; ALTER TABLE item ADD missed int".encode())
             await covered(setup)
             assert [each.reason for each in await losses(setup)] == [schema_watch.CAPTURE_ENDED]
             conn.execute("ALTER TABLE item DROP missed")
