@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
-from archiver.errors import AccessDenied, ArchiverError, BucketNotFound, ObjectExists, ObjectNotFound, StoreUnavailable
+from archiver.errors import (
+    AccessDenied,
+    ArchiverError,
+    BucketNotFound,
+    IntegrityError,
+    ObjectExists,
+    ObjectNotFound,
+    StoreUnavailable,
+)
 from archiver.store.base import Entry, Store
 from archiver.tasks import loop_time
 
@@ -22,6 +30,7 @@ T = TypeVar("T")
 
 # Answers of a store that works: nothing is wrong with the region.
 _ANSWERS = (ObjectExists, ObjectNotFound)
+_DOUBTS = 2
 # What is permanent in a region that never worked, and may pass in one that did.
 _REFUSALS = (AccessDenied, BucketNotFound)
 
@@ -92,6 +101,12 @@ class Retry:
         await self._persist(attempt)
 
     async def get(self, key: str) -> bytes:
+        """As the store's. Bytes that do not match their checksum are doubted: that may have come on their way."""
+        for _ in range(_DOUBTS):
+            try:
+                return await self._persist(lambda _: self._store.get(key))
+            except IntegrityError:
+                continue
         return await self._persist(lambda _: self._store.get(key))
 
     async def size(self, key: str) -> int | None:

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from archiver.errors import AccessDenied, ArchiverError, ObjectExists, ObjectNotFound, StoreUnavailable
+from archiver.errors import AccessDenied, ArchiverError, IntegrityError, ObjectExists, ObjectNotFound, StoreUnavailable
 from archiver.store.base import Entry
 from archiver.store.memory import MemoryStore
 from archiver.store.retry import Retry
@@ -206,3 +206,16 @@ async def test_an_object_that_is_said_to_be_in_the_way_and_is_not_is_a_passing_f
     store.before = [ObjectExists("taken")]
     await retry(store, time).put("k", b"mine", if_absent=if_absent)
     assert store.objects == {"k": b"mine"}
+
+
+async def test_bytes_that_were_altered_on_their_way_are_read_again(store: Flaky, time: Time) -> None:
+    store.objects["k"] = b"mine"
+    store.before_get = [IntegrityError("altered"), IntegrityError("altered")]
+    assert await retry(store, time).get("k") == b"mine"
+
+
+async def test_bytes_that_are_altered_each_time_are_an_error(store: Flaky, time: Time) -> None:
+    store.objects["k"] = b"mine"
+    store.before_get = [IntegrityError("altered") for _ in range(3)]
+    with pytest.raises(IntegrityError):
+        await retry(store, time).get("k")
