@@ -7,6 +7,7 @@ one place in the log. A region that falls behind is repaired from the others, an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
@@ -20,6 +21,7 @@ from archiver.errors import (
     ObjectExists,
     ObjectNotFound,
     PostgresError,
+    RegionsDisagree,
     StoreError,
     StoreUnavailable,
 )
@@ -116,6 +118,10 @@ class ManifestLog:
                 except ObjectExists:
                     await self._accept_other(signed.seq, entry)
                     continue
+                except RegionsDisagree:
+                    if not self._exclusive:
+                        await self._take_back(signed)
+                    raise
                 if self._asleep.is_long():
                     await self._take_back_from_hole(signed)
                 self._asleep.restart()
@@ -269,6 +275,19 @@ class ManifestLog:
                 where=f"manifest {signed.seq}; the newest is {newer[-1]}",
                 hint="Start it again; this one has confirmed nothing since.",
             )
+
+    async def _take_back(self, ours: Signed) -> None:
+        """A daemon that goes on without a region has our place in another: it repairs the first, if we make room."""
+        name = layout.manifest(ours.seq)
+        for region in self._store.stores:
+            with contextlib.suppress(ObjectNotFound):
+                if await region.get(name) == ours.data:
+                    await region.delete(name)
+        raise StoreUnavailable(
+            "a region fell behind meanwhile, and the daemon goes on without it",
+            where=f"manifest {ours.seq}",
+            hint="Nothing was recorded. Run it again when the regions are in step (archiver info).",
+        )
 
     async def _take_back_from_hole(self, signed: Signed) -> None:
         """The sleep may have been between the look and the write: what stands next must follow ours."""

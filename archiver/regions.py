@@ -50,14 +50,14 @@ def open_regions(
         raise ConfigError(f"there is no region {prefer!r}", hint=f"The configuration has: {', '.join(names)}.")
     stores = [_open(region, patience, metrics, on_read) for region in config.region]
     reading = COMMAND_PATIENCE if patience is None else None
-    policy = _policy(config.durability, daemon=patience is None)
+    policy = _daemons_policy(config.durability) if patience is None else WritePolicy()
     return Mirror(stores, prefer=prefer, policy=policy, patience=reading)
 
 
-def _policy(durability: DurabilitySection, *, daemon: bool) -> WritePolicy:
-    """A command ends soon after its last write, so that with "any" it waits for the others a little, too."""
+def _daemons_policy(durability: DurabilitySection) -> WritePolicy:
+    """A command, beside a daemon, waits for every region: going on without one, the two might part."""
     if durability.ack == "any":
-        return WritePolicy(first=daemon, patience=ANY_PATIENCE)
+        return WritePolicy(first=True, patience=ANY_PATIENCE)
     return WritePolicy(patience=durability.degrade_after)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from archiver.archive import OpenArchive, open_archive
+from archiver.errors import StoreUnavailable
 from archiver.format import layout
 from archiver.format.manifest import Entry, Gap
 from archiver.lsn import Lsn
@@ -121,3 +122,17 @@ async def test_what_is_another_history_is_never_taken_for_covered(one: list[Entr
     report = await repair(await reopen(stores))
     assert report.findings
     assert [store.objects for store in stores] == kept
+
+
+async def test_a_command_makes_room_for_a_daemon_that_goes_on_without_a_region() -> None:
+    """Otherwise a base snapshot taken by hand, while a region is late, would part the regions."""
+    stores = regions()
+    await written(stores, 2)
+    command = await reopen(stores)
+    await command.follow()
+    daemon = await alone(stores[1])
+    await daemon.log.append(changes(3))
+    with pytest.raises(StoreUnavailable, match="fell behind"):
+        await command.log.append(snapshot(30))
+    assert (await repair(await reopen(stores))).findings == []
+    assert ordinals(await scanned(await reopen(stores))) == [1, 2, 3]
