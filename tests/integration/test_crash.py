@@ -201,7 +201,7 @@ async def test_a_slot_that_was_moved_during_a_lost_connection_is_never_a_silent_
                 conn.execute(f"SELECT pg_terminate_backend(active_pid, 5000) {SLOT}")
                 conn.execute("INSERT INTO untouched VALUES (1)")
                 conn.execute(f"SELECT pg_replication_slot_advance(slot_name, pg_current_wal_lsn()) {SLOT}")
-            await asyncio.sleep(3)
+            await asyncio.sleep(10)  # two of them until it reconnects, one until it starts again
 
     with suppress(ArchiverError):  # to stop loudly is as good as to go on with a gap: the next start records it
         await run()
