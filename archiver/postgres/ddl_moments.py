@@ -43,7 +43,8 @@ CREATE OR REPLACE FUNCTION archiver.record_moments(tag text, source text) RETURN
 AS $record$
 BEGIN
     IF tag ~ E'^(CREATE|ALTER) (FOREIGN )?TABLE$'
-       AND source !~* E'\\\\m(check|for\\\\s+values|exclude|using|as\\\\s*[(][^,]*\\\\m(now|today|tomorrow|yesterday)\\\\M)' THEN
+       AND source !~* E'\\\\m(check|for\\\\s+values|exclude|using)\\\\M'
+       AND source !~* E'\\\\mas\\\\s*[(][^,]*\\\\m(now|today|tomorrow|yesterday)\\\\M' THEN
         RETURN;  -- described
     END IF;
     IF tag ~ E'^(CREATE TABLE AS|SELECT INTO|DROP |COMMENT|SECURITY LABEL|GRANT|REVOKE|REFRESH|ALTER DEFAULT)' THEN
