@@ -41,7 +41,7 @@ from archiver.policy.log_state import LogState
 from archiver.repair import Repair, newest_manifest, refs
 from archiver.store.base import Store
 from archiver.store.mirror import Mirror
-from archiver.tasks import loop_time
+from archiver.tasks import Stopwatch
 
 log = structlog.get_logger()
 
@@ -61,7 +61,7 @@ class ManifestLog:
         self._unrolled: list[Signed] = []
         self._rolled_up_to = 0
         self._replicated: dict[str, int] = {}
-        self._asleep = _Stopwatch()
+        self._asleep = Stopwatch(_SLEEP_SECONDS)
         self.unseen: set[str] = set()
         self.state = LogState()
         store.replicas.on_behind = self._fell_behind
@@ -374,25 +374,7 @@ class ManifestLog:
         return manifest.parse(data, self._archive.verifier)
 
 
-class _Stopwatch:
-    """Time that has passed, by whichever clock says more: one stands still while the machine is suspended."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self._started = _clocks()
-
-    def is_long(self) -> bool:
-        """Whether manifests may have been expired meanwhile. They live for days; asking costs a listing."""
-        return any(abs(now - then) > _SLEEP_SECONDS for now, then in zip(_clocks(), self._started, strict=True))
-
-
-def _clocks() -> tuple[float, float]:
-    return loop_time(), datetime.now(UTC).timestamp()
-
-
-_SLEEP_SECONDS = 300.0
+_SLEEP_SECONDS = 300.0  # manifests live for days before they are expired; to look costs a listing
 _IN_ORDER = (layout.MANIFESTS, layout.CATALOG)  # the log is copied in its order, each manifest behind its objects
 _READ_AHEAD = 16
 _CLOSE = 8  # manifests that are copied while appending waits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
 from archiver.errors import ArchiverError
 
@@ -12,6 +13,26 @@ from archiver.errors import ArchiverError
 def loop_time() -> float:
     """Seconds by the clock that time-outs and pauses run by, so that what compares them never sees two clocks."""
     return asyncio.get_running_loop().time()
+
+
+class Stopwatch:
+    """Time that has passed, by whichever clock says more: one stands still while the machine is suspended."""
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self.restart()
+
+    def restart(self) -> None:
+        self._started = clocks()
+
+    def is_long(self) -> bool:
+        """Whether more than `limit` seconds have passed."""
+        return any(abs(now - then) > self._limit for now, then in zip(clocks(), self._started, strict=True))
+
+
+def clocks() -> tuple[float, float]:
+    """The event loop's and the wall clock, in seconds."""
+    return loop_time(), datetime.now(UTC).timestamp()
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from archiver import manifest_log
+from archiver import tasks
 from archiver.errors import Fenced
 from archiver.format import layout
 from tests.unit.test_archive_log import FENCE, Regions, changes, create, mirror, regions, reopen, scanned, snapshot
@@ -22,7 +22,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(manifest_log, "_clocks", clock)
+    monkeypatch.setattr(tasks, "clocks", clock)
     return clock
 
 
