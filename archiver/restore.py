@@ -102,6 +102,8 @@ class _Restore:
             self._summary.last_commit = self._plan.last_commit
             self._summary.tables = len(index.tables)
             self._summary.rows_loaded = self._plan.snapshot.rows
+            for recorded in (await self._done(conn)).values():
+                self._summary.warnings += recorded if isinstance(recorded, list) else []
             if self._with_globals:
                 await self._create_roles(conn, index)
             script = await self._script(conn, index)
@@ -122,6 +124,7 @@ class _Restore:
             await always_triggers.lift_all(conn)
         finally:
             await conn.close()
+        self._summary.warnings = list(dict.fromkeys(self._summary.warnings))
         return self._summary
 
     async def _create_roles(self, conn: psycopg.AsyncConnection[Any], index: Index) -> None:
@@ -161,7 +164,7 @@ class _Restore:
             for entries in _up_to_extensions(script.pre):
                 self._skip(await load.run_script(conn, script.preamble, entries))
                 await always_triggers.hush_event_triggers(conn)
-            await self._record(conn, restore=identity(self._plan, self._archive))
+            await self._record(conn, restore=identity(self._plan, self._archive), schema=self._summary.warnings)
 
     async def _load_rows(self, conn: psycopg.AsyncConnection[Any], index: Index, _script: dump.Script) -> None:
         done = await self._done(conn)
@@ -207,8 +210,7 @@ class _Restore:
         await self._build(conn, "late", index, script.preamble, script.late)
         if "views" not in await self._done(conn):  # a REFRESH in the stream has its own moment
             views = [(schema, name) for schema, name, populated in index.database.materialized_views if populated]
-            self._skip(await load.refresh_views(conn, views))
-            await self._record(conn, views=True)
+            await self._record(conn, views=self._skip(await load.refresh_views(conn, views)))
 
     async def _finish(self, conn: psycopg.AsyncConnection[Any], index: Index, _script: dump.Script) -> None:
         self._skip(await load.apply_settings(conn, index.database.settings, await load.existing_roles(conn)))
@@ -246,9 +248,9 @@ class _Restore:
         )
         built = {build.entry for build in builds}
         async with load.transaction(conn, f"step {step}"):
-            self._skip(await load.run_script(conn, preamble, [entry for entry in entries if entry not in built]))
+            rest = await load.run_script(conn, preamble, [entry for entry in entries if entry not in built])
             await always_triggers.hush_event_triggers(conn)
-            await self._record(conn, **{step: True})
+            await self._record(conn, **{step: self._skip(rest)})
         self._progress(step, 1, 1)
 
     def _sizes(self, index: Index) -> dict[str, int]:
@@ -277,11 +279,15 @@ class _Restore:
     # --- reporting ---
 
     async def _record(self, conn: psycopg.AsyncConnection[Any], **values: Any) -> None:
+        """What is done: a step's value is the list of its warnings, so that a restore that goes on has them too."""
         async with conn.cursor() as cursor:
             await load.write_progress(cursor, **values)
 
-    def _skip(self, skipped: Sequence[Skipped]) -> None:
-        self._summary.warnings += [f"{item.entry} left out: {item.reason}" for item in skipped]
+    def _skip(self, skipped: Sequence[Skipped]) -> list[str]:
+        """Warn of what was left out. Returns the warnings."""
+        warnings = [item.warning for item in skipped]
+        self._summary.warnings += warnings
+        return warnings
 
     def _warn(self, index: Index, script: dump.Script, unlogged: Sequence[str]) -> None:
         archived = {table.info.label for table in index.tables}

@@ -23,6 +23,10 @@ class Skipped:
     reason: str
     statement: str
 
+    @property
+    def warning(self) -> str:
+        return f"{self.entry} left out: {self.reason}"
+
 
 _BLANK: Final = r"(?:--.*\n|\s)*"
 _TO_ROLE: Final = rf"[\s\S]* (?:TO|FROM) ({IDENTIFIER})(?: WITH GRANT OPTION)?;\s*"

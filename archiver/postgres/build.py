@@ -59,7 +59,7 @@ async def _build(conn: psycopg.AsyncConnection[Any], preamble: Entry, entry: Ent
     async with load.transaction(conn, entry.label):
         skipped = await load.run_script(conn, preamble, [entry])
         async with conn.cursor() as cursor:
-            await load.write_progress(cursor, **{progress_key(entry): True})
+            await load.write_progress(cursor, **{progress_key(entry): [item.warning for item in skipped]})
     return skipped
 
 

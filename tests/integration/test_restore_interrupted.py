@@ -18,7 +18,7 @@ from archiver.policy.batch import Batch
 from archiver.policy.target import ToLatest, ToLsn
 from archiver.recovery_plan import make_plan, read_history
 from archiver.restore import run_restore
-from tests.fix_archive import Setup
+from tests.fix_archive import MakeSetup, Setup
 from tests.fix_shop import (
     assert_equal,
 )
@@ -87,11 +87,12 @@ async def test_a_restore_that_is_cancelled_goes_on_to_the_same_end(
     assert_equal(dsn, shop.dsn)
 
 
-async def interrupted(archive: OpenArchive, dsn: str, target: ToLatest | ToLsn) -> None:
-    """A restore that ends while it loads rows."""
+async def interrupted(archive: OpenArchive, dsn: str, target: ToLatest | ToLsn, within: str = "rows") -> None:
+    """A restore that ends within a phase, while it loads rows if nothing else is said."""
 
-    def stop(_phase: str, _done: int, _total: int) -> None:
-        raise InterruptedError
+    def stop(phase: str, _done: int, _total: int) -> None:
+        if phase == within:
+            raise InterruptedError
 
     with pytest.raises(InterruptedError):
         await run_restore(archive, await make_plan(archive, target), dsn, progress=stop)
@@ -133,3 +134,21 @@ async def test_two_restores_into_one_database_never_double_a_row(shop: Setup) ->
             await run_restore(archive, plan, dsn)
     assert not any(isinstance(outcome, Exception) and not isinstance(outcome, PostgresError) for outcome in outcomes)
     assert_equal(dsn, shop.dsn)
+
+
+async def test_a_restore_that_goes_on_warns_of_what_was_left_out_before(make_setup: MakeSetup) -> None:
+    setup = make_setup()
+    with setup.connect() as conn:
+        conn.execute("CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item VALUES (1)")
+        conn.execute("CREATE MATERIALIZED VIEW share AS SELECT 1 / id AS part FROM item; UPDATE item SET id = 0")
+        await setup.init()
+        async with setup.daemon():
+            await setup.archived()
+            conn.execute("INSERT INTO item VALUES (2)")
+            await setup.archived()
+    dsn = setup.make_database()
+    async with setup.open() as archive:
+        await interrupted(archive, dsn, ToLatest(), within="replay")
+        summary = await run_restore(archive, await make_plan(archive, ToLatest()), dsn)
+    assert summary.resumed
+    assert summary.warnings == ["MATERIALIZED VIEW public.share left out: division by zero"]
