@@ -119,6 +119,8 @@ class Alignment:
         state = archive.log.state
         position = _end_of_log(archive)
         began_anew = await self._began_anew(archive, system, position)
+        if slot is None or slot.is_lost:
+            await archive.log.require_nothing_beyond()  # one that was superseded meanwhile makes no slot
         if slot is None and not began_anew and state.changes is None and state.snapshot is None:
             raise ConfigError(f"there is no replication slot {self._source.slot!r}", hint="Make it with: archiver init")
         bridge = partial(self._bridge, archive, system, position, new_history=began_anew is not None)

@@ -42,6 +42,7 @@ ONCE_FAILED = {
     11317: "the slot was moved while a gap was being recorded",
     12112: "the slot was moved before the first segment",
     20303: "logs of one length that are not the same",
+    200829: "the slot was lost while a daemon that another had taken over from was frozen",
 }
 
 

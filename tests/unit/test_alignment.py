@@ -5,10 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from archiver.alignment import Alignment
 from archiver.archive import OpenArchive
 from archiver.capture import Position
 from archiver.config import SourceSection
+from archiver.errors import StoreUnavailable
 from archiver.format.manifest import Changes, Gap
 from archiver.lsn import Lsn
 from archiver.policy.log_state import LogState
@@ -27,6 +30,16 @@ class Source(Alignment):
     async def slot(self) -> SlotInfo | None:
         lsn = Lsn(1)
         return SlotInfo("s", "pgoutput", "shop", False, False, None, lsn, lsn, "reserved", None, None)
+
+
+class Slotless(Source):
+    """A source whose slot was dropped."""
+
+    async def slot(self) -> SlotInfo | None:
+        return None
+
+    async def _new_slot(self, lost: SlotInfo | None) -> Lsn:  # noqa: ARG002
+        raise AssertionError("a slot is made")
 
 
 class Log:
@@ -61,3 +74,13 @@ async def test_a_source_that_went_on_while_the_log_was_read_was_not_set_back() -
     [gap] = cast(Any, behind.log).appended
     assert (gap.after_lsn, gap.before_lsn, gap.new_history) == (Lsn(50), Lsn(1), True)
     assert "set back" in gap.reason
+
+
+async def test_one_that_was_taken_over_from_while_it_slept_makes_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def beyond(_log: Log) -> None:
+        raise StoreUnavailable("a region may hold more")
+
+    monkeypatch.setattr(Log, "require_nothing_beyond", beyond)
+    source = Slotless(SourceSection(dsn="", slot="s", publication="p"), lambda: None)
+    with pytest.raises(StoreUnavailable):
+        await source.align(archive_up_to(changes(1)))
