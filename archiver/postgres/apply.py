@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
@@ -69,10 +69,10 @@ class _Work(NamedTuple):
 class Applier:
     """Applies source transactions in commit order. Make one with `async with Applier.open(conn) as applier`.
 
-    `triggers_silent`: whether the role may keep triggers and foreign keys from firing; if not, the caller sees to
-    it that there are none that would. `on_message` handles logical messages by their prefix, after everything before
-    them is written; it may change the schema, so what is known of tables is forgotten then. A message that does not
-    `concern` the handlers costs nothing of that. `before_rows` is called before rows are written, before a truncation
+    Where the role may not keep triggers and foreign keys from firing, the caller sees to it that there are none that
+    would. `on_message` handles logical messages by their prefix, after everything before them is written; it may change
+    the schema, so what is known of tables is forgotten then. A message that does not `concern` the handlers costs
+    nothing of that. `before_rows` is called before rows are written, before a truncation
     and before a commit.
 
     `skip_rows` is for handlers: while it is true, rows and truncations of this transaction are passed over.
@@ -85,13 +85,11 @@ class Applier:
         self,
         conn: psycopg.AsyncConnection[Any],
         *,
-        triggers_silent: bool,
         batch: Batch,
         on_message: Mapping[str, MessageHandler],
         concerns: Concerns,
         before_rows: BeforeRows,
     ) -> None:
-        self.triggers_silent = triggers_silent
         self.sequential_batches = 0
         self._conn = conn
         self._cursor = psycopg.AsyncRawCursor(conn)
@@ -128,14 +126,13 @@ class Applier:
         """
         try:
             await conn.set_autocommit(True)
-            silent = await _prepare(conn)
+            await _prepare(conn)
             await conn.set_autocommit(False)
         except psycopg.Error as exc:
             raise postgres_error(exc, _TARGET) from exc
         send_bytes_as_text(conn)
         applier = cls(
             conn,
-            triggers_silent=silent,
             batch=batch or Batch(),
             on_message=on_message or {},
             concerns=concerns,
@@ -337,8 +334,8 @@ class Applier:
         return f"changes of {self._since} to {self._until}"
 
 
-async def _prepare(conn: psycopg.AsyncConnection[Any]) -> bool:
-    """Set the session; whether triggers and foreign keys stay silent."""
+async def _prepare(conn: psycopg.AsyncConnection[Any]) -> None:
+    """Set the session; triggers and foreign keys stay silent where the role may say so."""
     cursor = psycopg.AsyncRawCursor(conn)
     for name, value in _SETTINGS.items():
         await cursor.execute("SELECT pg_catalog.set_config($1, $2, false)", [name, value])
@@ -346,8 +343,5 @@ async def _prepare(conn: psycopg.AsyncConnection[Any]) -> bool:
     await cursor.execute("SELECT pg_catalog.current_setting('server_encoding') = 'SQL_ASCII'")
     if await cursor.fetchone() == (True,):
         await cursor.execute("SET client_encoding = 'SQL_ASCII'")
-    try:
+    with suppress(psycopg.errors.InsufficientPrivilege):
         await cursor.execute("SET session_replication_role = replica")
-    except psycopg.errors.InsufficientPrivilege:
-        return False
-    return True

@@ -99,8 +99,7 @@ async def test_a_role_that_may_not_silence_triggers_can_still_replay(source: Sou
         conn.execute(f"CREATE ROLE {role} LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public, progress TO {role}")
         conn.execute(f"GRANT USAGE ON SCHEMA progress TO {role}")
     source.run("INSERT INTO plain SELECT i, 'x' FROM generate_series(1, 100) i", "UPDATE plain SET name = 'y'")
-    done = await replay(source.messages(), make_conninfo(target, user=role))
-    assert not done.triggers_silent
+    await replay(source.messages(), make_conninfo(target, user=role))
     assert_equal(source, target)
     with psycopg.connect(target, autocommit=True) as conn:
         conn.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
