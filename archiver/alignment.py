@@ -31,9 +31,9 @@ from archiver.postgres.replication_slot import (
 )
 from archiver.postgres.session import connect
 from archiver.postgres.timeline import left_at
+from archiver.tasks import ask_until_answered
 
 SLOT_PATIENCE = timedelta(seconds=10)  # a killed daemon's walsender is gone by then
-BACKOFF_CAP = 30.0
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -218,16 +218,8 @@ def _end_of_log(archive: OpenArchive) -> Position | None:
 
 
 async def patiently(action: Callable[[], Awaitable[T]]) -> T:
-    """Repeat what fails because the source is not available yet: at start, as later, the daemon waits for it."""
-    attempt = 0
-    while True:
-        try:
-            return await action()
-        except PostgresUnavailable as exc:
-            attempt += 1
-            pause = min(BACKOFF_CAP, 0.5 * 2**attempt)
-            log.warning("the source is not available", error=str(exc), retry_in=pause)
-            await asyncio.sleep(pause)
+    """Ask the source until it answers: at start, as later, the daemon waits for it."""
+    return await ask_until_answered(action, PostgresUnavailable, "the source is not available")
 
 
 def second_reader(slot: SlotInfo) -> Fenced:

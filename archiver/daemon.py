@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import structlog
 
 from archiver import __version__
-from archiver.alignment import BACKOFF_CAP, Alignment, patiently, second_reader
+from archiver.alignment import Alignment, patiently, second_reader
 from archiver.archive import OpenArchive, open_archive
 from archiver.capture import Capture, Position
 from archiver.config import Config
@@ -37,6 +37,7 @@ from archiver.errors import (
 )
 from archiver.format.manifest import Catalog, Fence, Snapshot
 from archiver.http import serve
+from archiver.keys import PatientKek
 from archiver.metrics import Metrics
 from archiver.policy.schema_watch import SchemaWatch
 from archiver.policy.slot_danger import SlotDanger
@@ -45,7 +46,7 @@ from archiver.postgres.source import Sample, Source
 from archiver.regions import open_keks, open_regions
 from archiver.snapshots import take_snapshot
 from archiver.store.mirror import Mirror
-from archiver.tasks import task_group
+from archiver.tasks import BACKOFF_CAP, task_group
 
 SAMPLE_SECONDS = 1.0
 SHUTDOWN_PATIENCE = 3  # samples refused: a walsender has that long to send the rest before the server ends
@@ -136,7 +137,8 @@ class Daemon:
 
     async def _start(self, mirror: Mirror) -> OpenArchive:
         """Open the archive, wait for the source and its slot, take over, and find where to go on."""
-        archive = await open_archive(mirror, self._config.archive.name, open_keks(self._config))
+        keks = [PatientKek(kek) for kek in open_keks(self._config)]
+        archive = await open_archive(mirror, self._config.archive.name, keks)
         await patiently(lambda: self._alignment.check_identity(archive))
         await self._alignment.wait_for_slot()
         self._show_regions(archive)

@@ -6,7 +6,7 @@
     ├── PostgresError             3   the source or the target PostgreSQL refuses or is not as needed
     │   ├── PostgresUnavailable   3   ... and may answer if asked again (transient)
     │   └── SlotLost              3   the slot is gone, was moved or is given up: the next start records the gap
-    ├── StoreError                4   an object store refuses
+    ├── StoreError                4   an object store, or the service that holds a key, refuses
     │   ├── StoreUnavailable      4   ... and may answer if asked again (transient)
     │   ├── AccessDenied          4
     │   ├── BucketNotFound        4

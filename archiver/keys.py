@@ -7,26 +7,34 @@ what is written is wrapped. Without a usable KEK every call raises: no key, no u
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from archiver.errors import ConfigError, IntegrityError, ObjectExists, ObjectNotFound, WrongKey
+from archiver.errors import (
+    ConfigError,
+    IntegrityError,
+    ObjectExists,
+    ObjectNotFound,
+    StoreUnavailable,
+    WrongKey,
+)
 from archiver.format import layout
 from archiver.format import wrap as wrapping
 from archiver.format.manifest import Archive
 from archiver.format.seal import KEY_BYTES
+from archiver.kms import KmsKek
 from archiver.store.base import Store
 from archiver.store.mirror import Mirror
+from archiver.tasks import ask_until_answered
 
 SIGNING = "signing"
+_SILENT = "the key service does not answer"
 
 
 class Kek(Protocol):
@@ -55,41 +63,20 @@ class LocalKek:
         return wrapping.unwrap(record, self._kek, context)
 
 
-class KmsKek:
-    """A KEK inside AWS KMS; the encryption context binds each wrap to its archive and key."""
+class PatientKek:
+    """A KEK that is asked until it answers, as the daemon does."""
 
-    def __init__(self, arn: str, client: Any = None) -> None:
-        self._arn = arn
-        self._client = client
+    def __init__(self, kek: Kek) -> None:
+        self._kek = kek
 
     def owns(self, record: wrapping.Wrap) -> bool:
-        return record.kek == f"aws-kms:{self._arn}"
+        return self._kek.owns(record)
 
     async def wrap(self, secret: bytes, context: bytes) -> wrapping.Wrap:
-        answer = await self._call("encrypt", context, Plaintext=secret)
-        return wrapping.Wrap(kek=f"aws-kms:{self._arn}", ciphertext=base64.b64encode(answer["CiphertextBlob"]).decode())
+        return await ask_until_answered(lambda: self._kek.wrap(secret, context), StoreUnavailable, _SILENT)
 
     async def unwrap(self, record: wrapping.Wrap, context: bytes) -> bytes:
-        try:
-            blob = base64.b64decode(record.ciphertext, validate=True)
-        except binascii.Error:
-            raise IntegrityError("the wrapped key was altered", where=record.kek) from None
-        answer = await self._call("decrypt", context, CiphertextBlob=blob)
-        return bytes(answer["Plaintext"])
-
-    async def _call(self, operation: str, context: bytes, **arguments: bytes) -> dict[str, Any]:
-        import boto3  # noqa: PLC0415 - slow to import, and only wanted with KMS
-        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
-
-        try:
-            if self._client is None:
-                self._client = await asyncio.to_thread(boto3.client, "kms")
-            call = getattr(self._client, operation)
-            encryption_context = {"archiver": context.decode()}
-            answer = await asyncio.to_thread(call, KeyId=self._arn, EncryptionContext=encryption_context, **arguments)
-        except (BotoCoreError, ClientError) as exc:
-            raise WrongKey(f"AWS KMS refuses: {exc}", where=self._arn, hint="Check the key's policy.") from exc
-        return dict(answer)
+        return await ask_until_answered(lambda: self._kek.unwrap(record, context), StoreUnavailable, _SILENT)
 
 
 def open_kek(source: str, environ: Mapping[str, str] = os.environ) -> Kek:

@@ -19,6 +19,7 @@ class Metrics:
         )
         self.slot_retained_bytes = self._gauge("slot_retained_bytes", "WAL that the slot keeps at the source")
         self.slot_seconds_left = self._gauge("slot_seconds_left", "Until the slot is lost, if it goes on to grow so")
+        self.slot_seconds_left.set(float("inf"))
         self.region_up = self._gauge("region_up", "1 while the region answers", "region")
         self.region_unreplicated_segments = self._gauge(
             "region_unreplicated_segments", "Change segments that the region does not hold yet", "region"

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import TypeVar
+
+import structlog
 
 from archiver.errors import ArchiverError
+
+BACKOFF_CAP = 30.0  # seconds
+
+log = structlog.get_logger()
+T = TypeVar("T")
 
 
 def loop_time() -> float:
@@ -33,6 +41,18 @@ class Stopwatch:
 def clocks() -> tuple[float, float]:
     """The event loop's and the wall clock, in seconds."""
     return loop_time(), datetime.now(UTC).timestamp()
+
+
+async def ask_until_answered(action: Callable[[], Awaitable[T]], silence: type[ArchiverError], what: str) -> T:
+    """Repeat what fails with `silence`, for ever and ever more slowly; the log says `what` is the matter."""
+    pause = 1.0
+    while True:
+        try:
+            return await action()
+        except silence as exc:
+            log.warning(what, error=str(exc), retry_in=pause)
+            await asyncio.sleep(pause)
+            pause = min(BACKOFF_CAP, 2 * pause)
 
 
 @asynccontextmanager
