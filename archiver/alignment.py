@@ -21,11 +21,13 @@ from archiver.errors import ConfigError, Fenced, PostgresError, PostgresUnavaila
 from archiver.format.manifest import Gap
 from archiver.lsn import Lsn
 from archiver.postgres.replication_slot import (
+    Blocker,
     SlotInfo,
     SystemIdentity,
     create_slot,
     drop_lost_slot,
     drop_when_idle,
+    each_once,
     identify_system,
     slot_info,
 )
@@ -126,6 +128,7 @@ class Alignment:
         bridge = partial(self._bridge, archive, system, position, new_history=began_anew is not None)
         if slot is None or slot.is_lost:
             how = f"was invalidated: {slot.invalidation}" if slot else self.given_up or "was dropped"
+            self.given_up = how  # dropped now, it must be told from one that was not there
             return await bridge(await self._new_slot(slot), began_anew or f"the replication slot {how}")
         confirmed = slot.confirmed_flush_lsn
         if confirmed is None:
@@ -174,7 +177,8 @@ class Alignment:
         try:
             if lost is not None:
                 await drop_lost_slot(watch, lost.name)
-            created = await create_slot(conn, self._source.slot, export=False, watch=watch)
+            blocked = each_once(tell_blocker)
+            created = await create_slot(conn, self._source.slot, export=False, watch=watch, on_blocked=blocked)
             return created.lsn
         finally:
             await conn.close()
@@ -220,6 +224,10 @@ def _end_of_log(archive: OpenArchive) -> Position | None:
 async def patiently(action: Callable[[], Awaitable[T]]) -> T:
     """Ask the source until it answers: at start, as later, the daemon waits for it."""
     return await ask_until_answered(action, PostgresUnavailable, "the source is not available")
+
+
+def tell_blocker(blocker: Blocker) -> None:
+    log.warning("a new replication slot waits for a transaction to end", transaction=str(blocker))
 
 
 def second_reader(slot: SlotInfo) -> Fenced:

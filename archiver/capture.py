@@ -90,6 +90,8 @@ class Capture:
         self._confirmed = asyncio.Event()
         self._committing: asyncio.Task[None] | None = None
         self.covered_until: datetime | None = None
+        self.age: timedelta | None = None
+        """Of the recovery point, by the source's clock."""
         self.streaming = False
         self._progressed = False
         self._stream: ReplicationStream | None = None
@@ -177,9 +179,9 @@ class Capture:
 
     def _set_age(self, now: datetime, *, caught_up: bool) -> None:
         if self.covered_until:
-            age = max(0.0, (now - self.covered_until).total_seconds())
-            self._metrics.recovery_point_age_seconds.set(age)
-            self._metrics.lag_seconds.set(0 if caught_up else age)
+            self.age = max(timedelta(0), now - self.covered_until)
+            self._metrics.recovery_point_age_seconds.set(self.age.total_seconds())
+            self._metrics.lag_seconds.set(0 if caught_up else self.age.total_seconds())
 
     # --- reading ---
 

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import structlog
 
 from archiver import __version__
-from archiver.alignment import Alignment, patiently, second_reader
+from archiver.alignment import Alignment, patiently, second_reader, tell_blocker
 from archiver.archive import OpenArchive, open_archive
 from archiver.capture import Capture, Position
 from archiver.config import Config
@@ -41,10 +41,12 @@ from archiver.keys import PatientKek
 from archiver.metrics import Metrics
 from archiver.policy.schema_watch import SchemaWatch
 from archiver.policy.slot_danger import SlotDanger
+from archiver.postgres.replication_slot import each_once
 from archiver.postgres.session import is_shutting_down
 from archiver.postgres.source import Sample, Source
 from archiver.regions import open_keks, open_regions
 from archiver.snapshots import take_snapshot
+from archiver.store.base import Store
 from archiver.store.mirror import Mirror
 from archiver.tasks import BACKOFF_CAP, task_group
 
@@ -80,8 +82,8 @@ class Daemon:
         """Why this daemon is not ready, None if it is: it must be streaming, and the lag bounded."""
         if self._capture is None or not self._capture.streaming:
             return "not streaming from the source"
-        covered = self._capture.covered_until
-        if covered is None or datetime.now(UTC) - covered > self._config.http.ready_lag:
+        age = self._capture.age
+        if age is None or age > self._config.http.ready_lag:
             return f"more than {self._config.http.ready_lag} behind the source"
         return None
 
@@ -102,12 +104,12 @@ class Daemon:
 
     async def _run_to_the_end(self, mirror: Mirror, stop: asyncio.Event) -> bool:
         """Start and work; after a lost slot start again, which records the gap. False if nothing was started."""
-        while (archive := await _unless_stopped(self._start(mirror), stop)) is not None:
+        while not stop.is_set() and (archive := await _unless_stopped(self._start(mirror), stop)) is not None:
             try:
                 await self._work(archive, stop)
             except SlotLost as exc:
                 log.error("the replication slot is lost", error=str(exc))
-                await self._abandon()
+                await _unless_stopped(self._abandon(), stop)
             else:
                 return True
         return False
@@ -182,8 +184,10 @@ class Daemon:
 
     async def _until_stopped(self, capture: asyncio.Task[None], stop: asyncio.Event) -> None:
         waiting = asyncio.create_task(stop.wait(), name="stop")
-        await asyncio.wait([capture, waiting], return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
+        try:
+            await asyncio.wait([capture, waiting], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_SECONDS):
                 await asyncio.shield(capture)
@@ -203,7 +207,7 @@ class Daemon:
                 await capture.run(stop)
             except PostgresUnavailable as exc:
                 attempt = 1 if capture.take_progress() else attempt + 1
-                pause = random.uniform(0, min(BACKOFF_CAP, 0.5 * 2**attempt))  # noqa: S311 - jitter
+                pause = random.uniform(0, min(BACKOFF_CAP, 0.5 * 2.0 ** min(attempt, 10)))  # noqa: S311 - jitter
                 log.warning("the source is not available", error=str(exc), retry_in=round(pause, 1))
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
@@ -211,6 +215,7 @@ class Daemon:
                 continue
             except TimeoutError:  # of the drain: a region is down
                 log.warning("stopped before everything was durable: PostgreSQL will send the rest again")
+                await capture.abandon()
                 return
         log.info("stopped", lsn=str(capture.durable), seq=archive.log.state.head.seq if archive.log.state.head else 0)
 
@@ -234,19 +239,26 @@ class Daemon:
 
     async def _repair_regions(self, archive: OpenArchive) -> None:
         """Bring regions that are behind up to the others, and write them again."""
-        replicas = archive.store.replicas
-        while True:
-            for region in replicas.behind:
-                try:
-                    await archive.log.rejoin(region)
-                except (StoreError, TimeoutError) as exc:
-                    log.warning("region not repaired yet", region=region.name, error=str(exc) or "no time left")
-                except RegionsDisagree:
-                    raise
-                except IntegrityError as exc:
-                    log.error("region not repaired", region=region.name, error=str(exc), hint=exc.hint)
-                    await asyncio.sleep(REPAIR_RETRY)
-            await asyncio.sleep(SAMPLE_SECONDS)
+        under_way: dict[str, asyncio.Task[None]] = {}
+        async with task_group() as tasks:
+            while True:
+                for region in archive.store.replicas.behind:
+                    if region.name not in under_way or under_way[region.name].done():
+                        repair = self._repair(archive, region)
+                        under_way[region.name] = tasks.create_task(repair, name=f"repair of {region.name}")
+                await asyncio.sleep(SAMPLE_SECONDS)
+
+    async def _repair(self, archive: OpenArchive, region: Store) -> None:
+        """Returns when it is done, or failed in a way that may pass. One that is down is waited for."""
+        try:
+            await archive.log.rejoin(region)
+        except (StoreError, TimeoutError) as exc:
+            log.warning("region not repaired yet", region=region.name, error=str(exc) or "no time left")
+        except RegionsDisagree:
+            raise
+        except IntegrityError as exc:
+            log.error("region not repaired", region=region.name, error=str(exc), hint=exc.hint)
+            await asyncio.sleep(REPAIR_RETRY)
 
     def _show_regions(self, archive: OpenArchive) -> None:
         """Let the metrics ask, whenever they are read."""
@@ -305,7 +317,9 @@ class Daemon:
                 continue
             try:
                 of = self._alignment.system
-                snapshot = await take_snapshot(archive, self._source, self._config.snapshot, of=of)
+                snapshot = await take_snapshot(
+                    archive, self._source, self._config.snapshot, of=of, on_blocked=each_once(tell_blocker)
+                )
                 log.info("base snapshot complete", lsn=str(snapshot.lsn), tables=snapshot.tables, rows=snapshot.rows)
             except (PostgresError, StoreError, UsageError) as exc:
                 log.error("base snapshot failed", error=str(exc), hint=exc.hint, retry_in=SNAPSHOT_RETRY)

@@ -53,7 +53,7 @@ class KmsKek:
                 self._client = self._connect()
             call = getattr(self._client, operation)
             return dict(call(KeyId=self._arn, EncryptionContext={"archiver": context.decode()}, **arguments))
-        except (failures.HTTPClientError, failures.ConnectionError) as exc:
+        except _silences(failures) as exc:
             raise StoreUnavailable(f"AWS KMS does not answer: {exc}", where=self._arn) from exc
         except failures.ClientError as exc:
             raise self._refusal(exc) from exc
@@ -79,3 +79,13 @@ class KmsKek:
                 f"AWS KMS refuses: {error}", where=self._arn, hint="Give the key that wrapped the archive's."
             )
         return AccessDenied(f"AWS KMS refuses: {error}", where=self._arn, hint="Check the key's policy and its state.")
+
+
+def _silences(failures: Any) -> tuple[type[Exception], ...]:
+    """What passes: a network that is down, and a metadata service that serves credentials again."""
+    return (
+        failures.HTTPClientError,
+        failures.ConnectionError,
+        failures.CredentialRetrievalError,
+        failures.MetadataRetrievalError,
+    )

@@ -130,16 +130,23 @@ class ManifestLog:
                 return signed
 
     async def require_nothing_beyond(self) -> None:
-        """Ask every region again. Raises StoreUnavailable where one may hold more than we know, RegionsDisagree."""
-        head = self.state.head.seq if self.state.head else 0
+        """Ask every region again. Raises StoreUnavailable where one may hold what a daemon wrote, RegionsDisagree."""
         for region in self._store.stores:
             newest = await self._ask_newest(region)
-            if newest is None or newest > head:
+            if newest is None or await self._daemon_wrote(newest):
                 raise StoreUnavailable(
                     "a region may hold the changes that the replication slot no longer has",
                     where=region.name,
                     hint="Bring that region back. Once it is out of the configuration, a gap is recorded.",
                 )
+
+    async def _daemon_wrote(self, newest: int) -> bool:
+        """Whether a daemon wrote any of the manifests up to `newest` that we have not seen; commands write beside."""
+        head = self.state.head.seq if self.state.head else 0
+        for seq in range(head + 1, newest + 1):
+            if isinstance((await self._read(layout.manifest(seq))).entry, _OWNED_BY_DAEMON):
+                return True
+        return False
 
     def _next(self, entry: Entry) -> Signed:
         if self._key is None:

@@ -29,6 +29,7 @@ from archiver.postgres.replication_slot import (
     Blocker,
     SystemIdentity,
     create_slot,
+    each_once,
     identify_system,
     slot_info,
 )
@@ -153,7 +154,7 @@ async def _refuse_unfit_source(config: Config, conn: Conn, keyless: setup.Keyles
 
 async def _earlier_choice(conn: Conn, source: SourceSection) -> setup.Keyless | None:
     """`exclude` when an earlier init listed the tables in the publication and left those without a key out."""
-    if await preflight.publishes_all(conn, source.publication) is not False:
+    if await setup.publishes_all(conn, source.publication) is not False:
         return None
     left_out = await setup.unpublished_tables(conn, source.publication, source.exclude)
     keyless = [t for t in await setup.publishable_tables(conn, source.exclude) if not t.keyed]
@@ -176,7 +177,7 @@ async def _set_up_source(
 ) -> None:
     """The publication, then the slot: what a slot decodes must be published already."""
     conn = links.ordinary
-    new = await preflight.publishes_all(conn, source.publication) is None
+    new = await setup.publishes_all(conn, source.publication) is None
     done = await setup.set_up_publication(conn, source.publication, source.exclude, keyless)
     try:
         slot = await _ensure_slot(links, source, wait)
@@ -201,12 +202,4 @@ async def _ensure_slot(links: _Links, source: SourceSection, wait: timedelta) ->
 
 def teller() -> Callable[[Sequence[Blocker]], None]:
     """Says who is in the way, once for each."""
-    told: set[str] = set()
-
-    def tell(blockers: Sequence[Blocker]) -> None:
-        for blocker in blockers:
-            if str(blocker) not in told:
-                told.add(str(blocker))
-                note(f"waiting for a transaction to end: {blocker}")
-
-    return tell
+    return each_once(lambda blocker: note(f"waiting for a transaction to end: {blocker}"))

@@ -95,6 +95,8 @@ class TransactionAssembler:
 
     def context(self, xid: int) -> None:
         """The segment begins within a transaction: between Begin and Commit (0), or in a streamed block of xid."""
+        if self.done:
+            return
         if self._current is not None:
             if (self._current.xid if self._current.streamed else 0) != xid:
                 raise IntegrityError(f"a change segment goes on with transaction {xid}, the one before with another")
@@ -109,7 +111,7 @@ class TransactionAssembler:
         Of a streamed transaction it has the form of a streamed message.
         """
         relation = decode(message, streamed=xid != 0)
-        if not isinstance(relation, Relation):
+        if self.done or not isinstance(relation, Relation):
             return
         if xid:
             self._keep(self._stream(xid, first=False), message)

@@ -22,7 +22,7 @@ from archiver.postgres.replication_slot import PLUGIN, SlotInfo, slot_info
 from archiver.postgres.roles import may_read_passwords
 from archiver.postgres.sequences import read_sequences
 from archiver.postgres.session import is_local, postgres_error
-from archiver.postgres.setup import publishable_tables, unpublished_tables
+from archiver.postgres.setup import publishable_tables, publishes_all, unpublished_tables
 
 Conn = psycopg.AsyncConnection[Any]
 OLDEST_MAJOR: Final = 14
@@ -158,12 +158,6 @@ async def check_set_up_rights(conn: Conn, source: SourceSection) -> list[Check]:
         detail = f"only its owner can publish a table: {_list(row['name'] for row in foreign)}"
         checks.append(Check("right to publish", "fail", detail, f"GRANT {owners} TO {name}"))
     return checks or [Check("right to publish", "ok", f"{role['name']} owns the tables")]
-
-
-async def publishes_all(conn: Conn, name: str) -> bool | None:
-    """Whether the publication is for all tables; None if there is none."""
-    rows = await _fetch(conn, "select puballtables from pg_catalog.pg_publication where pubname = %s", (name,))
-    return bool(rows[0]["puballtables"]) if rows else None
 
 
 # --- slot and publication ------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -40,6 +42,7 @@ class ReplicationStream:
         self._readable = asyncio.Event()
         self._write_lock = asyncio.Lock()
         self._given_up: str | None = None
+        self._fileno: int | None = None
 
     @classmethod
     async def start(cls, dsn: str, slot: str, publication: str, lsn: Lsn) -> ReplicationStream:
@@ -47,9 +50,13 @@ class ReplicationStream:
         conn = await connect(dsn, purpose="capture", replication=True)
         try:
             stream = cls(conn, await identify_system(conn))
-            await stream._start(slot, publication, lsn)
         except BaseException:
             await conn.close()
+            raise
+        try:
+            await stream._start(slot, publication, lsn)
+        except BaseException:
+            await stream.close()
             raise
         return stream
 
@@ -57,16 +64,15 @@ class ReplicationStream:
         quoted = '"' + publication.replace('"', '""') + '"'
         literal = "'" + quoted.replace("'", "''") + "'"
         query = _START.format(slot=f'"{slot}"', lsn=lsn, publications=literal)
-        asyncio.get_running_loop().add_reader(self._pgconn.socket, self._readable.set)
-        try:
+        self._fileno = self._pgconn.socket
+        asyncio.get_running_loop().add_reader(self._fileno, self._readable.set)
+        with self._errors():
             self._pgconn.send_query(query.encode())
             await self._flush()
             while self._pgconn.is_busy():
                 await self._wait_readable(1.0)
                 self._pgconn.consume_input()
             result = self._pgconn.get_result()
-        except psycopg.Error as exc:
-            raise postgres_error(exc) from exc
         if result is None or result.status != pq.ExecStatus.COPY_BOTH:
             raise _refused(result, slot)
 
@@ -75,15 +81,13 @@ class ReplicationStream:
 
         Raises PostgresUnavailable when the server ends the stream or the connection breaks.
         """
-        try:
+        with self._errors():
             frames = self._drain()
             if not frames:
                 await self._wait_readable(patience)
                 await asyncio.sleep(GATHER_SECONDS)
                 frames = self._drain()
-        except psycopg.Error as exc:
-            raise postgres_error(exc) from exc
-        return frames
+            return frames
 
     def give_up(self, why: str) -> None:
         """End a connection that the server will not end: `receive` and `send_status` raise PostgresUnavailable."""
@@ -123,16 +127,27 @@ class ReplicationStream:
         clock = int((datetime.now(UTC) - _EPOCH).total_seconds() * 1_000_000)
         message = _STATUS.pack(b"r", written, flushed, flushed, clock, True)
         async with self._write_lock:
-            try:
+            with self._errors():
                 self._pgconn.put_copy_data(message)
                 await self._flush()
-            except psycopg.Error as exc:
-                raise postgres_error(exc) from exc
 
     async def close(self) -> None:
-        if self._pgconn.status == pq.ConnStatus.OK:
-            asyncio.get_running_loop().remove_reader(self._pgconn.socket)
+        self._stop_reading()
         await self._conn.close()
+
+    def _stop_reading(self) -> None:
+        """Once libpq has closed the socket its number may be another's: the event loop must know by then."""
+        if self._fileno is not None:
+            asyncio.get_running_loop().remove_reader(self._fileno)
+            self._fileno = None
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except psycopg.Error as exc:
+            self._stop_reading()
+            raise postgres_error(exc) from exc
 
     async def _flush(self) -> None:
         while self._pgconn.flush():

@@ -106,6 +106,19 @@ async def create_slot(
         raise
 
 
+def each_once(tell: Callable[[Blocker], None]) -> Callable[[Sequence[Blocker]], None]:
+    """An `on_blocked` that tells of each blocker once."""
+    told: set[str] = set()
+
+    def on_blocked(blockers: Sequence[Blocker]) -> None:
+        for blocker in blockers:
+            if str(blocker) not in told:
+                told.add(str(blocker))
+                tell(blocker)
+
+    return on_blocked
+
+
 def _tell_nobody(_: Sequence[Blocker]) -> None:
     pass
 

@@ -123,7 +123,7 @@ async def _set_up(
             )
     if keyless == "exclude":
         tables = [table for table in tables if table.keyed]
-    exists = await _publishes_all(conn, name)
+    exists = await publishes_all(conn, name)
     listed = bool(exclude) or (bool(without) and keyless == "exclude")
     if not listed and await _is_superuser(conn) and exists in {None, True}:
         await conn.execute(install_statements(None, superuser=True).encode())
@@ -169,10 +169,13 @@ async def _set_options(conn: Conn, name: str) -> None:
         await conn.execute(query.format(sql.Identifier(name), sql.SQL("publish_generated_columns = stored")))
 
 
-async def _publishes_all(conn: Conn, name: str) -> bool | None:
-    row = await (
-        await conn.execute("SELECT puballtables FROM pg_catalog.pg_publication WHERE pubname = %s", (name,))
-    ).fetchone()
+async def publishes_all(conn: Conn, name: str) -> bool | None:
+    """Whether the publication is for all tables; None if there is none. Raises PostgresError."""
+    query = "SELECT puballtables FROM pg_catalog.pg_publication WHERE pubname = %s"
+    try:
+        row = await (await conn.execute(query, (name,))).fetchone()
+    except psycopg.Error as exc:
+        raise postgres_error(exc) from exc
     return None if row is None else bool(row[0])
 
 
@@ -183,7 +186,7 @@ async def _is_superuser(conn: Conn) -> bool:
 
 async def published_tables(conn: Conn, name: str) -> set[tuple[str, str]]:
     """Schema and name of the tables that the publication carries. Raises PostgresError when there is none."""
-    if await _publishes_all(conn, name) is None:
+    if await publishes_all(conn, name) is None:
         raise PostgresError(f"there is no publication {name!r}", hint="Make it with: archiver init")
     try:
         query = "SELECT schemaname, tablename FROM pg_catalog.pg_publication_tables WHERE pubname = %s"

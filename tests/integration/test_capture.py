@@ -147,6 +147,7 @@ async def test_a_slot_that_is_moved_between_the_look_at_it_and_the_streaming_bec
 
     monkeypatch.setattr("archiver.capture.ReplicationStream.start", start_late)
     async with item.daemon():
+        await moved.wait()
         await item.archived()
     async with item.open() as archive:
         history = await read_history(archive)

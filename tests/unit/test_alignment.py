@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ from archiver.alignment import Alignment
 from archiver.archive import OpenArchive
 from archiver.capture import Position
 from archiver.config import SourceSection
-from archiver.errors import StoreUnavailable
+from archiver.errors import PostgresUnavailable, StoreUnavailable
 from archiver.format.manifest import Changes, Gap
 from archiver.lsn import Lsn
 from archiver.policy.log_state import LogState
@@ -84,3 +85,30 @@ async def test_one_that_was_taken_over_from_while_it_slept_makes_no_slot(monkeyp
     source = Slotless(SourceSection(dsn="", slot="s", publication="p"), lambda: None)
     with pytest.raises(StoreUnavailable):
         await source.align(archive_up_to(changes(1)))
+
+
+async def test_a_slot_that_was_dropped_for_being_invalid_is_recorded_as_invalid_though_making_another_failed() -> None:
+    class Invalidated(Source):
+        dropped = False
+
+        async def slot(self) -> SlotInfo | None:
+            found = await super().slot()
+            return None if self.dropped or found is None else replace(found, invalidation="wal_removed")
+
+        async def _new_slot(self, lost: SlotInfo | None) -> Lsn:  # noqa: ARG002
+            self.dropped, before = True, self.dropped
+            if not before:
+                raise PostgresUnavailable("the connection is gone")
+            return Lsn(99)
+
+    source, behind = (
+        Invalidated(SourceSection(dsn="", slot="s", publication="p"), lambda: None),
+        archive_up_to(changes(1)),
+    )
+    source.reached = Lsn(99)
+    with pytest.raises(PostgresUnavailable):
+        await source.align(behind)
+    await source.align(behind)
+    assert [gap.reason for gap in cast(Any, behind.log).appended] == [
+        "the replication slot was invalidated: wal_removed"
+    ]

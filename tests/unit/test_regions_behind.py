@@ -21,7 +21,7 @@ from archiver.store.memory import MemoryStore
 from archiver.store.mirror import Mirror
 from archiver.store.replicas import STRICT, WritePolicy
 from archiver.verify import verify
-from tests.unit.test_archive_log import FENCE, KEK, NOW, Faulty, changes, regions, reopen, written
+from tests.unit.test_archive_log import FENCE, KEK, NOW, Faulty, changes, regions, reopen, scanned, snapshot, written
 
 PATIENT = WritePolicy(patience=timedelta(seconds=5))
 
@@ -168,6 +168,19 @@ async def test_no_gap_is_recorded_over_the_head_of_what_another_daemon_wrote_els
         await other.log.append(changes(ordinal))
     with pytest.raises((RegionsDisagree, StoreUnavailable)):
         await ours.log.require_nothing_beyond()
+
+
+async def test_what_a_command_appended_meanwhile_does_not_stand_in_the_way_of_a_gap() -> None:
+    stores = regions()
+    await written(stores, 2)
+    ours = await open_archive(Mirror(stores), "shop", [KEK])
+    await ours.take_over(FENCE)
+    command = await reopen(stores)
+    await command.follow()
+    await command.log.append(snapshot(1))
+    await ours.log.require_nothing_beyond()
+    await ours.log.append(FENCE)
+    assert [signed.entry.kind for signed in await scanned(await reopen(stores))][-3:] == ["fence", "snapshot", "fence"]
 
 
 async def test_what_another_writer_left_in_one_region_is_completed_with_the_key_that_opens_it() -> None:

@@ -221,6 +221,18 @@ def test_a_segment_that_goes_on_with_another_transaction_is_refused() -> None:
         stream.context(2)
 
 
+def test_behind_the_stop_segments_say_nothing() -> None:
+    """They are read for their sequences, where none were read before."""
+    stream = assembler(stop=Lsn(10))
+    assert feed(stream, begin(20), insert(b"1"), commit(20)) == []
+    assert stream.done
+    stream.begin_segment(2)
+    stream.context(5)
+    stream.preamble(5, described(V1, 5))
+    stream.begin_segment(3)
+    stream.context(0)
+
+
 def test_the_rest_of_a_transaction_that_is_restored_already_is_passed_over() -> None:
     stream = assembler(after=60)
     stream.context(0)
