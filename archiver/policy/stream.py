@@ -117,7 +117,6 @@ class ChangeStream:
     def __init__(self, start: Lsn, ordinal: int) -> None:
         self.position = start
         """Every commit that ends at or before it has arrived."""
-        self.reply_wanted = False
         self._messages = 0
         self._commits = 0
         self._received_bytes = 0
@@ -148,11 +147,6 @@ class ChangeStream:
     def size(self) -> int:
         """Bytes of plaintext in the open change segment."""
         return len(self._cut.body)
-
-    @property
-    def start(self) -> Lsn:
-        """The LSN at which the open change segment starts."""
-        return self._cut.start
 
     def feed(self, frames: Sequence[bytes]) -> None:
         """Take in CopyData payloads. Raises PostgresError for what no server sends."""
@@ -212,8 +206,7 @@ class ChangeStream:
     def _on_transport(self, frame: bytes) -> None:
         if frame[0] != _KEEPALIVE:
             raise PostgresError(f"the server sent a replication message of an unknown type: {chr(frame[0])!r}")
-        end, _, reply_wanted = _KEEPALIVE_BODY.unpack_from(frame, 1)
-        self.reply_wanted |= reply_wanted
+        end, *_ = _KEEPALIVE_BODY.unpack_from(frame, 1)
         if self._begin is None:  # all that was committed before `end` has been sent
             self.position = max(self.position, Lsn(end))
 
