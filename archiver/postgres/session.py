@@ -47,16 +47,14 @@ _PATIENCE: Final[dict[str, str]] = {
 }
 
 
-async def connect(
-    dsn: str, *, purpose: str, replication: bool = False, autocommit: bool = True
-) -> psycopg.AsyncConnection[Any]:
-    """Open a connection in the canonical session.
+async def connect(dsn: str, *, purpose: str, replication: bool = False) -> psycopg.AsyncConnection[Any]:
+    """Open a connection in autocommit, in the canonical session.
 
     Raises ConfigError for an unreadable connection string, PostgresError or PostgresUnavailable otherwise.
     """
     params = connection_params(dsn, purpose=purpose, replication=replication)
     try:
-        conn = await psycopg.AsyncConnection.connect(**params, autocommit=autocommit)
+        conn = await psycopg.AsyncConnection.connect(**params, autocommit=True)
     except psycopg.Error as exc:
         raise postgres_error(exc, where_of(params), secrets=_secrets(params)) from None
     if not _may_be_plain(params) and _is_plain_to_elsewhere(conn):

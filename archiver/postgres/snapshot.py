@@ -53,16 +53,6 @@ async def begin_snapshot(conn: psycopg.AsyncConnection[Any], snapshot: str | Non
         raise postgres_error(exc, f"snapshot {snapshot}") from exc
 
 
-async def export_snapshot(conn: psycopg.AsyncConnection[Any]) -> str:
-    """Export the snapshot of this transaction, so that the connection it came from may go on to stream."""
-    try:
-        row = await (await conn.execute("SELECT pg_catalog.pg_export_snapshot()")).fetchone()
-    except psycopg.Error as exc:
-        raise postgres_error(exc, "exporting the snapshot") from exc
-    assert row is not None
-    return str(row[0])
-
-
 # --- Locks ---------------------------------------------------------------------------------------------
 
 _LOCKS_AT_ONCE: Final = 100
