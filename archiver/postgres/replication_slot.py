@@ -19,7 +19,7 @@ from psycopg.rows import class_row
 
 from archiver.errors import PostgresError
 from archiver.lsn import Lsn
-from archiver.postgres.session import postgres_error
+from archiver.postgres.session import connect, postgres_error
 
 PLUGIN: Final = "pgoutput"
 
@@ -309,6 +309,15 @@ async def drop_lost_slot(conn: psycopg.AsyncConnection[Any], name: str) -> None:
         await conn.execute(_DROP_LOST, (name,))
     except psycopg.Error as exc:
         raise slot_error(exc, name) from exc
+
+
+async def identify(dsn: str, *, purpose: str) -> SystemIdentity:
+    """Who the server is, asked on a replication connection made for that. Raises what `session.connect` raises."""
+    conn = await connect(dsn, purpose=purpose, replication=True)
+    try:
+        return await identify_system(conn)
+    finally:
+        await conn.close()
 
 
 async def identify_system(conn: psycopg.AsyncConnection[Any]) -> SystemIdentity:
