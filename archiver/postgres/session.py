@@ -11,9 +11,10 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 import psycopg
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from archiver.errors import ConfigError, PostgresError, PostgresUnavailable
@@ -61,6 +62,16 @@ async def connect(dsn: str, *, purpose: str, replication: bool = False) -> psyco
         await conn.close()
         raise _plain_refused(where_of(params))
     return conn
+
+
+async def fetch(
+    conn: psycopg.AsyncConnection[Any], query: LiteralString | sql.Composed, where: str | None = None
+) -> list[tuple[Any, ...]]:
+    """The rows of a query. Raises PostgresError, PostgresUnavailable."""
+    try:
+        return await (await conn.execute(query)).fetchall()
+    except psycopg.Error as exc:
+        raise postgres_error(exc, where) from exc
 
 
 def connection_params(dsn: str, *, purpose: str, replication: bool = False) -> dict[str, Any]:
