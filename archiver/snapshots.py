@@ -34,7 +34,7 @@ from archiver.postgres.client_programs import dump_schema, find_pg_dump
 from archiver.postgres.replication_slot import Blocker, SystemIdentity, create_slot, identify_system
 from archiver.postgres.roles import read_globals
 from archiver.postgres.sequences import read_sequences
-from archiver.postgres.session import connect, postgres_error
+from archiver.postgres.session import connect, fetch
 from archiver.postgres.setup import published_tables
 from archiver.postgres.snapshot import (
     DatabaseInfo,
@@ -291,10 +291,6 @@ def _add(rows: Sequence[bytes], sealer: Sealer, digest: RowDigest) -> None:
 
 
 async def _clock(conn: psycopg.AsyncConnection[Any]) -> datetime:
-    try:
-        row = await (await conn.execute("SELECT pg_catalog.clock_timestamp()")).fetchone()
-    except psycopg.Error as exc:
-        raise postgres_error(exc) from exc
-    assert row is not None
-    time: datetime = row[0]
+    time: datetime
+    [(time,)] = await fetch(conn, "SELECT pg_catalog.clock_timestamp()")
     return time

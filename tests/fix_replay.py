@@ -54,7 +54,7 @@ def assembler(**options: Any) -> TransactionAssembler:
     return TransactionAssembler(**given | options)
 
 
-async def replay(messages: list[bytes], dsn: str, **options: Any) -> Applier:
+async def replay(messages: list[bytes], dsn: str, **options: Any) -> None:
     """Apply all messages and commit at the end."""
     transactions = assembler()
     async with applier(dsn, **options) as target:
@@ -62,4 +62,3 @@ async def replay(messages: list[bytes], dsn: str, **options: Any) -> Applier:
             if transaction := transactions.feed(message):
                 await target.apply(transaction)
         await target.commit(record)
-    return target

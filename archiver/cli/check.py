@@ -20,7 +20,7 @@ from archiver.keys import Kek
 from archiver.policy.history import History
 from archiver.postgres.checks import Check
 from archiver.postgres.preflight import check_source
-from archiver.postgres.replication_slot import identify_system, slot_info
+from archiver.postgres.replication_slot import identify, slot_info
 from archiver.postgres.session import connect
 from archiver.recovery_plan import read_history
 from archiver.regions import open_keks, open_regions
@@ -174,8 +174,7 @@ def _snapshots(history: History) -> Check:
 
 async def _position(source: SourceSection, archive: OpenArchive, history: History) -> Check:
     """Whether the slot goes on where the log ends."""
-    async with await connect(source.dsn, purpose="check", replication=True) as conn:
-        system = await identify_system(conn)
+    system = await identify(source.dsn, purpose="check")
     require_same_database(archive.identity, system.database)
     require_same_server(history.system_identifier or archive.identity.system_identifier, system.system_id)
     async with await connect(source.dsn, purpose="check") as conn:

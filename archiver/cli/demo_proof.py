@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-import psycopg
-
 from archiver.cli import demo_shop
 from archiver.format.digest import RowDigest
 from archiver.policy.sequence_log import SequenceState
 from archiver.postgres.sequences import read_sequences
-from archiver.postgres.session import postgres_error
+from archiver.postgres.session import fetch
 from archiver.postgres.snapshot import digest_table, snapshot_connection
 from archiver.postgres.snapshot_tables import TableInfo, list_tables
 
@@ -53,12 +51,8 @@ async def take_truth(dsn: str) -> Truth:
     async with snapshot_connection(dsn, None, purpose="demo") as conn:
         tables = [(info, await digest_table(conn, info)) for info in await list_tables(conn)]
         sequences = (await read_sequences(conn)).states
-        try:
-            row = await (await conn.execute("SELECT pg_catalog.clock_timestamp()")).fetchone()
-        except psycopg.Error as exc:
-            raise postgres_error(exc) from exc
-    assert row is not None
-    return Truth(row[0], tables, sequences, await demo_shop.money(dsn))
+        [(time,)] = await fetch(conn, "SELECT pg_catalog.clock_timestamp()")
+    return Truth(time, tables, sequences, await demo_shop.money(dsn))
 
 
 async def compare(truth: Truth, dsn: str) -> list[Verdict]:

@@ -142,7 +142,7 @@ class Traffic:
             self._open.set()
 
     async def _work(self) -> None:
-        conn = await connect(self._dsn, purpose="demo", autocommit=True)
+        conn = await connect(self._dsn, purpose="demo")
         try:
             while True:
                 await self._open.wait()

@@ -1,7 +1,8 @@
 """`archiver init`: the archive in every region, the publication, the slot.
 
-Everything that can be refused is refused before anything is changed, and what does not come to an end is taken back.
-Running it again finishes or confirms what is there.
+Everything that can be refused is refused before anything is changed. Where the slot cannot be made, the publication and
+the triggers that were made for it are taken back; the archive in the regions and REPLICA IDENTITY FULL stay. Running it
+again finishes or confirms what is there.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from archiver.postgres.replication_slot import (
     SystemIdentity,
     create_slot,
     each_once,
-    identify_system,
+    identify,
     slot_info,
 )
 from archiver.postgres.session import connect
@@ -111,9 +112,7 @@ async def _connections(source: SourceSection) -> AsyncIterator[_Links]:
     ordinary = await connect(source.dsn, purpose="init")
     try:
         require(await preflight.check_role(ordinary))
-        async with _replication(source.dsn) as conn:
-            system = await identify_system(conn)
-        yield _Links(source.dsn, ordinary, system)
+        yield _Links(source.dsn, ordinary, await identify(source.dsn, purpose="init"))
     finally:
         await ordinary.close()
 

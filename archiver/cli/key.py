@@ -11,6 +11,7 @@ import typer
 from archiver.cli.output import say
 from archiver.errors import UsageError
 from archiver.format.wrap import format_kek, new_kek
+from archiver.store.file import sync_folder
 
 app = typer.Typer(
     help="Key-encryption keys: without one, an archive cannot be read by anybody.",
@@ -51,12 +52,4 @@ def write_key(file: Path) -> None:
         out.write(format_kek(new_kek()) + "\n")
         out.flush()
         os.fsync(out.fileno())
-    _sync_folder(file.absolute().parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(file.absolute().parent)

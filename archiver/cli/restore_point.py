@@ -12,7 +12,7 @@ from archiver.cli.output import print_json, say
 from archiver.config import Config
 from archiver.errors import UsageError
 from archiver.lsn import Lsn
-from archiver.postgres.replication_slot import identify_system
+from archiver.postgres.replication_slot import identify
 from archiver.postgres.session import connect
 from archiver.postgres.setup import name_restore_point
 from archiver.recovery_plan import read_history
@@ -46,11 +46,7 @@ async def _write(config: Config, name: str) -> Lsn:
         if known is not None:
             hint = "Choose another name; archiver info lists those that are taken."
             raise UsageError(f"there is a restore point {name!r} already", where=str(known.lsn), hint=hint)
-        replication = await connect(source.dsn, purpose="restore point", replication=True)
-        try:
-            system = await identify_system(replication)
-        finally:
-            await replication.close()
+        system = await identify(source.dsn, purpose="restore point")
         require_same_database(archive.identity, system.database)
         require_same_server(history.system_identifier or archive.identity.system_identifier, system.system_id)
         conn = await connect(source.dsn, purpose="restore point")

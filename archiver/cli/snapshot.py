@@ -12,8 +12,7 @@ from archiver.cli.options import ConfigOption, JsonOption, WaitOption, load, ope
 from archiver.cli.output import print_json, progress, say, size
 from archiver.config import Config
 from archiver.format.manifest import Snapshot, format_time
-from archiver.postgres.replication_slot import identify_system
-from archiver.postgres.session import connect
+from archiver.postgres.replication_slot import identify
 from archiver.snapshots import take_snapshot
 
 
@@ -33,11 +32,7 @@ def snapshot(config: ConfigOption = None, as_json: JsonOption = False, wait: Wai
 async def _take(config: Config, wait: timedelta) -> Snapshot:
     source = config.require_source()
     async with opened(config) as archive:
-        conn = await connect(source.dsn, purpose="snapshot", replication=True)
-        try:
-            system = await identify_system(conn)
-        finally:
-            await conn.close()
+        system = await identify(source.dsn, purpose="snapshot")
         require_same_database(archive.identity, system.database)
         await archive.follow()
         require_same_server(archive.log.system_identifier, system.system_id)

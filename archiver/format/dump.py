@@ -50,10 +50,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A schema in the order of restoration: `pre`, the rows, `keys`, replay, `late`.
+    """A schema in the order of restoration: `pre`, the rows, `keys`, `late`, replay.
 
-    `preamble` holds settings; it is run first on every connection that runs one of the others. Where
-    triggers can be held back by session_replication_role, `late` may also come before replay.
+    `preamble` holds settings; it is run first on every connection that runs one of the others. What `late` makes
+    must not fire during replay: session_replication_role holds it back, or it is disabled and dropped meanwhile.
     """
 
     preamble: Entry

@@ -26,7 +26,6 @@ from pydantic import (
 from archiver.errors import IntegrityError
 from archiver.lsn import Lsn
 
-FORMAT = 1
 MAX_BYTES = 64 << 20  # a manifest lists at most every part of one base snapshot
 _MANIFEST_CONTEXT = b"archiver manifest v1\0"
 _ARCHIVE_CONTEXT = b"archiver archive v1\0"

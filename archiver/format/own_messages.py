@@ -1,4 +1,4 @@
-"""The logical messages that archiver's triggers write: their prefixes, and the subtransaction that wrote one.
+"""The logical messages that archiver itself writes: their prefixes, and the subtransaction that wrote one.
 
 The server gives a message the xid of its whole transaction; of a rolled back subtransaction only the content can tell.
 """
@@ -13,6 +13,7 @@ from archiver.format.pgmessages import LogicalMessage
 DDL: Final = "archiver.ddl"
 ROWS: Final = "archiver.rows"
 LOST: Final = "archiver.ddl_lost"
+RESTORE_POINT: Final = "archiver.restore_point"
 
 
 def subtransaction(message: LogicalMessage) -> int | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from datetime import datetime
-from typing import Final, NoReturn, TypeVar
+from typing import Final, TypeVar
 
 from archiver.errors import IntegrityError
 from archiver.format.pgmessages import (
@@ -54,7 +54,7 @@ __all__ = [
     "LogicalMessage", "Message", "Origin", "Prepare", "Relation", "RollbackPrepared", "Row", "RowMessage",
     "StreamAbort", "StreamCommit", "StreamPrepare", "StreamStart", "StreamStop", "Tag", "Truncate",
     "Type", "Unchanged", "Update", "Value", "decode", "decode_row", "from_pg_time", "parse_begin",
-    "parse_commit", "relation_id", "streamed_xid", "to_pg_time",
+    "parse_commit", "to_pg_time",
 ]
 # fmt: on
 
@@ -109,16 +109,6 @@ _LOGICAL: Final = struct.Struct(">BQ")  # flags, LSN
 M = TypeVar("M")
 
 
-def relation_id(message: bytes, streamed: bool) -> int:
-    """The relation's oid of a row or Relation message, or the type's oid of a Type message."""
-    return _peek(message, 5 if streamed else 1)
-
-
-def streamed_xid(message: bytes) -> int:
-    """The (sub)transaction of a message between Stream Start and Stream Stop."""
-    return _peek(message, 1)
-
-
 def parse_begin(message: bytes) -> Begin:
     """The Begin in a message whose tag the caller has looked at. Raises IntegrityError."""
     return _guarded(message, _begin, 1)
@@ -132,7 +122,7 @@ def parse_commit(message: bytes) -> Commit:
 def decode(message: bytes, *, streamed: bool = False) -> Message:
     """Decode one message; `streamed` says that it stood between Stream Start and Stream Stop.
 
-    The xid that messages carry there is not part of the result: see `streamed_xid`. Raises IntegrityError.
+    The xid that messages carry there is not part of the result. Raises IntegrityError.
     """
     tag = message[0] if message else -1
     decoder = _ROW_DECODERS.get(tag) or _DECODERS.get(tag)
@@ -162,18 +152,9 @@ def _guarded(message: bytes, decoder: Callable[[bytes, int], tuple[M, int]], at:
     return decoded
 
 
-def _peek(message: bytes, at: int) -> int:
-    value = message[at : at + 4]
-    return int.from_bytes(value, "big") if len(value) == 4 else _short(message)
-
-
 def _malformed(message: bytes, why: str) -> IntegrityError:
     kind = repr(chr(message[0])) if message else "empty"
     return IntegrityError(f"malformed pgoutput message ({kind}, {len(message)} bytes): {why}")
-
-
-def _short(message: bytes) -> NoReturn:
-    raise _malformed(message, "cut short")
 
 
 # --- decoders: (message, offset behind tag and xid) to (decoded, offset of the end) -------------------------

@@ -77,7 +77,7 @@ class KeyedNet:
     def _update(self, change: Update) -> bool:
         new, old = change.new, change.old
         if old is not None:
-            new = _fill(new, old) if change.old_full else _fill_key(new, old, self._key_columns)
+            new = fill(new, old) if change.old_full else _fill_key(new, old, self._key_columns)
             old_key = self._key(old)
             if old_key != self._key(new):
                 return self._change_key(old_key, old, new)
@@ -88,14 +88,14 @@ class KeyedNet:
         elif before[0] == DELETE:
             raise self._corrupt("a deleted row was updated")
         else:
-            self.pending[key] = (before[0], _fill(new, before[1]))
+            self.pending[key] = (before[0], fill(new, before[1]))
         return True
 
     def _change_key(self, old_key: Any, old: Row, new: Row) -> bool:
         """To move a row to another key is to delete it and insert it, if all of it is known."""
         before = self.pending.get(old_key)
         if before is not None and before[0] != DELETE:
-            new = _fill(new, before[1])
+            new = fill(new, before[1])
         if UNCHANGED in new:
             return False
         self._delete(old_key, old)
@@ -143,7 +143,7 @@ class MultisetNet:
         elif type(change) is Update:
             old = self._whole(change.old, change.old_full)
             self._count(old, -1)
-            self._count(self._whole(_fill(change.new, old), True), 1)
+            self._count(self._whole(fill(change.new, old), True), 1)
         elif type(change) is Delete:
             self._count(self._whole(change.old, change.old_full), -1)
         return True
@@ -247,7 +247,8 @@ class Batch:
         return taken
 
 
-def _fill(new: Row, old: Row) -> Row:
+def fill(new: Row, old: Row) -> Row:
+    """A new row with the old one's values where the stream says that they did not change."""
     if UNCHANGED not in new:
         return new
     return tuple([before if value is UNCHANGED else value for value, before in zip(new, old, strict=True)])

@@ -80,11 +80,6 @@ class SourceTransaction:
         self._aborted = opened.aborted
         self._relations = relations
 
-    @property
-    def size(self) -> int:
-        """Bytes of all messages, aborted subtransactions included."""
-        return self._messages.size
-
     def changes(self) -> Iterator[Change]:
         """The changes in their order. Raises IntegrityError for a row that does not fit its relation."""
         seen: dict[int, Relation] = {}

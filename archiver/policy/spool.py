@@ -28,24 +28,21 @@ SpoolFactory = Callable[[], SpoolFile]
 
 
 class MessageSpool:
-    """Appends and iterates; `held` is the memory in use, `size` the bytes of all messages."""
+    """Appends and iterates; `held` is the memory in use."""
 
-    __slots__ = ("_factory", "_file", "_messages", "held", "size")
+    __slots__ = ("_factory", "_file", "_messages", "held")
 
     def __init__(self, factory: SpoolFactory) -> None:
         self._factory = factory
         self._file: SpoolFile | None = None
         self._messages: list[bytes] = []
         self.held = 0
-        self.size = 0
 
     def append(self, message: bytes) -> int:
         """Returns by how much the memory in use changed: below zero when it went to the file."""
         self._messages.append(message)
-        length = len(message)
-        grown = length + _OVERHEAD
+        grown = len(message) + _OVERHEAD
         self.held += grown
-        self.size += length
         if self._file is not None and self.held > _BLOCK:
             grown -= self.held
             self.spill()

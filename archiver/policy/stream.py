@@ -16,23 +16,18 @@ from datetime import datetime
 
 from archiver.errors import PostgresError
 from archiver.format.manifest import Catalog, Changes, CommitRef, Lost, ObjectRef, RestorePoint
-from archiver.format.pgoutput import from_pg_time
+from archiver.format.own_messages import LOST, RESTORE_POINT
+from archiver.format.pgoutput import BEGIN, COMMIT, STREAM_ABORT, STREAM_COMMIT, from_pg_time
 from archiver.format.segment import LENGTH, Context, Relation, encode
 from archiver.lsn import Lsn
-
-RESTORE_POINT_PREFIX = b"archiver.restore_point"
-DDL_LOST_PREFIX = b"archiver.ddl_lost"
 
 _XLOG_DATA = ord("w")
 _KEEPALIVE = ord("k")
 _HEADER = 25  # 'w', start LSN, end LSN, send time: dropped, see docs/format.md
 _ROWS = frozenset(b"IUD")
 _PLAIN = 0
+_LOST, _RESTORE_POINT = LOST.encode(), RESTORE_POINT.encode()
 _U32 = struct.Struct(">I")
-_BEGIN = struct.Struct(">QqI")  # final LSN, commit time, xid
-_COMMIT = struct.Struct(">BQQq")  # flags, commit LSN, end LSN, commit time
-_STREAM_COMMIT = struct.Struct(">IBQQq")
-_TWO_XIDS = struct.Struct(">II")
 _KEEPALIVE_BODY = struct.Struct(">Qq?")  # WAL end, send time, reply wanted
 
 
@@ -117,7 +112,6 @@ class ChangeStream:
     def __init__(self, start: Lsn, ordinal: int) -> None:
         self.position = start
         """Every commit that ends at or before it has arrived."""
-        self.reply_wanted = False
         self._messages = 0
         self._commits = 0
         self._received_bytes = 0
@@ -148,11 +142,6 @@ class ChangeStream:
     def size(self) -> int:
         """Bytes of plaintext in the open change segment."""
         return len(self._cut.body)
-
-    @property
-    def start(self) -> Lsn:
-        """The LSN at which the open change segment starts."""
-        return self._cut.start
 
     def feed(self, frames: Sequence[bytes]) -> None:
         """Take in CopyData payloads. Raises PostgresError for what no server sends."""
@@ -212,8 +201,7 @@ class ChangeStream:
     def _on_transport(self, frame: bytes) -> None:
         if frame[0] != _KEEPALIVE:
             raise PostgresError(f"the server sent a replication message of an unknown type: {chr(frame[0])!r}")
-        end, _, reply_wanted = _KEEPALIVE_BODY.unpack_from(frame, 1)
-        self.reply_wanted |= reply_wanted
+        end, *_ = _KEEPALIVE_BODY.unpack_from(frame, 1)
         if self._begin is None:  # all that was committed before `end` has been sent
             self.position = max(self.position, Lsn(end))
 
@@ -235,12 +223,12 @@ class ChangeStream:
         raise PostgresError("the server sent a row of a table that it did not describe")
 
     def _on_begin(self, message: bytes) -> None:
-        _, time, xid = _BEGIN.unpack_from(message, 1)
+        _, time, xid = BEGIN.unpack_from(message)
         self._begin = (xid, time, self._ordinal)
         self._lost.pop(_PLAIN, None)
 
     def _on_commit(self, message: bytes) -> None:
-        _, lsn, end, time = _COMMIT.unpack_from(message, 1)
+        _, lsn, end, time = COMMIT.unpack_from(message)
         self._commit(self._begin[0] if self._begin else 0, lsn, end, time)
         self._note_lost(_PLAIN, end)
         self._begin = None
@@ -275,10 +263,10 @@ class ChangeStream:
         at = 5 if self._context else 1
         end = message.index(0, at + 9)
         prefix, content = message[at + 9 : end], message[end + 5 :]
-        if prefix == DDL_LOST_PREFIX:
+        if prefix == _LOST:
             reason = content.decode("utf-8", "replace")
             self._lost.setdefault(self._context, []).append((message[1:at], reason))
-        if prefix != RESTORE_POINT_PREFIX or self._begin is None:
+        if prefix != _RESTORE_POINT or self._begin is None:
             return
         lsn = Lsn(int.from_bytes(message[at + 1 : at + 9], "big"))
         name = content.decode("utf-8", "replace")
@@ -300,7 +288,7 @@ class ChangeStream:
         self._context = _PLAIN
 
     def _on_stream_commit(self, message: bytes) -> None:
-        xid, _, lsn, end, time = _STREAM_COMMIT.unpack_from(message, 1)
+        xid, _, lsn, end, time = STREAM_COMMIT.unpack_from(message)
         self._commit(xid, lsn, end, time)
         self._note_lost(xid, end)
         described = self._relations.get(xid, {})
@@ -313,7 +301,7 @@ class ChangeStream:
         self._forget(xid)
 
     def _on_stream_abort(self, message: bytes) -> None:
-        xid, subxid = _TWO_XIDS.unpack_from(message, 1)
+        xid, subxid = STREAM_ABORT.unpack_from(message)
         if xid == subxid:
             self._forget(xid)
         elif xid in self._lost:

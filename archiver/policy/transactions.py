@@ -14,14 +14,12 @@ The rules that follow from how the server streams:
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
 from typing import Final
 
 from archiver.errors import IntegrityError
 from archiver.format.pgoutput import (
     ROW_TAGS,
     Commit,
-    LogicalMessage,
     Relation,
     StreamAbort,
     StreamCommit,
@@ -47,9 +45,8 @@ class TransactionAssembler:
     """Feed it every message in order, and tell it of each segment and each session as they begin.
 
     `after`: what the target already holds; commits that end at or below it are dropped. It moves with
-    every transaction emitted. `stop`: the first commit that ends above it makes `done` true, as does, with `until`,
-    the first commit later than that moment. `spool` makes the file for what exceeds `memory` bytes over all
-    open transactions. `on_message` gets logical messages that are not part of a transaction.
+    every transaction emitted. `stop`: the first commit that ends above it makes `done` true. `spool` makes the file
+    for what exceeds `memory` bytes over all open transactions.
     """
 
     def __init__(
@@ -58,17 +55,13 @@ class TransactionAssembler:
         after: Lsn,
         spool: SpoolFactory,
         stop: Lsn | None = None,
-        until: datetime | None = None,
         memory: int = DEFAULT_MEMORY,
-        on_message: Callable[[LogicalMessage], None] | None = None,
     ) -> None:
         self.after = after
         self.done = False
         self._stop = stop
-        self._until = until
         self._spool = spool
         self._memory = memory
-        self._on_message = on_message
         self._segment = 0
         self._relations: dict[int, Relation] = {}
         self._relations_shared = False
@@ -169,13 +162,11 @@ class TransactionAssembler:
             self._spill_largest()
 
     def _is_loose(self, message: bytes, current: OpenTransaction | None) -> bool:
-        """Hand on a logical message that belongs to no transaction."""
+        """Whether a logical message belongs to no transaction. Raises IntegrityError for one that is malformed."""
         streamed = current is not None and current.streamed
         if message[5 if streamed else 1 :][:1] != b"\0":
             return False
-        decoded = decode(message, streamed=streamed)
-        if self._on_message is not None and isinstance(decoded, LogicalMessage):
-            self._on_message(decoded)
+        decode(message, streamed=streamed)
         return True
 
     def _spill_largest(self) -> None:
@@ -249,7 +240,7 @@ class TransactionAssembler:
             self._drop(opened)
             self._merge(opened)
             return None
-        if self._beyond(commit):
+        if self._stop is not None and commit.end_lsn > self._stop:
             self.done = True
             self.start_session()
             return None
@@ -267,11 +258,6 @@ class TransactionAssembler:
         self._relations_shared = True
         self._merge(opened)
         return transaction
-
-    def _beyond(self, commit: Commit | StreamCommit) -> bool:
-        return (self._stop is not None and commit.end_lsn > self._stop) or (
-            self._until is not None and commit.time > self._until
-        )
 
     def _merge(self, opened: OpenTransaction | None) -> None:
         """From now on the relations that a committed transaction described count for all."""

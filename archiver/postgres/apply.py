@@ -77,8 +77,7 @@ class Applier:
 
     `skip_rows` is for handlers: while it is true, rows and truncations of this transaction are passed over.
 
-    `uncommitted_*` counts since the last commit, changes that are not yet flushed included in all but rows;
-    `sequential_batches` counts table batches that had to be applied one by one.
+    `uncommitted_rows` counts changes since the last commit, without those that are not flushed yet.
     """
 
     def __init__(
@@ -90,7 +89,6 @@ class Applier:
         concerns: Concerns,
         before_rows: BeforeRows,
     ) -> None:
-        self.sequential_batches = 0
         self._conn = conn
         self._cursor = psycopg.AsyncRawCursor(conn)
         self._batch = batch
@@ -105,9 +103,7 @@ class Applier:
         self._current: SourceTransaction | None = None
         self.skip_rows = False
         self.last: SourceTransaction | None = None
-        self.uncommitted_transactions = 0
         self.uncommitted_rows = 0
-        self.uncommitted_bytes = 0
 
     @classmethod
     @asynccontextmanager
@@ -153,8 +149,6 @@ class Applier:
             while part := list(islice(changes, _CHANGES_AT_ONCE)):
                 await self._take(part)
                 await asyncio.sleep(0)
-        self.uncommitted_transactions += 1
-        self.uncommitted_bytes += transaction.size
         self.last = transaction
         transaction.close()
 
@@ -181,21 +175,7 @@ class Applier:
         if self.last is None:
             return
         await self._hand_over(record)
-        self._start_anew()
-
-    async def rollback(self) -> None:
-        """Forget everything since the last commit."""
-        await self._abandon()
-        self._batch.take()
-        with self._errors():
-            await self._conn.rollback()
-        # Staging tables made since then are gone with it.
-        self._writers.clear()
-        self._deferred = False
-        self._start_anew()
-
-    def _start_anew(self) -> None:
-        self.uncommitted_transactions = self.uncommitted_rows = self.uncommitted_bytes = 0
+        self.uncommitted_rows = 0
         self.last = None
 
     # --- changes that are rows
@@ -316,7 +296,6 @@ class Applier:
             # Two rows may have swapped unique values, which the net effect cannot show.
             await self._cursor.execute("ROLLBACK TO SAVEPOINT archiver")
             await table.writer.write_singly(table.changes)
-            self.sequential_batches += 1
         await self._cursor.execute("RELEASE SAVEPOINT archiver")
 
     @contextmanager

@@ -17,7 +17,7 @@ from psycopg.adapt import Dumper
 
 from archiver.errors import IntegrityError
 from archiver.format.pgmessages import UNCHANGED, Delete, Insert, Row, RowMessage, Update
-from archiver.policy.batch import DELETE, INSERT, REPLACE, UPDATE, KeyedNet, MultisetNet, NewRows, Phase, Shape
+from archiver.policy.batch import DELETE, INSERT, REPLACE, UPDATE, KeyedNet, MultisetNet, NewRows, Phase, Shape, fill
 from archiver.postgres.apply_sql import Statements
 from archiver.postgres.copytext import blocks
 from archiver.postgres.tables import Table
@@ -202,7 +202,7 @@ class TableWriter:
             yield from self._update(change)
         elif type(change) is Update and change.old is not None:
             yield self._delete(change.old)
-            yield self._insert(_filled(change.new, change.old))
+            yield self._insert(fill(change.new, change.old))
 
     def _insert(self, row: Row) -> Single:
         return self._statements.insert_one(), self._write_of(row)
@@ -228,10 +228,6 @@ def _needs_stage(phase: Phase) -> bool:
     if isinstance(phase, MultisetNet):
         return any(count < 0 for count in phase.delta.values())
     return any(op != INSERT for op, _ in phase.pending.values())
-
-
-def _filled(new: Row, old: Row) -> Row:
-    return tuple(before if value is UNCHANGED else value for value, before in zip(new, old, strict=True))
 
 
 def _picker(columns: Sequence[int]) -> Callable[[Row], Values]:

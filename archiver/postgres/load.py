@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 from archiver.errors import PostgresError
 from archiver.format.dump import Entry
 from archiver.format.dump_roles import Skipped, split_ownership
-from archiver.postgres.session import connect, postgres_error
+from archiver.postgres.session import connect, fetch, postgres_error
 from archiver.postgres.snapshot_tables import copy_in_query
 
 # --- The target ----------------------------------------------------------------------------------------
@@ -54,7 +54,7 @@ _SHOWN: Final = 5
 
 async def ensure_empty(conn: psycopg.AsyncConnection[Any]) -> None:
     """Raise PostgresError when the target holds anything beside extensions and a restore's own progress."""
-    found = [f"{kind} {name}" for kind, name in await _fetch(conn, _THERE, "looking into the target")]
+    found = [f"{kind} {name}" for kind, name in await fetch(conn, _THERE, "looking into the target")]
     if not found:
         return
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
@@ -121,13 +121,13 @@ async def target_major(conn: psycopg.AsyncConnection[Any]) -> int:
 
 async def existing_roles(conn: psycopg.AsyncConnection[Any]) -> set[str]:
     """All roles of the server, PostgreSQL's predefined ones included."""
-    return {name for (name,) in await _fetch(conn, "select rolname from pg_catalog.pg_roles", "listing the roles")}
+    return {name for (name,) in await fetch(conn, "select rolname from pg_catalog.pg_roles", "listing the roles")}
 
 
 async def possible_owners(conn: psycopg.AsyncConnection[Any]) -> set[str]:
     """The roles that the connected role may give objects to."""
     query: LiteralString = "select rolname from pg_catalog.pg_roles where pg_catalog.pg_has_role(oid, 'MEMBER')"
-    return {name for (name,) in await _fetch(conn, query, "listing the roles")}
+    return {name for (name,) in await fetch(conn, query, "listing the roles")}
 
 
 async def unlogged_tables(conn: psycopg.AsyncConnection[Any]) -> list[str]:
@@ -136,7 +136,7 @@ async def unlogged_tables(conn: psycopg.AsyncConnection[Any]) -> list[str]:
         select n.nspname || '.' || c.relname from pg_catalog.pg_class c
           join pg_catalog.pg_namespace n on n.oid = c.relnamespace
          where c.relkind = 'r' and c.relpersistence = 'u' order by 1"""
-    return [label for (label,) in await _fetch(conn, query, "listing unlogged tables")]
+    return [label for (label,) in await fetch(conn, query, "listing unlogged tables")]
 
 
 async def drop_public_schema(conn: psycopg.AsyncConnection[Any]) -> None:
@@ -316,10 +316,10 @@ async def create_progress(conn: psycopg.AsyncConnection[Any]) -> None:
 
 async def read_progress(conn: psycopg.AsyncConnection[Any]) -> dict[str, Any] | None:
     """What an interrupted restore left; None where there was none."""
-    [(exists,)] = await _fetch(conn, _HAS_PROGRESS, "reading the progress")
+    [(exists,)] = await fetch(conn, _HAS_PROGRESS, "reading the progress")
     if not exists:
         return None
-    return dict(await _fetch(conn, "select key, value from archiver.restore_progress", "reading the progress"))
+    return dict(await fetch(conn, "select key, value from archiver.restore_progress", "reading the progress"))
 
 
 async def write_progress(cursor: psycopg.AsyncCursor[Any], **values: Any) -> None:
@@ -340,12 +340,5 @@ async def drop_progress(conn: psycopg.AsyncConnection[Any]) -> None:
 async def _run(conn: psycopg.AsyncConnection[Any], query: str | sql.Composed | sql.SQL, where: str) -> None:
     try:
         await conn.execute(query.encode() if isinstance(query, str) else query)
-    except psycopg.Error as exc:
-        raise postgres_error(exc, where) from exc
-
-
-async def _fetch(conn: psycopg.AsyncConnection[Any], query: LiteralString, where: str) -> list[tuple[Any, ...]]:
-    try:
-        return await (await conn.execute(query)).fetchall()
     except psycopg.Error as exc:
         raise postgres_error(exc, where) from exc

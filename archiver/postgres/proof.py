@@ -14,7 +14,7 @@ from psycopg.rows import dict_row
 
 from archiver.format.digest import RowDigest
 from archiver.policy.drill import TableState
-from archiver.postgres.session import connect, postgres_error
+from archiver.postgres.session import connect, fetch, postgres_error
 from archiver.postgres.snapshot import digest_table
 from archiver.postgres.snapshot_tables import TableInfo, list_tables
 from archiver.tasks import task_group
@@ -66,7 +66,7 @@ async def with_rows(dsn: str, tables: Sequence[TableInfo]) -> list[str]:
 
 async def _has_row(conn: psycopg.AsyncConnection[Any], table: TableInfo) -> bool:
     query = sql.SQL("SELECT EXISTS (SELECT FROM ONLY {})").format(sql.Identifier(table.schema, table.name))
-    [(found,)] = await _fetch(conn, query, f"table {table.label}")
+    [(found,)] = await fetch(conn, query, f"table {table.label}")
     return bool(found)
 
 
@@ -93,12 +93,12 @@ order by 1
 
 async def not_validated(conn: psycopg.AsyncConnection[Any]) -> list[str]:
     """Constraints that are NOT VALID, as `schema.table constraint`."""
-    return [name for (name,) in await _fetch(conn, _NOT_VALIDATED, "looking at the constraints")]
+    return [name for (name,) in await fetch(conn, _NOT_VALIDATED, "looking at the constraints")]
 
 
 async def invalid_indexes(conn: psycopg.AsyncConnection[Any]) -> list[str]:
     """Indexes whose making failed or did not end."""
-    return [name for (name,) in await _fetch(conn, _INVALID_INDEXES, "looking at the indexes")]
+    return [name for (name,) in await fetch(conn, _INVALID_INDEXES, "looking at the indexes")]
 
 
 _FOREIGN_KEYS: Final[LiteralString] = """
@@ -150,7 +150,7 @@ async def _dangles(conn: psycopg.AsyncConnection[Any], key: dict[str, Any]) -> b
         _only(key["parent_plain"], key["parent_schema"], key["parent"]),
         sql.SQL(" AND ").join(equal),
     )
-    [(found,)] = await _fetch(conn, query, f"foreign key {key['key']}")
+    [(found,)] = await fetch(conn, query, f"foreign key {key['key']}")
     return bool(found)
 
 
@@ -171,12 +171,3 @@ async def ask(conn: psycopg.AsyncConnection[Any], query: str) -> list[str | None
         return None
     values = [result.get_value(0, column) for column in range(result.nfields)]
     return [None if value is None else value.decode() for value in values]
-
-
-async def _fetch(
-    conn: psycopg.AsyncConnection[Any], query: LiteralString | sql.Composed, where: str
-) -> list[tuple[Any, ...]]:
-    try:
-        return await (await conn.execute(query)).fetchall()
-    except psycopg.Error as exc:
-        raise postgres_error(exc, where) from exc

@@ -19,7 +19,7 @@ from psycopg.rows import class_row
 
 from archiver.errors import PostgresError
 from archiver.lsn import Lsn
-from archiver.postgres.session import postgres_error
+from archiver.postgres.session import connect, postgres_error
 
 PLUGIN: Final = "pgoutput"
 
@@ -248,13 +248,10 @@ class SlotInfo:
     name: str
     plugin: str | None
     database: str | None
-    temporary: bool
     active: bool
     active_pid: int | None
-    restart_lsn: Lsn | None
     confirmed_flush_lsn: Lsn | None
     wal_status: str | None
-    safe_wal_size: int | None
     invalidation: str | None
 
     @property
@@ -279,13 +276,10 @@ def slot_info_from(row: dict[str, Any]) -> SlotInfo:
         name=row["slot_name"],
         plugin=row["plugin"],
         database=row["database"],
-        temporary=row["temporary"],
         active=row["active"],
         active_pid=row["active_pid"],
-        restart_lsn=_lsn(row["restart_lsn"]),
         confirmed_flush_lsn=_lsn(row["confirmed_flush_lsn"]),
         wal_status=row["wal_status"],
-        safe_wal_size=row["safe_wal_size"],
         invalidation=_invalidation(row),
     )
 
@@ -330,14 +324,13 @@ async def drop_lost_slot(conn: psycopg.AsyncConnection[Any], name: str) -> None:
         raise slot_error(exc, name) from exc
 
 
-async def free_slots(conn: psycopg.AsyncConnection[Any]) -> int:
-    """How many more slots the server has room for."""
-    query: LiteralString = """
-        select current_setting('max_replication_slots')::int - count(*) from pg_catalog.pg_replication_slots
-    """
-    row = await _one(conn, query, (), "max_replication_slots")
-    assert row is not None
-    return max(0, int(row[0]))
+async def identify(dsn: str, *, purpose: str) -> SystemIdentity:
+    """Who the server is, asked on a replication connection made for that. Raises what `session.connect` raises."""
+    conn = await connect(dsn, purpose=purpose, replication=True)
+    try:
+        return await identify_system(conn)
+    finally:
+        await conn.close()
 
 
 async def identify_system(conn: psycopg.AsyncConnection[Any]) -> SystemIdentity:

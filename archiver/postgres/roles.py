@@ -15,8 +15,9 @@ from archiver.errors import PostgresError
 from archiver.format.dump_roles import Skipped
 from archiver.format.roles import Globals, Membership, Role
 from archiver.postgres.load import attempt, transaction
-from archiver.postgres.session import postgres_error
+from archiver.postgres.session import fetch, postgres_error
 
+_READING: Final = "reading the roles"
 _READABLE: Final[LiteralString] = "select pg_catalog.has_table_privilege('pg_catalog.pg_authid', 'SELECT')"
 _ROLES: Final[LiteralString] = """
 select r.rolname,
@@ -42,18 +43,18 @@ select r.rolname, m.rolname, bool_or(a.admin_option),
 
 
 async def may_read_passwords(conn: psycopg.AsyncConnection[Any]) -> bool:
-    return bool((await _fetch(conn, _READABLE))[0][0])
+    return bool((await fetch(conn, _READABLE, _READING))[0][0])
 
 
 async def read_globals(conn: psycopg.AsyncConnection[Any]) -> Globals:
     """The server's roles and memberships, with the hashes of passwords where the connected role may read them."""
     readable = await may_read_passwords(conn)
-    passwords: dict[str, str | None] = dict(await _fetch(conn, _PASSWORDS)) if readable else {}
+    passwords: dict[str, str | None] = dict(await fetch(conn, _PASSWORDS, _READING)) if readable else {}
     roles = [
         Role(name, tuple(attributes), limit, until, passwords.get(name), comment, tuple(settings))
-        for name, attributes, limit, until, _, comment, settings in await _fetch(conn, _ROLES)
+        for name, attributes, limit, until, _, comment, settings in await fetch(conn, _ROLES, _READING)
     ]
-    memberships = [Membership(*row) for row in await _fetch(conn, _MEMBERSHIPS)]
+    memberships = [Membership(*row) for row in await fetch(conn, _MEMBERSHIPS, _READING)]
     return Globals(readable, tuple(roles), tuple(memberships))
 
 
@@ -103,9 +104,8 @@ async def create_roles(conn: psycopg.AsyncConnection[Any], wanted: Globals) -> l
 
 async def _prepare_owning(conn: psycopg.AsyncConnection[Any]) -> str | None:
     """Whoever is no superuser must be a member of the roles that objects go to. Up to 15: the name to make a member."""
-    [(superuser, name)] = await _fetch(
-        conn, "select rolsuper, rolname from pg_catalog.pg_roles where rolname = current_user"
-    )
+    query: LiteralString = "select rolsuper, rolname from pg_catalog.pg_roles where rolname = current_user"
+    [(superuser, name)] = await fetch(conn, query, _READING)
     if superuser:
         return None
     if conn.info.server_version < 160000:
@@ -178,10 +178,3 @@ async def _set(conn: psycopg.AsyncConnection[Any], role: str, setting: str) -> l
 async def _tried(conn: psycopg.AsyncConnection[Any], label: str, *queries: sql.Composed) -> list[Skipped]:
     refused = await attempt(conn, queries, label, label, _BEARABLE)
     return [refused] if refused else []
-
-
-async def _fetch(conn: psycopg.AsyncConnection[Any], query: LiteralString) -> list[tuple[Any, ...]]:
-    try:
-        return await (await conn.execute(query)).fetchall()
-    except psycopg.Error as exc:
-        raise postgres_error(exc, "reading the roles") from exc

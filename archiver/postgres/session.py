@@ -11,9 +11,10 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 import psycopg
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from archiver.errors import ConfigError, PostgresError, PostgresUnavailable
@@ -47,22 +48,30 @@ _PATIENCE: Final[dict[str, str]] = {
 }
 
 
-async def connect(
-    dsn: str, *, purpose: str, replication: bool = False, autocommit: bool = True
-) -> psycopg.AsyncConnection[Any]:
-    """Open a connection in the canonical session.
+async def connect(dsn: str, *, purpose: str, replication: bool = False) -> psycopg.AsyncConnection[Any]:
+    """Open a connection in autocommit, in the canonical session.
 
     Raises ConfigError for an unreadable connection string, PostgresError or PostgresUnavailable otherwise.
     """
     params = connection_params(dsn, purpose=purpose, replication=replication)
     try:
-        conn = await psycopg.AsyncConnection.connect(**params, autocommit=autocommit)
+        conn = await psycopg.AsyncConnection.connect(**params, autocommit=True)
     except psycopg.Error as exc:
         raise postgres_error(exc, where_of(params), secrets=_secrets(params)) from None
     if not _may_be_plain(params) and _is_plain_to_elsewhere(conn):
         await conn.close()
         raise _plain_refused(where_of(params))
     return conn
+
+
+async def fetch(
+    conn: psycopg.AsyncConnection[Any], query: LiteralString | sql.Composed, where: str | None = None
+) -> list[tuple[Any, ...]]:
+    """The rows of a query. Raises PostgresError, PostgresUnavailable."""
+    try:
+        return await (await conn.execute(query)).fetchall()
+    except psycopg.Error as exc:
+        raise postgres_error(exc, where) from exc
 
 
 def connection_params(dsn: str, *, purpose: str, replication: bool = False) -> dict[str, Any]:

@@ -16,8 +16,8 @@ import psycopg
 from psycopg import sql
 
 from archiver.errors import PostgresError, UsageError
+from archiver.format.own_messages import RESTORE_POINT
 from archiver.lsn import Lsn
-from archiver.policy.stream import RESTORE_POINT_PREFIX
 from archiver.postgres.ddl_triggers import drop_statements, install_statements
 from archiver.postgres.session import postgres_error
 from archiver.postgres.table_triggers import ListedPublication
@@ -207,9 +207,7 @@ async def name_restore_point(conn: Conn, name: str) -> Lsn:
     """Write a restore point into the stream, durably. Returns the LSN that it names."""
     try:
         row = await (
-            await conn.execute(
-                "SELECT pg_catalog.pg_logical_emit_message(true, %s, %s)::text", (RESTORE_POINT_PREFIX.decode(), name)
-            )
+            await conn.execute("SELECT pg_catalog.pg_logical_emit_message(true, %s, %s)::text", (RESTORE_POINT, name))
         ).fetchone()
     except psycopg.Error as exc:
         raise postgres_error(exc, f"restore point {name}") from exc

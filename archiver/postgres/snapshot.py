@@ -23,7 +23,7 @@ from psycopg.waiting import Ready, Wait
 from archiver.errors import PostgresUnavailable
 from archiver.format.digest import RowDigest
 from archiver.policy.parts import PageRange
-from archiver.postgres.session import connect, postgres_error
+from archiver.postgres.session import connect, fetch, postgres_error
 from archiver.postgres.snapshot_tables import TableInfo, copy_out_query
 
 BATCH_ROWS: Final = 4096
@@ -51,16 +51,6 @@ async def begin_snapshot(conn: psycopg.AsyncConnection[Any], snapshot: str | Non
             await conn.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(snapshot))
     except psycopg.Error as exc:
         raise postgres_error(exc, f"snapshot {snapshot}") from exc
-
-
-async def export_snapshot(conn: psycopg.AsyncConnection[Any]) -> str:
-    """Export the snapshot of this transaction, so that the connection it came from may go on to stream."""
-    try:
-        row = await (await conn.execute("SELECT pg_catalog.pg_export_snapshot()")).fetchone()
-    except psycopg.Error as exc:
-        raise postgres_error(exc, "exporting the snapshot") from exc
-    assert row is not None
-    return str(row[0])
 
 
 # --- Locks ---------------------------------------------------------------------------------------------
@@ -247,9 +237,5 @@ from pg_catalog.pg_database d where d.datname = current_database()
 
 async def describe_database(conn: psycopg.AsyncConnection[Any]) -> DatabaseInfo:
     """Facts about the source that a restore compares with its target or tells its operator."""
-    try:
-        row = await (await conn.execute(_DATABASE)).fetchone()
-    except psycopg.Error as exc:
-        raise postgres_error(exc, "describing the database") from exc
-    assert row is not None
-    return DatabaseInfo.from_json(row[0])
+    [(described,)] = await fetch(conn, _DATABASE, "describing the database")
+    return DatabaseInfo.from_json(described)

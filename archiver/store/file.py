@@ -144,7 +144,7 @@ class FileStore:
             with suppress(OSError):
                 temporary.unlink()
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
     def _make_folder(self, folder: Path) -> None:
         """Create `folder` and what is missing above it, each name made durable in its parent."""
@@ -153,7 +153,7 @@ class FileStore:
         self._make_folder(folder.parent)
         with suppress(FileExistsError):
             folder.mkdir()
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
         self._durable.add(folder)
 
     def _walk(self, folder: str, prefix: str, start_after: str) -> Iterator[Entry]:
@@ -199,7 +199,8 @@ def _write_through(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -209,7 +210,7 @@ def _sync_folder(folder: Path) -> None:
 
 def _remove(path: Path) -> None:
     path.unlink()
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _probe(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""Replay that is interrupted, rolled back, cut off or not allowed everything, and a target that does not fit."""
+"""Replay that is interrupted, cut off or not allowed everything, and a target that does not fit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from psycopg.conninfo import make_conninfo
 
 from archiver.errors import IntegrityError, PostgresError, PostgresUnavailable
 from archiver.lsn import Lsn
-from archiver.policy.batch import Batch
 from archiver.postgres.apply import Applier
 from archiver.postgres.session import connect
 from tests.fix_replay import applier, assembler, record, replay
@@ -103,20 +102,3 @@ async def test_a_role_that_may_not_silence_triggers_can_still_replay(source: Sou
     assert_equal(source, target)
     with psycopg.connect(target, autocommit=True) as conn:
         conn.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
-
-
-async def test_after_a_rollback_the_applier_starts_anew(source: Source, target: str) -> None:
-    source.run("INSERT INTO plain SELECT i, 'x' FROM generate_series(1, 100) i", "UPDATE plain SET name = 'y'")
-    source.run("UPDATE plain SET name = 'z'")
-    messages = source.messages()
-    async with applier(target, batch=Batch(max_rows=150)) as target_applier:
-        for attempt in range(2):
-            transactions = assembler()
-            for message in messages:
-                if transaction := transactions.feed(message):
-                    await target_applier.apply(transaction)
-            if attempt == 0:
-                await target_applier.rollback()
-                assert target_applier.uncommitted_transactions == 0
-        await target_applier.commit(record)
-    assert_equal(source, target)

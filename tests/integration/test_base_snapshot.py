@@ -30,7 +30,6 @@ from archiver.postgres.snapshot import (
     copy_range,
     describe_database,
     digest_table,
-    export_snapshot,
     lock_tables,
     snapshot_connection,
 )
@@ -64,6 +63,12 @@ def source(pg: PostgresServer, make_database: MakeDatabase, roles: None) -> str:
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute(RICH.read_bytes())
     return dsn
+
+
+async def export_snapshot(conn: psycopg.AsyncConnection[Any]) -> str:
+    row = await (await conn.execute("SELECT pg_export_snapshot()")).fetchone()
+    assert row is not None
+    return str(row[0])
 
 
 async def take(dsn: str, *, pages_a_part: int = 4) -> BaseSnapshot:

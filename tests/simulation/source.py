@@ -103,9 +103,7 @@ class Server:
 
     # --- what is asked of it ---
 
-    async def connect(
-        self, dsn: str, *, purpose: str, replication: bool = False, autocommit: bool = True
-    ) -> Connection:
+    async def connect(self, dsn: str, *, purpose: str, replication: bool = False) -> Connection:
         """In place of archiver.postgres.session.connect."""
         await self._pause()
         if self.down:
@@ -150,10 +148,9 @@ class Server:
         if slot is None:
             return None
         row = {
-            "slot_name": SLOT, "plugin": "pgoutput", "database": SYSTEM[2], "temporary": False,
+            "slot_name": SLOT, "plugin": "pgoutput", "database": SYSTEM[2],
             "active": slot.session is not None, "active_pid": 1 if slot.session else None,
-            "restart_lsn": str(slot.confirmed), "confirmed_flush_lsn": str(slot.confirmed), "safe_wal_size": None,
-            "wal_status": "lost" if slot.lost else "reserved",
+            "confirmed_flush_lsn": str(slot.confirmed), "wal_status": "lost" if slot.lost else "reserved",
         }  # fmt: skip
         return (row,)
 

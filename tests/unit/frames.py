@@ -25,8 +25,8 @@ def wal(message: bytes) -> bytes:
     return b"w" + struct.pack(">QQq", 1, 2, 3) + message
 
 
-def keepalive(end: int, *, reply: bool = False) -> bytes:
-    return b"k" + struct.pack(">Qq?", end, 0, reply)
+def keepalive(end: int) -> bytes:
+    return b"k" + struct.pack(">Qq?", end, 0, False)
 
 
 def begin(lsn: int, xid: int = 1) -> bytes:

@@ -30,7 +30,7 @@ class Source(Alignment):
 
     async def slot(self) -> SlotInfo | None:
         lsn = Lsn(1)
-        return SlotInfo("s", "pgoutput", "shop", False, False, None, lsn, lsn, "reserved", None, None)
+        return SlotInfo("s", "pgoutput", "shop", False, None, lsn, "reserved", None)
 
 
 class Slotless(Source):

@@ -181,14 +181,15 @@ def test_every_module_s_document_is_there() -> None:
 
 
 def test_every_fault_in_the_table_names_a_test_that_is_there() -> None:
-    rows = re.findall(
-        r"^\| .+ \| `(test_\w+)` \|$", (ROOT / "docs/reliability.md").read_text(encoding="utf-8"), re.MULTILINE
-    )
+    text = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
+    last_columns = re.findall(r"^\| .+ \| ([^|]+) \|$", text, re.MULTILINE)
+    rows = [re.findall(r"`(test_\w+)`", column) for column in last_columns if column != "test"]
     there = {
         name for path in ROOT.glob("tests/**/*.py") for name in re.findall(r"def (test_\w+)", path.read_text("utf-8"))
     }
     assert len(rows) >= 40
-    assert set(rows) <= there
+    assert all(rows), "each row names a test"
+    assert {name for row in rows for name in row} <= there
 
 
 def test_every_item_of_what_comes_back_names_a_test_that_is_there() -> None:

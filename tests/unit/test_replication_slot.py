@@ -32,13 +32,10 @@ ROW: dict[str, Any] = {
     "slot_name": "s",
     "plugin": "pgoutput",
     "database": "shop",
-    "temporary": False,
     "active": False,
     "active_pid": None,
-    "restart_lsn": "0/10",
-    "confirmed_flush_lsn": None,
+    "confirmed_flush_lsn": "0/10",
     "wal_status": "reserved",
-    "safe_wal_size": None,
 }
 
 
@@ -55,7 +52,7 @@ def test_why_a_slot_is_lost_is_told_as_far_as_the_version_knows(more: dict[str, 
     info = slot_info_from({**ROW, **more})
     assert info.invalidation == invalidation
     assert info.is_lost is (invalidation is not None)
-    assert (info.restart_lsn, info.confirmed_flush_lsn) == (Lsn(16), None)
+    assert info.confirmed_flush_lsn == Lsn(16)
 
 
 def blocker(**fields: Any) -> Blocker:

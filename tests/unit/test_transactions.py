@@ -117,12 +117,6 @@ def test_the_stream_is_done_at_the_first_commit_beyond_the_stop() -> None:
     assert stream.done
 
 
-def test_the_stream_is_done_at_the_first_commit_later_than_the_moment() -> None:
-    stream = assembler(until=at(100))
-    assert len(feed(stream, begin(100), commit(100), begin(101), commit(101))) == 1
-    assert stream.done
-
-
 def test_a_new_session_drops_what_was_open() -> None:
     stream = assembler()
     feed(stream, start(1), described(V1, 1), insert(b"old", xid=1), STOP, begin(50), insert(b"cut"))
@@ -296,11 +290,14 @@ def test_truncate_names_its_relations_and_messages_come_in_their_place() -> None
     assert [change for _, change in one.changes()][1:] == [message, Truncated((V1, OTHER), True, False)]
 
 
-def test_a_message_outside_of_transactions_goes_to_its_callback() -> None:
-    seen: list[p.LogicalMessage] = []
+def test_a_message_that_is_not_transactional_is_part_of_no_transaction() -> None:
     loose = p.LogicalMessage(False, Lsn(5), "x", b"y")
-    assert feed(assembler(on_message=seen.append), encode(loose)) == []
-    assert seen == [loose]
+    stream = assembler()
+    (one,) = feed(stream, encode(loose), begin(50), encode(loose), commit(50), encode(loose))
+    (two,) = feed(stream, start(2), encode(loose, xid=2), STOP, stream_commit(2, 60))
+    assert [*one.changes(), *two.changes()] == []
+    with pytest.raises(IntegrityError, match="malformed"):
+        stream.feed(encode(loose)[:-1])
 
 
 def test_a_row_that_does_not_fit_its_relation_is_refused() -> None:
