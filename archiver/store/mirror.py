@@ -24,6 +24,7 @@ T = TypeVar("T")
 # for every object.
 COOL_DOWN = timedelta(seconds=30)
 ROUND_PAUSE = timedelta(seconds=1)  # between asking all regions in vain and asking them again
+_PATIENCE_CAP = 300.0
 # What makes a read go on in the next region: whatever is wrong with one store says nothing about another.
 _ELSEWHERE = (StoreError, IntegrityError)
 
@@ -32,8 +33,8 @@ class Mirror:
     """A Store over `stores`; reads ask the region named `prefer` first, by default the primary.
 
     With `patience` no region is waited for longer than that by a read, and a read that no region answers is repeated
-    for ever: the daemon's way. Without it a region's own deadline counts, and errors are raised. `clock` is there
-    for tests.
+    for ever, with twice the patience each time: the daemon's way. Without it a region's own deadline counts, and errors
+    are raised. `clock` is there for tests.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class Mirror:
 
         Raises only when no region answers.
         """
-        last = start_after
+        last, patience = start_after, self._patience
         while True:
             errors: dict[str, ArchiverError] = {}
 
@@ -109,7 +110,7 @@ class Mirror:
                 self._note(store, error)
                 errors[store.name] = error
 
-            listings = [_Listing(store, prefix, last, self._patience) for store in self._in_order()]
+            listings = [_Listing(store, prefix, last, patience) for store in self._in_order()]
             async for entry in _merged(listings, failed):
                 if entry.key > last:
                     last = entry.key
@@ -117,6 +118,7 @@ class Mirror:
             if len(errors) < len(self._stores):
                 return
             await self._pause_or_raise(_most_telling(tuple(errors.values())))
+            patience = _more(patience)
 
     async def delete(self, key: str) -> None:
         """Delete in all regions; a region that fails does not keep the others from it."""
@@ -133,17 +135,19 @@ class Mirror:
 
     async def first(self, read: Callable[[Store], Awaitable[T]]) -> T:
         """What `read` makes of the first region in which it fails with neither a StoreError nor an IntegrityError."""
+        patience = self._patience
         while True:
             errors: list[ArchiverError] = []
             for store in self._in_order():
                 if errors and self._is_answered(store, errors):
                     break
                 try:
-                    return await _within(self._patience, store, read(store))
+                    return await _within(patience, store, read(store))
                 except _ELSEWHERE as error:
                     self._note(store, error)
                     errors.append(error)
             await self._pause_or_raise(_most_telling(errors))
+            patience = _more(patience)
 
     def _is_answered(self, store: Store, errors: Sequence[ArchiverError]) -> bool:
         """A region that is behind is not asked for what the regions in step say is nowhere."""
@@ -195,6 +199,11 @@ class _Listing:
 
     async def next(self) -> Entry | None:
         return await _within(self._patience, self.store, anext(self._entries, None))
+
+
+def _more(patience: float | None) -> float | None:
+    """After a round in which no region answered: a slow one may just need longer for what is asked."""
+    return None if patience is None else min(2 * patience, _PATIENCE_CAP)
 
 
 async def _within(patience: float | None, store: Store, reading: Awaitable[T]) -> T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import pytest
 
@@ -231,3 +232,20 @@ def test_the_regions_can_be_had_one_by_one() -> None:
     stores = [MemoryStore("one"), MemoryStore("two")]
     assert Mirror(stores).stores == tuple(stores)
     assert Mirror(stores).name == "one+two"
+
+
+async def test_a_region_that_needs_longer_than_a_daemons_patience_is_given_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A large object over a slow line: the same patience again would never be enough."""
+
+    class Slow(MemoryStore):
+        async def get(self, key: str) -> bytes:
+            await asyncio.sleep(0.1)
+            return await super().get(key)
+
+    monkeypatch.setattr("archiver.store.mirror.ROUND_PAUSE", timedelta(milliseconds=1))
+    slow = Slow("slow")
+    await slow.put("a", b"1")
+    async with asyncio.timeout(10):
+        assert await Mirror([slow], patience=timedelta(milliseconds=20)).get("a") == b"1"
