@@ -102,6 +102,11 @@ class RegionSection(_Section):
             raise ValueError("a region's url is s3://bucket/prefix or file:///folder")
         return url
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """What two regions may not share: the stores do not tell a slash at the end either."""
+        return self.url.rstrip("/"), (self.endpoint or "").rstrip("/")
+
 
 class DurabilitySection(_Section):
     """When a write counts. `degrade_after` None is "never"; it has no meaning with ack = "any"."""
@@ -214,7 +219,7 @@ class Config(_Section):
         names = [region.name for region in self.region]
         if len(set(names)) < len(names):
             raise ValueError("two regions have the same name")
-        if len({region.url + (region.endpoint or "") for region in self.region}) < len(names):
+        if len({region.place for region in self.region}) < len(names):
             raise ValueError("two regions have the same url")
         for region in self.region:
             allowed = self.residency.allowed

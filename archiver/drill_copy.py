@@ -149,8 +149,8 @@ class OwnDatabase:
 
     async def describe(self) -> Copy:
         async with await connect(self._dsn, purpose="drill") as conn:
-            cursor = await conn.execute("SELECT FROM pg_catalog.pg_database WHERE datname = %s", (self._name,))
-            gone = await cursor.fetchone() is None
+            query = sql.SQL("SELECT FROM pg_catalog.pg_database WHERE datname = {}").format(self._name)
+            gone = await (await _run(conn, query)).fetchone() is None
         evidence = f"database {self._name} is {'gone' if gone else 'still there'}"
         where = f"{self._name} on {where_of(connection_params(self._dsn, purpose='drill'))}"
         return Copy(where=where, server_version=self._version, destroyed=gone, evidence=evidence)
@@ -219,8 +219,8 @@ def _locale(database: DatabaseInfo) -> sql.Composed:
     return options
 
 
-async def _run(conn: psycopg.AsyncConnection[Any], statement: sql.Composed) -> None:
+async def _run(conn: psycopg.AsyncConnection[Any], statement: sql.Composed) -> psycopg.AsyncCursor[Any]:
     try:
-        await conn.execute(statement)
+        return await conn.execute(statement)
     except psycopg.Error as exc:
         raise postgres_error(exc, "the drill's server") from exc

@@ -31,6 +31,7 @@ from archiver.format.seal import Kind, Sealer, inflate
 from archiver.lsn import Lsn
 from archiver.policy import parts
 from archiver.postgres.client_programs import dump_schema, find_pg_dump
+from archiver.postgres.exclusion import excluded_tables
 from archiver.postgres.replication_slot import Blocker, SystemIdentity, create_slot, identify_system
 from archiver.postgres.roles import read_globals
 from archiver.postgres.sequences import read_sequences
@@ -221,10 +222,22 @@ class _Snapshot:
             )
 
     async def _archived_tables(self, reader: psycopg.AsyncConnection[Any]) -> list[TableInfo]:
-        """The tables whose changes are archived too. Rows that would grow stale in silence are left out."""
-        tables = await list_tables(reader, self._source.exclude)
+        """The tables whose changes are archived too. Rows that would grow stale in silence are left out.
+
+        What is published, `init` has settled: rows whose changes come must be there, whatever `exclude` says by now.
+        """
+        excluded = await excluded_tables(reader, self._source.exclude)
         published = await published_tables(reader, self._source.publication)
-        return [table for table in tables if table.unlogged or (table.schema, table.name) in published]
+        archived, carried = [], []
+        for table in await list_tables(reader):
+            is_published, is_excluded = (table.schema, table.name) in published, table.oid in excluded.oids
+            archived += [table] if is_published or (table.unlogged and not is_excluded) else []
+            carried += [table.label] if is_published and is_excluded else []
+        if excluded.unknown:
+            log.warning("source.exclude names no table", names=excluded.unknown)
+        if carried:
+            log.warning("excluded tables are still published: run archiver init", tables=carried)
+        return archived
 
     async def _commit(self, index: Index, consistent_at: datetime) -> Snapshot:
         sealer = await self._archive.sealer(part_place(self._lsn, 0))

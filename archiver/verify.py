@@ -179,9 +179,11 @@ class _Verification:
         names = [layout.ARCHIVE] + [entry.key async for entry in self._archive.store.list(layout.KEYS)]
         for name in names:
             copies = {store.name: await self._copy(store, name) for store in self._archive.store.stores}
-            found = {data for data in copies.values() if data is not None}
+            found = {data for data in copies.values() if isinstance(data, bytes)}
             for region, data in copies.items():
-                if data is None:
+                if isinstance(data, ArchiverError):
+                    self._note(region, name, str(data), "everything that it opens")
+                elif data is None:
                     if name == layout.ARCHIVE or name.removeprefix(layout.KEYS).removesuffix(".json") in needed:
                         self._note(region, name, "missing", "everything that it opens")
                 elif len(found) > 1:
@@ -192,25 +194,32 @@ class _Verification:
         for store in self._archive.store.stores:
             try:
                 names = [entry.key async for entry in store.list(layout.CATALOG)]
-            except ArchiverError:
-                continue  # the region is down, and its log has said so
+            except ArchiverError as exc:
+                self._find(store, layout.CATALOG, str(exc), "the roll-ups of this region")
+                continue
             for name in names:
                 first, last = layout.rollup_range(name) or (1, 0)
                 expected = [log.get(seq) for seq in range(first, last + 1)]
-                if not expected or await self._lines(store, name) != expected:
-                    self._find(store, name, "does not repeat the log", f"reading seq {first} to {last}")
+                if what := await self._wrong_with(store, name, expected):
+                    self._find(store, name, what, f"reading seq {first} to {last}")
 
-    async def _lines(self, store: Store, name: str) -> Sequence[bytes] | None:
+    async def _wrong_with(self, store: Store, name: str, expected: Sequence[bytes | None]) -> str | None:
+        data = await self._copy(store, name)
+        if not isinstance(data, bytes):
+            return str(data) if data else "missing"
         try:
-            return catalog.unpack(await store.get(name))
-        except ArchiverError:
-            return None
+            return None if expected and catalog.unpack(data) == expected else "does not repeat the log"
+        except IntegrityError as exc:
+            return str(exc)
 
-    async def _copy(self, store: Store, name: str) -> bytes | None:
+    async def _copy(self, store: Store, name: str) -> bytes | ArchiverError | None:
+        """What a region holds under a name: None for nothing, an error where that cannot be told."""
         try:
             return await store.get(name)
-        except ArchiverError:
+        except ObjectNotFound:
             return None
+        except ArchiverError as exc:
+            return exc
 
     def _check_positions(self, log: Sequence[Signed]) -> None:
         """Change segments must follow each other without a hole but for recorded gaps."""

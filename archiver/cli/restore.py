@@ -37,7 +37,7 @@ from archiver.format.manifest import CommitRef, format_time
 from archiver.policy.target import Plan, Target
 from archiver.postgres.load import existing_roles
 from archiver.postgres.session import connect
-from archiver.recovery_plan import make_plan, missing_roles, settle_plan
+from archiver.recovery_plan import make_plan, missing_roles, read_history, settle_plan
 from archiver.restore import Summary, run_restore
 from archiver.snapshots import read_index
 
@@ -93,8 +93,9 @@ class Order:
 
 async def _restore(order: Order) -> None:
     async with opened(order.config, order.region) as archive:
-        plan = await make_plan(archive, order.target)
-        await _refuse_source(order, archive)
+        history = await read_history(archive)
+        plan = await make_plan(archive, order.target, history)
+        await _refuse_source(order, archive, history.system_identifier or archive.identity.system_identifier)
         plan, resumes = await settle_plan(archive, plan, order.into)
         described = describe(plan, archive) | {"roles": await _roles(order, archive, plan)}
         if not order.as_json:
@@ -119,8 +120,8 @@ async def _carry_out(order: Order, archive: OpenArchive, plan: Plan) -> Summary:
         raise
 
 
-async def _refuse_source(order: Order, archive: OpenArchive) -> None:
-    """Raise UsageError when the target is the very database that the archive was made of."""
+async def _refuse_source(order: Order, archive: OpenArchive, source: str) -> None:
+    """Raise UsageError when the target is the very database that is archived; `source` is its system identifier."""
     async with await connect(order.into, purpose="restore") as conn:
         if conn.info.dbname != archive.identity.database:
             return
@@ -129,7 +130,7 @@ async def _refuse_source(order: Order, archive: OpenArchive) -> None:
         except psycopg.Error as exc:  # a managed service may not let us ask
             note(f"cannot compare the target with the source: {exc.diag.message_primary}")
             return
-    if row and str(row[0]) == archive.identity.system_identifier:
+    if row and str(row[0]) == source:
         raise UsageError(
             "the target is the source database itself",
             where=archive.identity.database,

@@ -19,7 +19,7 @@ from archiver.format import ddl
 from archiver.format.ddl import Event
 from archiver.format.ddl_rewrite import Replay, TargetFacts, for_target
 from archiver.format.dump_roles import Skipped
-from archiver.format.own_messages import DDL, LOST, ROWS
+from archiver.format.own_messages import DDL, LOST, ROWS, ComputedRows, computed_rows
 from archiver.format.pgmessages import LogicalMessage
 from archiver.lsn import Lsn
 from archiver.postgres import always_triggers
@@ -166,15 +166,15 @@ class DdlReplay:
         if self._attached().skip_rows:
             return
         await self.before_rows()
-        rows = json.loads(message.content)
-        table = sql.Identifier(rows["schema"], rows["name"])
+        found = computed_rows(message)
         try:
-            if rows["first"]:
+            if found.first:
+                table = sql.Identifier(found.schema, found.name)
                 await conn.execute(sql.SQL("DELETE FROM ONLY {}").format(table))
-            if rows["rows"]:
-                await _insert(conn, rows["schema"], rows["name"], rows["rows"])
+            if found.rows:
+                await _insert(conn, found)
         except psycopg.Error as exc:
-            raise postgres_error(exc, f"rows of {rows['schema']}.{rows['name']} at {message.lsn}") from exc
+            raise postgres_error(exc, f"rows of {found.schema}.{found.name} at {message.lsn}") from exc
 
     async def _on_lost(self, _conn: Conn, message: LogicalMessage) -> None:
         raise PostgresError(
@@ -270,13 +270,13 @@ def _ends(applier: Applier, start: Lsn) -> Iterator[Event]:
         depth += 1 if event.kind == "ddl_command_start" else -1
 
 
-async def _insert(conn: Conn, schema: str, name: str, rows: list[str]) -> None:
+async def _insert(conn: Conn, found: ComputedRows) -> None:
     cursor = psycopg.AsyncRawCursor(conn)  # a name may hold %
     await cursor.execute(
         "SELECT a.attname::text FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid"
         " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2"
         " AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum",
-        [schema, name],
+        [found.schema, found.name],
     )
     columns = [sql.Identifier(column) for (column,) in await cursor.fetchall()]
     await cursor.execute(
@@ -284,9 +284,9 @@ async def _insert(conn: Conn, schema: str, name: str, rows: list[str]) -> None:
             "INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE"
             " SELECT {values} FROM (SELECT (line::{table}).* FROM pg_catalog.unnest($1::text[]) AS line) AS r"
         ).format(
-            table=sql.Identifier(schema, name),
+            table=sql.Identifier(found.schema, found.name),
             columns=sql.SQL(", ").join(columns),
             values=sql.SQL(", ").join(sql.SQL("r.{}").format(column) for column in columns),
         ),
-        [rows],
+        [found.rows],
     )

@@ -18,11 +18,17 @@ from archiver.errors import PostgresError
 from archiver.postgres.catalog_look import captures_ddl
 from archiver.postgres.checks import Check, Status
 from archiver.postgres.client_programs import find_pg_dump
+from archiver.postgres.exclusion import excluded_tables
 from archiver.postgres.replication_slot import PLUGIN, SlotInfo, slot_info
 from archiver.postgres.roles import may_read_passwords
 from archiver.postgres.sequences import read_sequences
 from archiver.postgres.session import is_local, postgres_error
-from archiver.postgres.setup import publishable_tables, publishes_all, unpublished_tables
+from archiver.postgres.setup import (
+    publishable_tables,
+    published_although_excluded,
+    publishes_all,
+    unpublished_tables,
+)
 
 Conn = psycopg.AsyncConnection[Any]
 OLDEST_MAJOR: Final = 14
@@ -209,6 +215,10 @@ async def check_publication(conn: Conn, source: SourceSection) -> list[Check]:
     if options["by_root"] or not options["whole"]:
         what = "publishes partitions as their root" if options["by_root"] else "leaves out kinds of changes"
         return [Check("publication", "fail", f"{name} {what}: changes are lost", "archiver init mends it.")]
+    carried = await published_although_excluded(conn, name, source.exclude)
+    if carried:
+        hint = "archiver init takes them out of a publication that lists its tables; one for all tables drop first."
+        return [Check("publication", "warn", f"{name} carries excluded tables: {_list(map(str, carried))}", hint)]
     missing = await unpublished_tables(conn, name, source.exclude)
     if missing:
         hint = "archiver init publishes them, unless they are without a key and were left out on purpose."
@@ -256,14 +266,14 @@ async def check_keys(conn: Conn, source: SourceSection) -> list[Check]:
 # --- what a base snapshot reads ------------------------------------------------------------------------
 
 _UNREADABLE: Final[LiteralString] = """
-select n.nspname || '.' || c.relname as name,
+select c.oid::bigint as oid, n.nspname || '.' || c.relname as name,
        not (pg_catalog.has_schema_privilege(n.oid, 'USAGE')
             and pg_catalog.has_table_privilege(c.oid, 'SELECT')) as denied,
        pg_catalog.row_security_active(c.oid) as filtered
 from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where c.relkind in ('r', 'p') and c.relpersistence <> 't' and n.nspname <> 'archiver'
   and n.nspname !~ '^pg_' and n.nspname <> 'information_schema'
-order by 1
+order by 2
 """
 
 
@@ -271,7 +281,8 @@ async def check_readable(conn: Conn, source: SourceSection) -> list[Check]:
     """Whether the role can read every table and sequence: pg_dump needs excluded tables as well."""
     tables = await _fetch(conn, _UNREADABLE)
     denied = [row["name"] for row in tables if row["denied"]]
-    filtered = [row["name"] for row in tables if row["filtered"] and row["name"] not in source.exclude]
+    excluded = (await excluded_tables(conn, source.exclude)).oids
+    filtered = [row["name"] for row in tables if row["filtered"] and row["oid"] not in excluded]
     [role] = [row["quoted"] for row in await _fetch(conn, _ROLE)]
     checks = []
     if denied:

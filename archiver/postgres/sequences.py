@@ -2,7 +2,7 @@
 
 In: a connection. Out: SequenceState values, plain enough for JSON. Sequences are outside of transactions and
 of the stream: a state read after a position of the stream is at or past that position's true state.
-Never: a sequence moved back.
+Never: a sequence moved back, or one left where it may stand too low.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
+from archiver.errors import PostgresError
 from archiver.policy.sequence_log import SequenceState, furthest
 from archiver.postgres.session import postgres_error
 
@@ -87,10 +88,11 @@ where n.nspname = %(schema)s and c.relname = %(name)s
 async def set_sequences(conn: psycopg.AsyncConnection[Any], states: Iterable[SequenceState]) -> list[SequenceState]:
     """Move each sequence to its state unless it is past it; returns the states of sequences that are missing.
 
-    A sequence dropped between two readings is missing at a later target: that is no error.
+    A sequence dropped between two readings is missing at a later target: that is no error. Raises PostgresError for
+    one that the role may not read or set: where it stands nobody would know.
     """
     wanted = list(states)
-    there = {(state.schema, state.name): state for state in (await read_sequences(conn)).states}
+    there = await _standing(conn, wanted)
     ahead = [state for state in wanted if (now := there.get((state.schema, state.name))) and state.is_past(now)]
     try:
         async with conn.cursor() as cur:
@@ -98,6 +100,21 @@ async def set_sequences(conn: psycopg.AsyncConnection[Any], states: Iterable[Seq
     except psycopg.Error as exc:
         raise postgres_error(exc, "setting the sequences") from exc
     return [state for state in wanted if (state.schema, state.name) not in there]
+
+
+async def _standing(
+    conn: psycopg.AsyncConnection[Any], wanted: Sequence[SequenceState]
+) -> dict[tuple[str, str], SequenceState]:
+    """Where sequences stand. Raises PostgresError if that cannot be told of one that is wanted."""
+    found = await read_sequences(conn)
+    if denied := sorted({f"{state.schema}.{state.name}" for state in wanted}.intersection(found.denied)):
+        raise PostgresError(
+            f"the role may not read these sequences, which may stand too low: {', '.join(denied)}",
+            where=conn.info.dbname,
+            hint=f"GRANT SELECT, UPDATE ON each SEQUENCE TO {conn.info.user}, and repeat the command: a restore goes on"
+            " where it stopped.",
+        )
+    return {(state.schema, state.name): state for state in found.states}
 
 
 _USES: Final[LiteralString] = """
@@ -133,7 +150,10 @@ async def raise_to_columns(conn: psycopg.AsyncConnection[Any]) -> list[SequenceS
 
 
 async def behind_columns(conn: psycopg.AsyncConnection[Any]) -> list[SequenceState]:
-    """Where sequences would have to stand whose columns hold values that they have not given yet."""
+    """Where sequences would have to stand whose columns hold values that they have not given yet.
+
+    Raises PostgresError for one that the role may not read.
+    """
     try:
         async with conn.cursor(row_factory=dict_row) as cur:
             uses = await (await cur.execute(_USES)).fetchall()
@@ -141,7 +161,7 @@ async def behind_columns(conn: psycopg.AsyncConnection[Any]) -> list[SequenceSta
     except psycopg.Error as exc:
         raise postgres_error(exc, "comparing sequences with their columns") from exc
     needed = furthest(reached)
-    there = {(state.schema, state.name): state for state in (await read_sequences(conn)).states}
+    there = await _standing(conn, needed)
     return [state for state in needed if state.is_past(there[state.schema, state.name])]
 
 

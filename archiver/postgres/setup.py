@@ -15,10 +15,11 @@ from typing import Any, Literal
 import psycopg
 from psycopg import sql
 
-from archiver.errors import PostgresError, UsageError
+from archiver.errors import PostgresError
 from archiver.format.own_messages import RESTORE_POINT
 from archiver.lsn import Lsn
 from archiver.postgres.ddl_triggers import drop_statements, install_statements
+from archiver.postgres.exclusion import excluded_tables
 from archiver.postgres.session import postgres_error
 from archiver.postgres.table_triggers import ListedPublication
 
@@ -45,7 +46,7 @@ class PublishedTable:
 # relreplident: d default (primary key), i index, f full, n nothing (pg_class). A deferrable primary key identifies no
 # row to the server. Partitions are published by leaf.
 _TABLES = """
-SELECT n.nspname, c.relname,
+SELECT c.oid::bigint, n.nspname, c.relname,
        c.relreplident = 'f' AND NOT v.has
        OR c.relreplident = 'd' AND EXISTS (SELECT FROM pg_catalog.pg_index i
                                             WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate)
@@ -57,21 +58,23 @@ SELECT n.nspname, c.relname,
                                      WHERE a.attrelid = c.oid AND a.attgenerated = 'v')) v (has)
  WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname <> 'archiver'
    AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%%'
- ORDER BY 1, 2
+ ORDER BY 2, 3
 """
 
 
 async def publishable_tables(conn: Conn, exclude: Sequence[str]) -> list[PublishedTable]:
-    """All permanent tables but the excluded ones (`schema.table`). Raises UsageError for one that is not there."""
+    """All permanent tables but the excluded ones. Raises UsageError where a name is no table's."""
+    excluded = await excluded_tables(conn, exclude)
+    excluded.require_known()
+    return [table for oid, table in await _permanent_tables(conn) if oid not in excluded.oids]
+
+
+async def _permanent_tables(conn: Conn) -> list[tuple[int, PublishedTable]]:
     try:
         rows = await (await conn.execute(_TABLES)).fetchall()
     except psycopg.Error as exc:
         raise postgres_error(exc) from exc
-    tables = [PublishedTable(*row) for row in rows]
-    unknown = set(exclude) - {str(table) for table in tables}
-    if unknown:
-        raise UsageError(f"excluded tables do not exist: {', '.join(sorted(unknown))}", hint="Mend [source] exclude.")
-    return [table for table in tables if str(table) not in exclude]
+    return [(oid, PublishedTable(*row)) for oid, *row in rows]
 
 
 async def set_up_publication(conn: Conn, name: str, exclude: Sequence[str], keyless: Keyless | None) -> str:
@@ -198,9 +201,18 @@ async def published_tables(conn: Conn, name: str) -> set[tuple[str, str]]:
 
 async def unpublished_tables(conn: Conn, name: str, exclude: Sequence[str]) -> list[PublishedTable]:
     """Tables that nobody excluded and that the publication does not carry: created since `init` listed them."""
-    tables = await publishable_tables(conn, ())
+    excluded = (await excluded_tables(conn, exclude)).oids
     published = await published_tables(conn, name)
-    return [t for t in tables if (t.schema, t.name) not in published and str(t) not in exclude]
+    tables = await _permanent_tables(conn)
+    return [table for oid, table in tables if (table.schema, table.name) not in published and oid not in excluded]
+
+
+async def published_although_excluded(conn: Conn, name: str, exclude: Sequence[str]) -> list[PublishedTable]:
+    """Excluded tables that the publication carries all the same: `exclude` has changed since `init`."""
+    excluded = (await excluded_tables(conn, exclude)).oids
+    published = await published_tables(conn, name) if excluded else set()
+    tables = await _permanent_tables(conn)
+    return [table for oid, table in tables if (table.schema, table.name) in published and oid in excluded]
 
 
 async def name_restore_point(conn: Conn, name: str) -> Lsn:

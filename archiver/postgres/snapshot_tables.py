@@ -14,7 +14,6 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from archiver.errors import ConfigError
 from archiver.policy.parts import PageRange
 from archiver.postgres.session import postgres_error
 
@@ -89,45 +88,14 @@ order by n.nspname, c.relname
 pg_extension_config_dump: pg_dump dumps just these, filtered by the condition the extension gave."""
 
 
-async def list_tables(conn: psycopg.AsyncConnection[Any], exclude: Collection[str] = ()) -> list[TableInfo]:
-    """Tables to copy, by name. `exclude` are names as the configuration writes them: `schema.table`.
-
-    An excluded partitioned table excludes its partitions. Raises ConfigError for a name that is no table's.
-    """
+async def list_tables(conn: psycopg.AsyncConnection[Any]) -> list[TableInfo]:
+    """Every table that can be copied, by name."""
     try:
-        left_out = await excluded_oids(conn, exclude)
         async with conn.cursor(row_factory=dict_row) as cur:
             rows = await (await cur.execute(_TABLES)).fetchall()
     except psycopg.Error as exc:
         raise postgres_error(exc, "listing the tables") from exc
-    tables = [TableInfo(**{**row, "columns": tuple(row["columns"])}) for row in rows]
-    return [table for table in tables if table.oid not in left_out]
-
-
-_EXCLUDED: Final[LiteralString] = """
-with recursive named as (
-    select c.oid from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-     where c.relkind in ('r', 'p') and %s in (n.nspname || '.' || c.relname,
-           pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname))
-    union
-    select i.inhrelid from pg_catalog.pg_inherits i join named on named.oid = i.inhparent
-      join pg_catalog.pg_class c on c.oid = i.inhrelid and c.relispartition
-)
-select oid::bigint from named
-"""
-
-
-async def excluded_oids(conn: psycopg.AsyncConnection[Any], exclude: Collection[str]) -> set[int]:
-    """The tables that the configuration excludes, partitions included."""
-    oids: set[int] = set()
-    for name in exclude:
-        found = await (await conn.execute(_EXCLUDED, (name,))).fetchall()
-        if not found:
-            raise ConfigError(
-                f"source.exclude names no table: {name}", hint="Write it as schema.table, or take it off the list."
-            )
-        oids.update(oid for (oid,) in found)
-    return oids
+    return [TableInfo(**{**row, "columns": tuple(row["columns"])}) for row in rows]
 
 
 # --- The statements that copy --------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, LiteralString
 
-from archiver.format.ddl import literal, quote
+from archiver.format.ddl import literal
+from archiver.postgres import exclusion
 
 GUARD: Final = "archiver_guard_keyless"
 PUBLISH: Final = "archiver_publish_new"
@@ -21,7 +22,7 @@ before the guard's ALTER TABLE, and that is done before the table is published."
 
 @dataclass(frozen=True, slots=True)
 class ListedPublication:
-    """A publication that lists its tables: not the `excluded` (schema.table) nor, without `guard`, keyless ones."""
+    """A publication that lists its tables: not the `excluded` nor, without `guard`, keyless ones."""
 
     name: str
     excluded: Sequence[str]
@@ -89,23 +90,23 @@ CREATE OR REPLACE FUNCTION archiver.publish_new() RETURNS event_trigger LANGUAGE
     SET search_path = pg_catalog, pg_temp AS $publish$
 DECLARE
     found record;
+    reason text;
 BEGIN
     FOR found IN
-        SELECT c.oid, c.oid::regclass AS name, p.oid IS NOT NULL AS published,
+        SELECT c.oid, c.oid::regclass AS name, p.oid IS NOT NULL AS published, archiver.is_excluded(c.oid) AS excluded,
                c.relreplident = 'f' OR c.relreplident IN ('d', 'i') AND EXISTS (
                    SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indimmediate
                       AND CASE c.relreplident WHEN 'd' THEN i.indisprimary ELSE i.indisreplident END) AS keyed
           FROM archiver.touched_tables(tg_tag) AS touched JOIN pg_class c ON c.oid = touched
-          JOIN pg_namespace n ON n.oid = c.relnamespace
           LEFT JOIN pg_publication_rel p ON p.prrelid = c.oid
            AND p.prpubid = (SELECT oid FROM pg_publication WHERE pubname = __NAME__)
-         WHERE n.nspname || '.' || c.relname <> ALL (__EXCLUDED__::text[])
     LOOP
-        IF found.published AND NOT found.keyed THEN
+        IF found.published AND (found.excluded OR NOT found.keyed) THEN
+            reason := CASE WHEN found.excluded THEN 'became an excluded table' ELSE 'lost its key' END;
             EXECUTE format('ALTER PUBLICATION %I DROP TABLE %s', __NAME__, found.name);
-            PERFORM pg_logical_emit_message(true, 'archiver.ddl_lost', format('%s lost its key', found.name));
-            RAISE WARNING 'archiver: % has no key and is not archived any more', found.name;
-        ELSIF found.keyed AND NOT found.published THEN
+            PERFORM pg_logical_emit_message(true, 'archiver.ddl_lost', concat_ws(' ', found.name, reason));
+            RAISE WARNING 'archiver: % % and is not archived any more', found.name, reason;
+        ELSIF found.keyed AND NOT found.published AND NOT found.excluded THEN
             EXECUTE format('ALTER PUBLICATION %I ADD TABLE ONLY %s', __NAME__, found.name);
             IF pg_relation_size(found.oid) > __LIMIT__ THEN
                 PERFORM pg_logical_emit_message(true, 'archiver.ddl_lost', format('%s was filled already', found.name));
@@ -130,18 +131,13 @@ $publish$;
 def install_statements(listed: ListedPublication | None, *, rows_limit: int) -> str:
     """The guard, where keyless tables are published, and with `listed` what publishes new tables."""
     published = _ALL_TABLES if listed is None else _LISTED_TABLES.replace("__NAME__", literal(listed.name))
-    text = _TOUCHED.replace("__PUBLISHED__", published)
+    text = _TOUCHED.replace("__PUBLISHED__", published) + exclusion.function(listed.excluded if listed else ())
     if listed is None or listed.guard:
         text += _GUARD + _trigger(GUARD, "guard_keyless")
     if listed is not None:
-        excluded = literal("{" + ",".join(map(_array_element, listed.excluded)) + "}")
-        body = _PUBLISH.replace("__NAME__", literal(listed.name)).replace("__EXCLUDED__", excluded)
+        body = _PUBLISH.replace("__NAME__", literal(listed.name))
         text += body.replace("__LIMIT__", str(rows_limit)) + _trigger(PUBLISH, "publish_new")
     return text
-
-
-def _array_element(text: str) -> str:
-    return quote(text.replace("\\", "\\\\")).replace('""', '\\"')
 
 
 def _trigger(name: str, function: str) -> str:

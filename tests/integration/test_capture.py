@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from archiver.archive import open_archive
+from archiver.config import SegmentSection
 from archiver.daemon import Daemon
 from archiver.errors import Fenced, PostgresError, TargetUnreachable
 from archiver.format.manifest import Changes, Fence, Gap
@@ -218,14 +219,21 @@ async def test_a_restore_point_names_the_moment_it_was_made(item: Setup) -> None
 
 
 async def test_a_daemon_that_was_overtaken_stops_and_confirms_nothing(item: Setup) -> None:
-    daemon, stop = Daemon(item.config), asyncio.Event()
+    seconds = SegmentSection(max_age=timedelta(seconds=2))  # so that the row is in the segment that meets the fence
+    daemon, stop = Daemon(item.config.model_copy(update={"segment": seconds})), asyncio.Event()
     running = asyncio.create_task(daemon.run(stop))
     await item.archived()
     mirror = item.regions()
     usurper = await open_archive(mirror, item.config.archive.name, open_keks(item.config))
     await usurper.take_over(Fence(host="elsewhere", pid=1, version="0"))
-    with pytest.raises(Fenced, match="taken over"):
-        await asyncio.wait_for(running, 20)
+    with item.connect() as conn:
+        before = "SELECT pg_current_wal_insert_lsn()::text"
+        [(lsn,)] = conn.execute(before).fetchall()
+        conn.execute("INSERT INTO item VALUES (-1, 'behind the fence')")
+        with pytest.raises(Fenced, match="taken over"):
+            await asyncio.wait_for(running, 20)
+        confirmed = "SELECT confirmed_flush_lsn <= %s FROM pg_replication_slots WHERE database = current_database()"
+        assert conn.execute(confirmed, (lsn,)).fetchall() == [(True,)]
     await mirror.close()
 
 

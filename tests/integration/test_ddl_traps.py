@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from archiver.embedded import PostgresServer
-from archiver.errors import TargetUnreachable
+from archiver.errors import IntegrityError, TargetUnreachable
 from archiver.lsn import Lsn
 from archiver.policy.target import ToLatest, ToLsn
 from archiver.postgres.ddl_replay import DdlReplay
@@ -235,6 +235,19 @@ async def test_a_large_rewrite_costs_a_base_snapshot(make_setup: MakeSetup) -> N
     async with setup.open() as archive:
         [lost] = [each for segment in (await read_history(archive)).changes for each in segment.lost]
     assert lost.reason == "public.item was rewritten with values that replay cannot compute, and it is large"
+
+
+async def test_rubbish_in_place_of_computed_rows_is_an_integrity_error(make_setup: MakeSetup) -> None:
+    """Whoever may connect may write such a message."""
+    setup = make_setup()
+    with setup.connect() as conn:
+        await setup.init()
+        async with setup.daemon():
+            await setup.archived()
+            conn.execute("SELECT pg_logical_emit_message(true, 'archiver.rows', '{\"schema\": 7}')")
+            await setup.archived()
+    with pytest.raises(IntegrityError, match="rows of a rewritten table cannot be read"):
+        await setup.restore()
 
 
 async def test_triggers_and_rules_that_always_fire_do_not_fire_twice(make_setup: MakeSetup) -> None:

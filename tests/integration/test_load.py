@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import psycopg
 import pytest
 
+from archiver.embedded import PostgresServer
 from archiver.errors import PostgresError
 from archiver.format.dump import split
 from archiver.policy.sequence_log import SequenceState
 from archiver.postgres import load
-from archiver.postgres.sequences import read_sequences, set_sequences
+from archiver.postgres.sequences import raise_to_columns, read_sequences, set_sequences
 from archiver.postgres.session import connect
 from tests.fix_servers import MakeDatabase
 
@@ -64,3 +66,21 @@ async def test_a_state_beyond_a_sequence_s_bounds_sets_it_to_its_last_value(make
         await set_sequences(conn, states)
         now = {state.name: state.last_value for state in (await read_sequences(conn)).states}
         assert now == {"up": 100, "down": -100}
+
+
+async def test_a_sequence_that_may_not_be_read_is_an_error_where_it_might_stand_too_low(
+    make_database: MakeDatabase, pg: PostgresServer
+) -> None:
+    pg.execute("DO $$ BEGIN CREATE ROLE archiver_test_blind LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$")
+    dsn = make_database()
+    with psycopg.connect(dsn, autocommit=True) as owner:
+        owner.execute("CREATE TABLE item (id serial); INSERT INTO item DEFAULT VALUES; CREATE SEQUENCE open")
+        owner.execute("GRANT SELECT ON item TO PUBLIC; GRANT SELECT, UPDATE ON SEQUENCE open TO PUBLIC")
+    allowed = SequenceState("public", "open", 5, True)
+    conn = await connect(dsn.replace("postgres@", "archiver_test_blind@"), purpose="test")
+    async with conn:
+        with pytest.raises(PostgresError, match=r"too low: public\.item_id_seq \("):
+            await set_sequences(conn, [SequenceState("public", "item_id_seq", 1, True), allowed])
+        with pytest.raises(PostgresError, match=r"too low: public\.item_id_seq \("):
+            await raise_to_columns(conn)
+        assert await set_sequences(conn, [allowed]) == []

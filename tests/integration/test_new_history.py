@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -100,6 +102,19 @@ async def test_the_archive_goes_on_with_another_server_and_both_histories_can_be
         assert old_end is not None
         plan = await make_plan(archive, ToTime(old_end))
         assert plan.snapshot in history.epochs[0].snapshots
+    refused = await asyncio.to_thread(run_restore, there, new.dsn())
+    assert (refused.returncode, "the source database itself" in refused.stderr) == (2, True), refused.stderr
+
+
+def run_restore(setup: Setup, into: str) -> subprocess.CompletedProcess[str]:
+    """The real command, configured by the environment alone."""
+    config = setup.config
+    variables = {"ARCHIVE__NAME": config.archive.name, "ENCRYPTION__KEYS": ",".join(config.encryption.keys)}
+    for number, region in enumerate(config.region):
+        variables |= {f"REGION__{number}__NAME": region.name, f"REGION__{number}__URL": region.url}
+    command = [sys.executable, "-m", "archiver", "restore", "--into", into, "--latest", "--yes"]
+    environment = os.environ | {f"ARCHIVER_{name}": value for name, value in variables.items()}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 async def test_a_source_that_was_set_back_begins_a_new_history(make_setup: MakeSetup, tmp_path: Path) -> None:

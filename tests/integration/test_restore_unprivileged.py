@@ -319,3 +319,23 @@ async def test_a_row_that_violates_a_foreign_key_is_an_error_that_names_it(
             await small.archived()
     with pytest.raises(PostgresError, match=r"part_id_fkey.*putting foreign keys back"):
         await restore(small, own_database(small, server, role), ToLatest())
+
+
+async def test_a_sequence_that_may_not_be_set_is_named_and_the_restore_goes_on_once_it_may(
+    small: Setup, server: PostgresServer, role: str
+) -> None:
+    """Its owner has revoked his own rights to it. It must not come back at its start, without a word."""
+    with small.connect() as conn:
+        async with small.daemon():
+            conn.execute(f"CREATE SEQUENCE ticket; ALTER SEQUENCE ticket OWNER TO {role}".encode())
+            conn.execute(f"REVOKE ALL ON SEQUENCE ticket FROM {role}".encode())
+            conn.execute(b"SELECT nextval('ticket') FROM generate_series(1, 7)")
+            await small.archived()
+    dsn = own_database(small, server, role)
+    with pytest.raises(PostgresError, match=r"too low: public\.ticket \(") as refused:
+        await restore(small, dsn, ToLatest())
+    assert f"SEQUENCE TO {role}" in (refused.value.hint or "")
+    with psycopg.connect(server.dsn(database_of(dsn)), autocommit=True) as conn:
+        conn.execute(f"GRANT SELECT, UPDATE ON SEQUENCE ticket TO {role}".encode())
+        assert (await restore(small, dsn, ToLatest())).resumed
+        assert conn.execute("SELECT last_value >= 7, is_called FROM ticket").fetchone() == (True, True)

@@ -10,12 +10,17 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from archiver.embedded import PostgresServer
+from archiver.errors import PostgresError
 from archiver.policy.target import ToLatest
-from archiver.recovery_plan import make_plan
+from archiver.postgres.preflight import check_before_init, check_source
+from archiver.postgres.session import connect
+from archiver.recovery_plan import make_plan, read_history
 from archiver.restore import run_restore
+from archiver.snapshots import take_snapshot
 from tests.dumps import difference, pg_dump
 from tests.fix_archive import Setup
 from tests.fix_cli import Site
+from tests.integration.test_crash import with_fields
 from tests.integration.whole_chain import apart, restore_both_ways
 
 MakeSetup = Callable[..., Setup]
@@ -69,7 +74,7 @@ def test_check_fails_where_a_publication_would_lose_changes(site: Site, option: 
     assert site.run("check").returncode == 0
 
 
-async def test_policies_hide_no_row_from_archive_or_restore(make_setup: MakeSetup, pg: PostgresServer) -> None:
+async def test_policies_hide_no_row_from_a_restore(make_setup: MakeSetup, pg: PostgresServer) -> None:
     before = """
         CREATE TABLE item (id int PRIMARY KEY, v text); ALTER TABLE item ENABLE ROW LEVEL SECURITY;
         ALTER TABLE item FORCE ROW LEVEL SECURITY; CREATE POLICY none ON item USING (false);
@@ -97,6 +102,46 @@ async def test_policies_hide_no_row_from_archive_or_restore(make_setup: MakeSetu
     finally:
         pg.execute(f"DROP DATABASE {name} WITH (FORCE)")
         pg.execute(f"DROP ROLE {name}_owner")
+
+
+async def test_a_source_role_that_policies_apply_to_is_refused_and_with_bypassrls_archives_every_row(
+    make_setup: MakeSetup, pg: PostgresServer
+) -> None:
+    setup = make_setup()
+    with setup.connect() as conn:
+        conn.execute("CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item VALUES (1), (2)")
+        conn.execute("ALTER TABLE item ENABLE ROW LEVEL SECURITY; CREATE POLICY one ON item USING (id = 1)")
+    await setup.init()
+    role = f"limited_{conninfo_to_dict(setup.dsn)['dbname']}"
+    limited = with_fields(setup, source={"dsn": setup.dsn.replace("postgres@", f"{role}@")})
+    pg.execute(f"CREATE ROLE {role} LOGIN REPLICATION")
+    try:
+        pg.execute(f"GRANT pg_read_all_data TO {role}")
+        assert await row_security(limited) == {"fail"}
+        async with limited.open() as archive:
+            await archive.follow()
+            with pytest.raises(PostgresError, match="row-level security policy"):
+                await take_snapshot(archive, limited.config.require_source(), limited.config.snapshot)
+            assert (await read_history(archive)).snapshots == []
+        pg.execute(f"ALTER ROLE {role} BYPASSRLS")
+        assert await row_security(limited) == set()
+        with setup.connect() as conn:
+            async with limited.daemon():
+                await limited.archived()
+                conn.execute("INSERT INTO item VALUES (3)")
+                await limited.archived()
+        restored, summary = await limited.restore()
+        assert (summary.rows_loaded, difference(pg_dump(restored), pg_dump(setup.dsn))) == (2, "")
+    finally:
+        pg.execute(f"DROP ROLE {role}")
+
+
+async def row_security(setup: Setup) -> set[str]:
+    """What `init` and `check` say of policies."""
+    source = setup.config.require_source()
+    async with await connect(source.dsn, purpose="test") as conn:
+        found = await check_before_init(conn, source, None) + await check_source(conn, source, None)
+    return {check.status for check in found if check.name == "row security"}
 
 
 def rows_of(setup: Setup) -> list[str]:

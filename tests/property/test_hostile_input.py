@@ -122,6 +122,10 @@ PARSERS: dict[str, Parser] = {
     "subtransaction of a message": Parser(
         lambda data: own_messages.subtransaction(a_message(data)), (), [json.dumps(EVENT).encode()]
     ),
+    "computed rows": Parser(
+        lambda data: own_messages.computed_rows(a_message(data)),
+        samples=[b'{"schema": "public", "name": "t", "first": true, "rows": ["(1,a)"]}'],
+    ),
     "name of a manifest": Parser(
         lambda data: layout.manifest_seq(data.decode("latin-1")), (), [layout.manifest(7).encode()]
     ),

@@ -244,6 +244,7 @@ def test_an_empty_name_is_refused_rather_than_derived(write: Any, key: str) -> N
         ("[[region]]\nname = 'b'\nurl = 's3://bucket'\nregion = 'x'", r"region\.1\.region: unknown key"),
         ("[[region]]\nname = 'primary'\nurl = 's3://bucket'", r"two regions have the same name"),
         ("[[region]]\nname = 'b'\nurl = 's3://fra/shop'", r"two regions have the same url"),
+        ("[[region]]\nname = 'b'\nurl = 's3://fra/shop/'", r"two regions have the same url"),
     ],
 )
 def test_a_bad_value_is_named_with_its_key(write: Any, extra: str, named: str) -> None:
@@ -251,6 +252,23 @@ def test_a_bad_value_is_named_with_its_key(write: Any, extra: str, named: str) -
         read(write(f"{MINIMAL}\n{extra}\n"))
     assert refused.value.exit_code == 2
     assert refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("url = 'file:///a'", "url = 'file:///a/'"),
+        ("url = 's3://fra/a'\nendpoint = 'http://127.0.0.1:1'", "url = 's3://fra/a'\nendpoint = 'http://127.0.0.1:1/'"),
+    ],
+)
+def test_one_place_that_is_written_in_two_ways_is_not_two_regions(write: Any, one: str, other: str) -> None:
+    with pytest.raises(ConfigError, match="two regions have the same url"):
+        read(write(f"{MINIMAL}\n[[region]]\nname = 'b'\n{one}\n[[region]]\nname = 'c'\n{other}\n"))
+
+
+def test_one_bucket_and_prefix_at_two_endpoints_are_two_regions(write: Any) -> None:
+    text = "[[region]]\nname = '{0}'\nurl = 's3://fra/a'\nendpoint = 'http://127.0.0.1:{1}'\n"
+    assert len(read(write(MINIMAL + text.format("b", 1) + text.format("c", 2))).region) == 3
 
 
 @pytest.mark.parametrize("name", ["", "Shop", "-shop", "a" * 42, "shop/eu", "shop eu"])

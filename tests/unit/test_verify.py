@@ -1,0 +1,83 @@
+"""What `verify` says of a region that does not answer: that, and not that what it holds is damaged."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from archiver.archive import open_archive
+from archiver.errors import StoreUnavailable
+from archiver.format import layout
+from archiver.policy import catalog
+from archiver.store.base import Entry
+from archiver.store.memory import MemoryStore
+from archiver.store.mirror import Mirror
+from archiver.verify import Finding, verify
+from tests.unit.test_archive_log import KEK, Faulty, regions, written
+from tests.unit.test_regions_behind import with_object
+
+Regions = tuple[MemoryStore, MemoryStore]
+
+
+class Silent(Faulty):
+    """A region that does not answer for what is below a prefix."""
+
+    def __init__(self, inner: MemoryStore, prefix: str, *, lists: bool = True) -> None:
+        super().__init__(inner, lambda _when, _key: None)
+        self._prefix = prefix
+        self._lists = lists
+
+    async def get(self, key: str) -> bytes:
+        if key.startswith(self._prefix):
+            raise StoreUnavailable("no answer", where=f"{self.name}: {key}")
+        return await super().get(key)
+
+    async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Entry]:
+        if not self._lists and prefix.startswith(self._prefix):
+            raise StoreUnavailable("no answer", where=f"{self.name}: {prefix}")
+        async for entry in super().list(prefix, start_after=start_after):
+            yield entry
+
+
+async def found(stores: Regions, silent: Silent) -> list[Finding]:
+    return (await verify(await open_archive(Mirror([stores[0], silent]), "shop", [KEK]))).findings
+
+
+@pytest.fixture
+async def stores(monkeypatch: pytest.MonkeyPatch) -> Regions:
+    """An archive with a key that it needs, and a roll-up."""
+    monkeypatch.setattr(catalog, "ROLLUP", 3)
+    stores = regions()
+    archive = await written(stores, 5)
+    await archive.log.append(await with_object(archive, 6))
+    return stores
+
+
+async def test_a_key_over_which_a_region_times_out_is_not_called_missing(stores: Regions) -> None:
+    keys = sorted(key for key in stores[1].objects if key.startswith(layout.KEYS))
+    findings = await found(stores, Silent(stores[1], layout.KEYS))
+    assert [(f.region, f.object, f.what) for f in findings] == [
+        (stores[1].name, key, f"no answer ({stores[1].name}: {key})") for key in keys
+    ]
+
+
+async def test_a_roll_up_over_which_a_region_times_out_is_not_called_another(stores: Regions) -> None:
+    rolled = [key for key in stores[1].objects if key.startswith(layout.CATALOG)]
+    assert rolled
+    findings = await found(stores, Silent(stores[1], layout.CATALOG))
+    assert [(f.object, f.what) for f in findings] == [(key, f"no answer ({stores[1].name}: {key})") for key in rolled]
+
+
+async def test_roll_ups_that_a_region_does_not_list_are_not_passed_over(stores: Regions) -> None:
+    findings = await found(stores, Silent(stores[1], layout.CATALOG, lists=False))
+    assert [(f.object, f.what) for f in findings] == [
+        (layout.CATALOG, f"no answer ({stores[1].name}: {layout.CATALOG})")
+    ]
+
+
+async def test_a_roll_up_that_repeats_something_else_is_named(stores: Regions) -> None:
+    rolled = next(key for key in stores[1].objects if key.startswith(layout.CATALOG))
+    stores[1].objects[rolled] = catalog.pack([b"{}"])
+    findings = await found(stores, Silent(stores[1], "nothing"))
+    assert [(f.object, f.what) for f in findings] == [(rolled, "does not repeat the log")]
