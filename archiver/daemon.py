@@ -35,7 +35,7 @@ from archiver.errors import (
     StoreError,
     UsageError,
 )
-from archiver.format.manifest import Catalog, Fence, Snapshot
+from archiver.format.manifest import Catalog, Fence
 from archiver.http import serve
 from archiver.keys import PatientKek
 from archiver.metrics import Metrics
@@ -48,7 +48,7 @@ from archiver.regions import open_keks, open_regions
 from archiver.snapshots import take_snapshot
 from archiver.store.base import Store
 from archiver.store.mirror import Mirror
-from archiver.tasks import BACKOFF_CAP, task_group
+from archiver.tasks import BACKOFF_CAP, loop_time, task_group
 
 SAMPLE_SECONDS = 1.0
 SHUTDOWN_PATIENCE = 3  # samples refused: a walsender has that long to send the rest before the server ends
@@ -77,6 +77,8 @@ class Daemon:
         self._monitor = Source(self._source.dsn, self._source.slot)
         self._capture: Capture | None = None
         self._refusals = 0
+        self._rest_until = 0.0
+        """Schema changes may follow each other: base snapshots for their sake take half of the time at most."""
 
     def not_ready(self) -> str | None:
         """Why this daemon is not ready, None if it is: it must be streaming, and the lag bounded."""
@@ -315,12 +317,14 @@ class Daemon:
             if seconds > 0:  # it may be wanted sooner, if something is lost meanwhile
                 await asyncio.sleep(min(seconds, SAMPLE_SECONDS))
                 continue
+            started = loop_time()
             try:
                 of = self._alignment.system
                 snapshot = await take_snapshot(
                     archive, self._source, self._config.snapshot, of=of, on_blocked=each_once(tell_blocker)
                 )
                 log.info("base snapshot complete", lsn=str(snapshot.lsn), tables=snapshot.tables, rows=snapshot.rows)
+                self._rest_until = loop_time() + (loop_time() - started)
             except (PostgresError, StoreError, UsageError) as exc:
                 log.error("base snapshot failed", error=str(exc), hint=exc.hint, retry_in=SNAPSHOT_RETRY)
                 await asyncio.sleep(SNAPSHOT_RETRY)
@@ -330,15 +334,11 @@ class Daemon:
         if state.snapshot is None or (state.gap is not None and state.snapshot.lsn < state.gap.before_lsn):
             return 0.0
         if state.lost is not None and state.snapshot.lsn < state.lost.lsn:
-            return _rest(state.snapshot, datetime.now(UTC))
-        due = state.snapshot.finished_at + self._config.snapshot.every
-        return max(0.0, (due - datetime.now(UTC)).total_seconds())
-
-
-def _rest(last: Snapshot, now: datetime) -> float:
-    """Schema changes may follow each other: base snapshots for their sake take half of the time at most."""
-    took = max(timedelta(0), last.finished_at - last.consistent_at)
-    return max(0.0, (last.finished_at + took - now).total_seconds())
+            return max(0.0, self._rest_until - loop_time())
+        until_due = state.snapshot.finished_at + self._config.snapshot.every - datetime.now(UTC)
+        if until_due > 2 * self._config.snapshot.every:
+            return 0.0  # it was finished by a clock that was wrong
+        return max(0.0, until_due.total_seconds())
 
 
 async def _unless_stopped(starting: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:

@@ -164,11 +164,14 @@ class Replicas:
         return max(0.0, started + self.policy.patience.total_seconds() - asyncio.get_running_loop().time())
 
     def _finished(self, task: asyncio.Task[Any], store: Store, have: set[Store]) -> bool:
-        """Whether the write was done. An error ends all, unless the policy lets its region fall behind."""
+        """Whether the write was done. An error ends all, unless the policy lets its region fall behind.
+
+        What cannot be read back is no disagreement yet: whoever repairs the region finds out.
+        """
         error = task.exception()
         if error is None:
             return task.result() is not False  # of a follower that fell behind before it was written
-        if self.policy.patience is None or not isinstance(error, ArchiverError) or isinstance(error, IntegrityError):
+        if self.policy.patience is None or not isinstance(error, ArchiverError) or isinstance(error, RegionsDisagree):
             raise error
         if self.in_step == [store] and not self._counts(have):
             raise error
@@ -187,10 +190,10 @@ class Replicas:
                         return store
             except ObjectExists:
                 raise
-            except (TimeoutError, StoreError) as error:
+            except (TimeoutError, StoreError, IntegrityError) as error:
                 if patience is not None and await _answers(others):
                     self.fall_behind(store.name, str(error) or f"{key} was not written within {patience}")
-                elif isinstance(error, StoreError):
+                elif not isinstance(error, TimeoutError):
                     raise
 
     def _under_way(self, store: Store) -> Sequence[asyncio.Task[None]]:
@@ -245,7 +248,7 @@ class Replicas:
         error = None if task.cancelled() else task.exception()
         if error is not None:
             self.fall_behind(store.name, str(error))
-            if isinstance(error, IntegrityError) or store.name not in self._missed:
+            if isinstance(error, RegionsDisagree) or store.name not in self._missed:
                 self._failure = error  # a disagreement, or the last region in step lacks what counts already
         if (task.cancelled() or error) and store.name in self._missed:
             self._missed[store.name].add(key)

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from archiver.errors import AccessDenied, ObjectExists, RegionsDisagree, StoreUnavailable
+from archiver.errors import AccessDenied, IntegrityError, ObjectExists, RegionsDisagree, StoreUnavailable
 from archiver.store.replicas import TRAILING, Replicas, WritePolicy
 from archiver.store.retry import Retry
 from tests.store.test_mirror import Region
@@ -276,3 +276,38 @@ async def test_a_manifest_is_not_written_where_its_object_was_abandoned() -> Non
     world.open(world.one)
     await asyncio.gather(manifest, abandoning, return_exceptions=True)
     assert "m" not in world.one.objects
+
+
+# --- bytes that arrive altered ---
+
+
+class Altered(Region):
+    """What is read from it does not match its checksum."""
+
+    async def get(self, key: str) -> bytes:
+        raise IntegrityError("the object does not match the checksum kept with it", where=key)
+
+
+@pytest.mark.parametrize("policy", [ALL, ANY], ids=["all", "any"])
+@pytest.mark.parametrize("number", [0, 1])
+async def test_a_region_whose_answers_are_altered_falls_behind_and_halts_nobody(
+    policy: WritePolicy, number: int
+) -> None:
+    """A write whose answer was lost is compared with what is there; what cannot be read is no disagreement."""
+    altered, other = Altered("altered"), Region("other")
+    stores = [altered, other] if number == 0 else [other, altered]
+    await altered.put("m", b"x")
+    behind: list[str] = []
+    replicas = Replicas(stores, policy, lambda region, _why: behind.append(region))
+    await replicas.put_if_absent("m", b"x")
+    await replicas.finish()
+    await replicas.put_if_absent("n", b"y")
+    assert behind == ["altered"]
+    assert other.objects == {"m": b"x", "n": b"y"}
+
+
+async def test_a_strict_write_says_that_answers_are_altered() -> None:
+    altered, other = Altered("altered"), Region("other")
+    await altered.put("m", b"x")
+    with pytest.raises(IntegrityError, match="checksum"):
+        await Replicas([other, altered], WritePolicy()).put_if_absent("m", b"x")
