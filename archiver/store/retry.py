@@ -95,7 +95,7 @@ class Retry:
             except ObjectExists as exc:
                 if not if_absent or await self._store.size(key) is None:
                     raise StoreUnavailable("the store answers that an object is in the way, and none is") from exc
-                if not failures or await self._store.get(key) != data:
+                if not failures or await self.get(key) != data:
                     raise
 
         await self._persist(attempt)
