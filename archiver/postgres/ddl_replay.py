@@ -22,7 +22,7 @@ from archiver.format.dump_roles import Skipped
 from archiver.format.own_messages import DDL, LOST, ROWS, ComputedRows, computed_rows
 from archiver.format.pgmessages import LogicalMessage
 from archiver.lsn import Lsn
-from archiver.postgres import always_triggers
+from archiver.postgres import always_triggers, unvalidated
 from archiver.postgres.apply import Applier, MessageHandler
 from archiver.postgres.session import postgres_error
 
@@ -172,7 +172,8 @@ class DdlReplay:
                 table = sql.Identifier(found.schema, found.name)
                 await conn.execute(sql.SQL("DELETE FROM ONLY {}").format(table))
             if found.rows:
-                await _insert(conn, found)
+                async with unvalidated.set_aside(conn, found.schema, found.name):
+                    await _insert(conn, found)
         except psycopg.Error as exc:
             raise postgres_error(exc, f"rows of {found.schema}.{found.name} at {message.lsn}") from exc
 

@@ -116,7 +116,8 @@ BEGIN
     IF event = 'ddl_command_start' THEN
         PERFORM pg_logical_emit_message(true, 'archiver.ddl', message::text);
     ELSIF event = 'table_rewrite' THEN
-        PERFORM archiver.note_rewrite(rewritten, reason, source);
+        PERFORM archiver.note_rewrite(rewritten, reason, concat_ws(' ', source,
+            (SELECT string_agg(body, ' ') FROM jsonb_array_elements_text(archiver.bodies_of(source)) AS body)));
     ELSIF event = 'sql_drop' THEN
         PERFORM archiver.record_drop(message);
     ELSIF tag <> 'REINDEX' THEN  -- which fires from 17 on only

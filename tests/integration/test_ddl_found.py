@@ -45,6 +45,17 @@ FOUND: dict[str, list[str]] = {
         "CREATE TABLE t AS SELECT 1 AS a; CREATE TABLE u (a int); CREATE TABLE v (a int); DROP TABLE v",
         "DO $$ BEGIN CREATE TABLE w (a int); ALTER TABLE w ADD b int; END $$",
     ],
+    "a function in SQL rewrites a table with values that cannot be computed again": [
+        "CREATE TABLE t (id text PRIMARY KEY); INSERT INTO t VALUES ('a'), ('b')",
+        "CREATE FUNCTION f() RETURNS void LANGUAGE sql AS 'ALTER TABLE t ADD c int,\n ALTER id TYPE text\nUSING id || random(); SELECT'",
+        "SELECT f(); INSERT INTO t VALUES ('c')",
+    ],
+    "a rewrite of rows that violate what is not valid": [
+        "CREATE TABLE t (id int, s text); INSERT INTO t VALUES (1, 'a'), (NULL, 'b'); CREATE TABLE young () INHERITS (t)",
+        "ALTER TABLE t ADD CONSTRAINT known CHECK (id IS NOT NULL) NOT VALID; COMMENT ON CONSTRAINT known ON t IS 'it''s'",
+        "INSERT INTO young VALUES (2, 'c'); ALTER TABLE t ADD r float DEFAULT random()",
+        "UPDATE t SET s = 'd' WHERE id = 1",
+    ],
 }
 
 
