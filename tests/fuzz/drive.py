@@ -42,6 +42,10 @@ SELECT DISTINCT pid FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted
 """
 
 
+_SETTINGS = "-c lock_timeout=150ms -c statement_timeout=20s -c escape_string_warning=off -c client_min_messages=warning"
+"""Of a connection, so that RESET ALL goes back to them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Frozen:
     """The source at one position: what a restore to it must be."""
@@ -71,9 +75,7 @@ class Drive:
                     conn.execute(f"CREATE ROLE {role}".encode())
                 conn.execute(f"GRANT ALL ON SCHEMA public TO {role}".encode())
         for _ in range(CONNECTIONS + 1):
-            conn = psycopg.connect(self.dsn, autocommit=True)
-            conn.execute("SET lock_timeout = '150ms'; SET statement_timeout = '20s'")
-            conn.execute("SET escape_string_warning = off; SET client_min_messages = warning")
+            conn = psycopg.connect(self.dsn, autocommit=True, options=_SETTINGS)
             conn.add_notice_handler(lambda notice: self._listen(notice.message_primary or ""))
             self.connections.append(conn)
 
