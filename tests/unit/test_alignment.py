@@ -112,3 +112,15 @@ async def test_a_slot_that_was_dropped_for_being_invalid_is_recorded_as_invalid_
     assert [gap.reason for gap in cast(Any, behind.log).appended] == [
         "the replication slot was invalidated: wal_removed"
     ]
+
+
+async def test_no_gap_is_appended_while_a_region_may_hold_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def beyond(_log: Log) -> None:
+        raise StoreUnavailable("a region may hold more")
+
+    monkeypatch.setattr(Log, "require_nothing_beyond", beyond)
+    source, behind = Source(SourceSection(dsn="", slot="s", publication="p"), lambda: None), archive_up_to(changes(4))
+    source.reached = Lsn(40)
+    with pytest.raises(StoreUnavailable):
+        await source.align(behind)
+    assert cast(Any, behind.log).appended == []
