@@ -97,11 +97,21 @@ class Replay:
             if not isinstance(record, bytes):
                 self._note(record)
             elif (transaction := feed(record)) is not None:
-                await applier.apply(transaction)
-                self.transactions += 1
-                if applier.uncommitted_rows >= COMMIT_ROWS or ddl.commit_wanted:
-                    await applier.start_commit(self._progress(ddl))
-                    ddl.committed()
+                await self._replay_transaction(applier, ddl, transaction)
+
+    async def _replay_transaction(self, applier: Applier, ddl: DdlReplay, transaction: SourceTransaction) -> None:
+        """One with DDL has a target transaction of its own.
+
+        An enum's new value is usable after a commit only, locks are let go, and an index is not built over rows that
+        an earlier source transaction deleted: the server indexes what its own transaction deleted, too.
+        """
+        alone = ddl.changes_schema(transaction)
+        if alone:
+            await applier.start_commit(self._progress(ddl))
+        await applier.apply(transaction)
+        self.transactions += 1
+        if alone or applier.uncommitted_rows >= COMMIT_ROWS:
+            await applier.start_commit(self._progress(ddl))
 
     def _note(self, record: segment.Relation | segment.Sequences | segment.Context) -> None:
         match record:

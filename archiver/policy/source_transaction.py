@@ -53,6 +53,7 @@ class SourceTransaction:
 
     __slots__ = (
         "_aborted",
+        "_has_logical",
         "_messages",
         "_relations",
         "_streamed",
@@ -78,6 +79,7 @@ class SourceTransaction:
         self._messages = opened.messages
         self._streamed = opened.streamed
         self._aborted = opened.aborted
+        self._has_logical = opened.has_logical
         self._relations = relations
 
     def changes(self) -> Iterator[Change]:
@@ -98,8 +100,8 @@ class SourceTransaction:
                 yield from self._other(message, seen)
 
     def logical_messages(self) -> Iterator[LogicalMessage]:
-        """Its logical messages alone, for one who must look ahead."""
-        for message in self._messages:
+        """Its logical messages alone, for one who must look ahead. Costs nothing where there are none."""
+        for message in self._messages if self._has_logical else ():
             if message[0] == Tag.MESSAGE and not (self._aborted and message[XID_FIELD] in self._aborted):
                 decoded = decode(message, streamed=self._streamed)
                 assert isinstance(decoded, LogicalMessage)
@@ -136,7 +138,7 @@ class SourceTransaction:
 class OpenTransaction:
     """A transaction whose commit has not been seen. `complete` is False when its beginning was not read."""
 
-    __slots__ = ("aborted", "complete", "messages", "relations", "segment", "streamed", "xid")
+    __slots__ = ("aborted", "complete", "has_logical", "messages", "relations", "segment", "streamed", "xid")
 
     def __init__(self, xid: int, segment: int, spool: SpoolFactory, *, streamed: bool, complete: bool = True) -> None:
         self.xid = xid
@@ -144,6 +146,7 @@ class OpenTransaction:
         self.streamed = streamed
         self.complete = complete
         self.messages = MessageSpool(spool)
+        self.has_logical = False
         self.relations: list[tuple[int, bytes]] = []
         self.aborted: set[bytes] = set()
 

@@ -147,6 +147,7 @@ class TransactionAssembler:
         if current is None:
             # The rest of a transaction that began before the first segment read.
             self._plain = self._current = current = self._open(0, streamed=False, complete=False)
+        current.has_logical |= tag == Tag.MESSAGE
         self._keep(current, message)
 
     def _keep(self, opened: OpenTransaction, message: bytes) -> None:

@@ -123,16 +123,15 @@ class Silence:
                 await self._keys.drop(conn)
         self._due = False
 
-    async def lift(self, conn: Conn, tag: str, source: str) -> int:
-        """For a statement with this tag and text. Returns how many foreign keys are to be dropped again for it."""
-        self._due, made = True, 0
+    async def lift(self, conn: Conn, tag: str, source: str) -> None:
+        """For a statement with this tag and text."""
+        self._due = True
         if self._keys is not None and foreign_keys.may_concern(tag):
             with _errors("putting foreign keys back"):
-                made = await self._keys.make(conn, validated=foreign_keys.needs_valid(source))
+                await self._keys.make(conn, validated=foreign_keys.needs_valid(source))
         if self._imposed:
             await _switch(conn, _LIFT, {})
         self._imposed = False
-        return made
 
     async def lifted_for(self, conn: Conn) -> None:
         """The statement is done."""

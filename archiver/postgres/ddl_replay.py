@@ -22,13 +22,10 @@ from archiver.format.dump_roles import Skipped
 from archiver.format.own_messages import DDL, LOST, ROWS, ComputedRows, computed_rows
 from archiver.format.pgmessages import LogicalMessage
 from archiver.lsn import Lsn
+from archiver.policy.source_transaction import SourceTransaction
 from archiver.postgres import always_triggers, unvalidated
 from archiver.postgres.apply import Applier, MessageHandler
 from archiver.postgres.session import postgres_error
-
-MAX_STATEMENTS: Final = 100
-"""DDL statements, and foreign keys dropped for them, in one target transaction: each keeps locks, of which
-max_locks_per_transaction allows few."""
 
 Conn = psycopg.AsyncConnection[Any]
 
@@ -63,8 +60,6 @@ class DdlReplay:
         self._target = target
         self._settable = settable
         self._silence = silence
-        self._statements = 0
-        self._must_commit = False
         self._applier: Applier | None = None
 
     @classmethod
@@ -101,14 +96,10 @@ class DdlReplay:
             return True
         return event.kind == "ddl_command_start" and self._made_by(message.lsn) is not None
 
-    @property
-    def commit_wanted(self) -> bool:
-        """Whether the target transaction must be committed before the next source transaction."""
-        return self._must_commit or self._statements >= MAX_STATEMENTS
-
-    def committed(self) -> None:
-        self._must_commit = False
-        self._statements = 0
+    def changes_schema(self, transaction: SourceTransaction) -> bool:
+        """Whether a source transaction holds DDL that does something at the target."""
+        found = (message for message in transaction.logical_messages() if message.prefix == DDL)
+        return any(_acts(ddl.parse_event(message.content)) for message in found)
 
     # --- messages
 
@@ -118,7 +109,7 @@ class DdlReplay:
         if applier.skip_rows and not (event.kind == "ddl_command_end" and event.tag in ddl.RUNS_SCRIPTS):
             return
         try:
-            self._statements += await self._silence.lift(conn, event.tag, event.source)
+            await self._silence.lift(conn, event.tag, event.source)
             await self._on_event(event, message, applier)
             await self._silence.lifted_for(conn)
         except PostgresError as exc:
@@ -149,7 +140,6 @@ class DdlReplay:
             await self._run(event, replay.statements, lsn)
         if event.tag in ddl.RUNS_SCRIPTS:
             await always_triggers.hush_event_triggers(self._conn)
-        self._must_commit |= replay.commits
 
     async def _create_filled(self, start: Event, lsn: Lsn) -> None:
         """Make the table of a CREATE TABLE AS before its rows arrive, as its end event describes it."""
@@ -187,7 +177,6 @@ class DdlReplay:
     # --- running
 
     async def _run(self, event: Event, statements: list[str], lsn: Lsn) -> None:
-        self._statements += len(statements)
         for statement in statements:
             try:
                 await self._conn.execute("SAVEPOINT archiver_ddl")
@@ -247,6 +236,11 @@ class DdlReplay:
     def _attached(self) -> Applier:
         assert self._applier is not None
         return self._applier
+
+
+def _acts(event: Event) -> bool:
+    """The events of a CREATE TABLE AS that filled a temporary table do nothing."""
+    return event.tag not in ddl.CREATES_FILLED or event.kind == "sql_drop" or bool(event.created)
 
 
 def _is_bearable(tag: str, exc: psycopg.Error) -> bool:

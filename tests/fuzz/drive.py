@@ -44,6 +44,9 @@ SELECT DISTINCT pid FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted
 
 _SETTINGS = "-c lock_timeout=150ms -c statement_timeout=20s -c escape_string_warning=off -c client_min_messages=warning"
 """Of a connection, so that RESET ALL goes back to them."""
+_PATIENCE = 20_000
+"""Milliseconds for a lock while all others stand still: what holds it then will never let it go."""
+_PATIENT = f"-c lock_timeout={_PATIENCE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +164,8 @@ def everything(dsn: str) -> list[str]:
 
     Unlogged tables come back empty, so views may look different where there is one.
     """
-    dump = pg_dump(dsn, "--no-unlogged-table-data")
-    with psycopg.connect(dsn, autocommit=True) as conn:
+    dump = pg_dump(dsn, "--no-unlogged-table-data", f"--lock-wait-timeout={_PATIENCE}")
+    with psycopg.connect(dsn, autocommit=True, options=_PATIENT) as conn:
         world = look(conn)
         if world.of("r", "u"):
             return dump
@@ -176,7 +179,7 @@ def everything(dsn: str) -> list[str]:
 
 def sequences(dsn: str) -> dict[str, tuple[int, int]]:
     """Last value and increment of each sequence that was used."""
-    with psycopg.connect(dsn, autocommit=True) as conn:
+    with psycopg.connect(dsn, autocommit=True, options=_PATIENT) as conn:
         return {name: (last, by) for name, last, by in conn.execute(_SEQUENCES).fetchall()}
 
 

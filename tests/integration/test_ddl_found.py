@@ -56,6 +56,12 @@ FOUND: dict[str, list[str]] = {
         "INSERT INTO young VALUES (2, 'c'); ALTER TABLE t ADD r float DEFAULT random()",
         "UPDATE t SET s = 'd' WHERE id = 1",
     ],
+    "an index over rows of which some were too large for it until the transaction before": [
+        "CREATE TABLE t (id int PRIMARY KEY, s text); INSERT INTO t VALUES (1, 'a')",
+        "INSERT INTO t SELECT 2, string_agg(md5(i::text), '') FROM generate_series(1, 400) i",
+        "DELETE FROM t WHERE id = 2",
+        "CREATE INDEX ON t (s)",
+    ],
 }
 
 
