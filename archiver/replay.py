@@ -30,6 +30,7 @@ from archiver.policy.transactions import SourceTransaction, TransactionAssembler
 from archiver.postgres import load
 from archiver.postgres.apply import Applier
 from archiver.postgres.ddl_replay import DdlReplay
+from archiver.postgres.renames import Renames
 from archiver.recovery_plan import fetch_segment
 from archiver.snapshots import Index
 
@@ -55,6 +56,7 @@ class Replay:
         self.transactions = int(done.get("transactions", 0))
         self.left_out: Sequence[Skipped] = [Skipped(*item) for item in done.get("left_out", ())]
         self.missing = frozenset[str](done.get("missing", ()))
+        self._renames = Renames(done.get("renames", ()))
         self._archive = archive
         self._publication = index.publication
         first = int(done.get("segment", 0))
@@ -68,6 +70,7 @@ class Replay:
         """Replay all segments and commit. Raises IntegrityError, PostgresError."""
         ddl = await DdlReplay.open(conn, self._publication)
         ddl.left_out, ddl.missing = list(self.left_out), set(self.missing)
+        ddl.renames = self._renames
         with _few_searches_for_cycles():
             handlers, concerns, before = ddl.handlers, ddl.concerns, ddl.before_rows
             async with Applier.open(conn, on_message=handlers, concerns=concerns, before_rows=before) as applier:
@@ -130,6 +133,7 @@ class Replay:
             sequences=self.sequences.all(),
             left_out=[[item.entry, item.reason, first_line(item.statement)] for item in ddl.left_out],
             missing=sorted(ddl.missing),
+            renames=self._renames.to_json(),
         )
 
     async def _read_ahead(self) -> AsyncGenerator[tuple[Changes, bytes, int], None]:

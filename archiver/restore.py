@@ -20,6 +20,7 @@ import structlog
 
 from archiver.archive import OpenArchive
 from archiver.format import dump, dump_roles
+from archiver.format.ddl import qualified
 from archiver.format.dump_not_null import means_names, with_not_null_names
 from archiver.format.dump_roles import Skipped
 from archiver.format.manifest import CommitRef, ObjectRef
@@ -27,7 +28,7 @@ from archiver.format.seal import inflate
 from archiver.policy.builds import builds_of
 from archiver.policy.sequence_log import SequenceState, SequenceStates
 from archiver.policy.target import Plan
-from archiver.postgres import always_triggers, load
+from archiver.postgres import always_triggers, load, relations
 from archiver.postgres.build import build_all
 from archiver.postgres.roles import create_roles
 from archiver.postgres.sequences import raise_to_columns, set_sequences
@@ -161,9 +162,13 @@ class _Restore:
                 await load.drop_public_schema(conn)
             await load.create_progress(conn)
             await always_triggers.create(conn)
+            await conn.execute(relations.CREATE)
             for entries in _up_to_extensions(script.pre):
                 self._skip(await load.run_script(conn, script.preamble, entries))
                 await always_triggers.hush_event_triggers(conn)
+            await relations.note(
+                conn, {table.info.oid: qualified(table.info.schema, table.info.name) for table in index.tables}
+            )
             await self._record(conn, restore=identity(self._plan, self._archive), schema=self._summary.warnings)
 
     async def _load_rows(self, conn: psycopg.AsyncConnection[Any], index: Index, _script: dump.Script) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from archiver.lsn import Lsn
 from archiver.policy.transactions import SourceTransaction, TransactionAssembler
+from archiver.postgres import relations
 from archiver.postgres.apply import Applier
 from archiver.postgres.session import connect
 from tests.fix_servers import MakeDatabase
@@ -31,6 +32,7 @@ def target(make_database: MakeDatabase) -> str:
     dsn = make_database()
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute(SCHEMA)
+        conn.execute(relations.CREATE)
         conn.execute("CREATE SCHEMA progress; CREATE TABLE progress.done (lsn pg_lsn, segment int)")
     return dsn
 

@@ -301,6 +301,15 @@ _PARTS: Final[dict[str, re.Pattern[str]]] = {
 _JOINED: Final = {"user mapping": "FOR {a} SERVER {b}", "transform": "FOR {a} LANGUAGE {b}"}
 
 
+def tables_of(event: Event) -> dict[int, str]:
+    """The tables that a statement made or changed: their names, quoted, by their OIDs at the source."""
+    return {int(each["oid"]): str(each["identity"]) for each in event.objects if _is_table(each)}
+
+
+def _is_table(described: Mapping[str, Any]) -> bool:
+    return described["type"] == "table" and described.get("oid") is not None
+
+
 def drop_statements(event: Event) -> Iterator[str]:
     """DROP … CASCADE for each object that was named in a drop; what depended on it goes with it, as it did."""
     for dropped in event.objects:
@@ -320,6 +329,10 @@ def quote(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def qualified(schema: str, name: str) -> str:
+    return f"{quote(schema)}.{quote(name)}"
+
+
 def literal(text: str) -> str:
     """A string literal, read alike whatever standard_conforming_strings says."""
     escaped = text.replace("\\", "\\\\").replace("'", "''")
@@ -330,7 +343,7 @@ def create_table(table: Mapping[str, Any]) -> str:
     """CREATE TABLE or CREATE FOREIGN TABLE for a table as the trigger described it."""
     foreign = table["server"] is not None
     kind = "FOREIGN TABLE" if foreign else "UNLOGGED TABLE" if table["persistence"] == "u" else "TABLE"
-    name = f"{quote(table['schema'])}.{quote(table['name'])}"
+    name = qualified(table["schema"], table["name"])
     text = f"CREATE {kind} {name} ({', '.join(map(_column, table['columns'] or ()))})"
     if foreign:
         return f"{text} SERVER {quote(table['server'])}{_options(table['server_options'])}"
@@ -342,7 +355,7 @@ def create_table(table: Mapping[str, Any]) -> str:
 def set_defaults(event: Event) -> Iterator[str]:
     """Defaults as they came out at the source: literals such as 'now' became constants there."""
     for each in event.defaults:
-        table = f"{quote(each['schema'])}.{quote(each['name'])}"
+        table = qualified(each["schema"], each["name"])
         yield f"ALTER TABLE ONLY {table} ALTER COLUMN {quote(each['column'])} SET DEFAULT {each['default']}"
 
 

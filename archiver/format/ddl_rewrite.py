@@ -98,14 +98,17 @@ def _concurrent_detach(stmt: Any) -> Any | None:
     return None
 
 
+# Not of a hash partition: those would name the parent's OID, and servers have stopped making them.
 _DETACH: Final = """DO $archiver$
 DECLARE
+    parent oid := {parent_literal}::pg_catalog.regclass;
     bounds text := pg_catalog.pg_get_partition_constraintdef({partition}::pg_catalog.regclass);
 BEGIN
     ALTER TABLE {parent} DETACH PARTITION {name};
-    IF NOT EXISTS (SELECT FROM pg_catalog.pg_constraint k
-                    WHERE k.conrelid = {partition}::pg_catalog.regclass AND k.contype = 'c'
-                      AND pg_catalog.pg_get_constraintdef(k.oid) = pg_catalog.format('CHECK (%s)', bounds)) THEN
+    IF (SELECT partstrat <> 'h' FROM pg_catalog.pg_partitioned_table WHERE partrelid = parent)
+       AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint k
+                        WHERE k.conrelid = {partition}::pg_catalog.regclass AND k.contype = 'c'
+                          AND pg_catalog.pg_get_constraintdef(k.oid) = pg_catalog.format('CHECK (%s)', bounds)) THEN
         EXECUTE pg_catalog.format('ALTER TABLE %s ADD CHECK (%s)', {partition}::pg_catalog.regclass, bounds);
     END IF;
 END $archiver$"""
@@ -113,8 +116,8 @@ END $archiver$"""
 
 def _detach(parent: Any, partition: Any) -> str:
     """A plain DETACH, and the partition's bounds as a CHECK constraint, which CONCURRENTLY leaves behind."""
-    name = _qualified(partition)
-    return _DETACH.format(parent=_qualified(parent), name=name, partition=literal(name))
+    name, of = _qualified(partition), _qualified(parent)
+    return _DETACH.format(parent=of, parent_literal=literal(of), name=name, partition=literal(name))
 
 
 # --- Syntax trees --------------------------------------------------------------------------------------

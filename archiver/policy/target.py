@@ -160,7 +160,7 @@ class Epoch:
         """
         stop = self._stop(target, boundary_commits, now)
         snapshot = self._snapshot(target, stop, snapshot_id)
-        segments = self._segments(snapshot.lsn, stop)
+        segments = self._segments(target, snapshot.lsn, stop)
         return Plan(target, snapshot, segments, stop, self._last_commit(boundary_commits, stop))
 
     def find_restore_point(self, name: str) -> RestorePoint | None:
@@ -242,10 +242,16 @@ class Epoch:
     def _gap_between(self, start: Lsn, stop: Lsn) -> Gap | None:
         return next((g for g in self.gaps if g.before_lsn > start and g.after_lsn < stop), None)
 
-    def _segments(self, start: Lsn, stop: Lsn) -> tuple[Changes, ...]:
-        """What is needed from `start` to `stop`, and where a transaction was open at `start`, from its beginning."""
-        if start == stop:
+    def _segments(self, target: Target, start: Lsn, stop: Lsn) -> tuple[Changes, ...]:
+        """What is needed from `start` to `stop`, and on to where the sequences at the target are told of."""
+        needed = self._holding_rows(start, stop) if start < stop else self._at_or_after(stop)[:1]
+        if not needed:
             return ()
+        told = [s.ordinal for s in self._after(target, stop) if s.sequences][:1]
+        first, last = self._begin(needed[0]), max([s.ordinal for s in needed if start < stop] + told, default=-1)
+        return tuple(s for s in self.changes if first <= s.ordinal <= last and s.object)
+
+    def _holding_rows(self, start: Lsn, stop: Lsn) -> list[Changes]:
         needed = [s for s in self.changes if s.end_lsn > start and s.start_lsn < stop]
         if not needed or needed[-1].end_lsn < stop:
             end = needed[-1].end_lsn if needed else start
@@ -253,16 +259,25 @@ class Epoch:
                 f"the archive does not hold all changes up to {stop} yet", where=f"it ends at {end}"
             )
         self._check_contiguous(needed, start)
-        first = needed[0].ordinal
-        before = next((s for s in reversed(self.changes) if s.ordinal < first), None)
-        begin = before.open_from if before and before.open_from is not None else first
-        last = self._last_with_sequences(needed[-1])
-        return tuple(s for s in self.changes if begin <= s.ordinal <= last and s.object)
+        return needed
 
-    def _last_with_sequences(self, last: Changes) -> int:
-        """The ordinal of the first segment from `last` on whose sequences were read: never below those at `last`."""
-        following = (s.ordinal for s in self.changes if s.ordinal >= last.ordinal and s.sequences)
-        return next(following, last.ordinal)
+    def _begin(self, first: Changes) -> int:
+        """The ordinal of `first`, or where a transaction was open at its start, of that one's beginning."""
+        before = next((s for s in reversed(self.changes) if s.ordinal < first.ordinal), None)
+        return before.open_from if before and before.open_from is not None else first.ordinal
+
+    def _after(self, target: Target, stop: Lsn) -> list[Changes]:
+        """The segments that were cut when the source was past the target, sequences included.
+
+        A sequence gives up to 32 values for one record in the WAL (SEQ_LOG_VALS, sequence.c): it moves within an LSN.
+        """
+        if isinstance(target, ToTime) and (settling := self._settles(target.time)) is not None:
+            return [s for s in self.changes if s.ordinal >= settling.ordinal]
+        reaching = self._at_or_after(stop)
+        return [s for s in reaching if s.end_lsn > stop and s.sequences] or reaching[::-1]
+
+    def _at_or_after(self, stop: Lsn) -> list[Changes]:
+        return [s for s in self.changes if s.end_lsn >= stop]
 
     def _check_contiguous(self, needed: Sequence[Changes], start: Lsn) -> None:
         position = start

@@ -75,6 +75,8 @@ class Applier:
     nothing of that. `before_rows` is called before rows are written, before a truncation
     and before a commit.
 
+    The target holds `relations.CREATE`.
+
     `skip_rows` is for handlers: while it is true, rows and truncations of this transaction are passed over.
 
     `uncommitted_rows` counts changes since the last commit, without those that are not flushed yet.

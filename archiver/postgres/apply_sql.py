@@ -22,7 +22,7 @@ class Statements:
     def __init__(self, table: Table, stage: str) -> None:
         self.table = table
         relation = table.shape.relation
-        self._target = Identifier(relation.namespace, relation.name)
+        self._target = Identifier(table.place.schema, table.place.name)
         self._stage = Identifier("pg_temp", stage)
         self._names = [Identifier(column.name) for column in relation.columns]
         self._key = table.shape.key or ()
@@ -185,7 +185,7 @@ class Statements:
 
 
 def truncate(tables: Sequence[Table], *, cascade: bool, restart_identity: bool) -> bytes:
-    names = [Identifier(table.shape.relation.namespace, table.shape.relation.name) for table in tables]
+    names = [Identifier(table.place.schema, table.place.name) for table in tables]
     return _bytes(
         "TRUNCATE {}{}{}",
         _COMMA.join(SQL("ONLY {}").format(name) for name in names),

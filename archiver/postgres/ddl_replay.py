@@ -17,14 +17,16 @@ from psycopg import sql
 from archiver.errors import PostgresError
 from archiver.format import ddl
 from archiver.format.ddl import Event
+from archiver.format.ddl_renames import rename_of
 from archiver.format.ddl_rewrite import Replay, TargetFacts, for_target
 from archiver.format.dump_roles import Skipped
 from archiver.format.own_messages import DDL, LOST, ROWS, ComputedRows, computed_rows
 from archiver.format.pgmessages import LogicalMessage
 from archiver.lsn import Lsn
 from archiver.policy.source_transaction import SourceTransaction
-from archiver.postgres import always_triggers, unvalidated
+from archiver.postgres import always_triggers, relations, unvalidated
 from archiver.postgres.apply import Applier, MessageHandler
+from archiver.postgres.renames import Renames
 from archiver.postgres.session import postgres_error
 
 Conn = psycopg.AsyncConnection[Any]
@@ -49,13 +51,17 @@ _OF_LEFT_OUT: Final = frozenset({"ALTER POLICY", "COMMENT"})
 
 
 class DdlReplay:
-    """Runs the DDL messages of one replay. `left_out` is for the report, and so are the roles that were `missing`."""
+    """Runs the DDL messages of one replay. `left_out` is for the report, and so are the roles that were `missing`.
+
+    `renames` are to be known again where an interrupted replay goes on.
+    """
 
     def __init__(
         self, conn: Conn, target: TargetFacts, settable: frozenset[str], silence: always_triggers.Silence
     ) -> None:
         self.left_out: list[Skipped] = []
         self.missing: set[str] = set()
+        self.renames = Renames()
         self._conn = conn
         self._target = target
         self._settable = settable
@@ -110,7 +116,8 @@ class DdlReplay:
             return
         try:
             await self._silence.lift(conn, event.tag, event.source)
-            await self._on_event(event, message, applier)
+            async with self.renames.as_of(conn, message.lsn):
+                await self._on_event(event, message, applier)
             await self._silence.lifted_for(conn)
         except PostgresError as exc:
             exc.hint = exc.hint or _HINT
@@ -134,10 +141,14 @@ class DdlReplay:
             return
         if not event.objects and event.tag in ddl.RUNS_SCRIPTS:
             return  # IF NOT EXISTS, and it did
-        replay = for_target(ddl.statement_of(event), event, self._target)
+        statement = ddl.statement_of(event)
+        replay = for_target(statement, event, self._target)
         self._report(event, replay)
         if replay.statements:
             await self._run(event, replay.statements, lsn)
+            await relations.note(self._conn, ddl.tables_of(event))
+            if (rename := rename_of(statement, event)) is not None:
+                self.renames.note(lsn, rename)
         if event.tag in ddl.RUNS_SCRIPTS:
             await always_triggers.hush_event_triggers(self._conn)
 
@@ -145,6 +156,7 @@ class DdlReplay:
         """Make the table of a CREATE TABLE AS before its rows arrive, as its end event describes it."""
         if (end := self._made_by(lsn)) is not None:
             await self._run(start, [ddl.create_table(table) for table in end.created], lsn)
+            await relations.note(self._conn, ddl.tables_of(end))
 
     def _made_by(self, start: Lsn) -> Event | None:
         """The end of what started at this LSN, where it made a table; its own start is where that is made."""
@@ -158,14 +170,18 @@ class DdlReplay:
         await self.before_rows()
         found = computed_rows(message)
         try:
-            if found.first:
-                table = sql.Identifier(found.schema, found.name)
-                await conn.execute(sql.SQL("DELETE FROM ONLY {}").format(table))
-            if found.rows:
-                async with unvalidated.set_aside(conn, found.schema, found.name):
-                    await _insert(conn, found)
+            async with self.renames.as_of(conn, message.lsn):
+                await self._write_rows(found)
         except psycopg.Error as exc:
             raise postgres_error(exc, f"rows of {found.schema}.{found.name} at {message.lsn}") from exc
+
+    async def _write_rows(self, found: ComputedRows) -> None:
+        if found.first:
+            table = sql.Identifier(found.schema, found.name)
+            await self._conn.execute(sql.SQL("DELETE FROM ONLY {}").format(table))
+        if found.rows:
+            async with unvalidated.set_aside(self._conn, found.schema, found.name):
+                await _insert(self._conn, found)
 
     async def _on_lost(self, _conn: Conn, message: LogicalMessage) -> None:
         raise PostgresError(

@@ -205,7 +205,8 @@ DECLARE
     objects jsonb;
     tables oid[];
 BEGIN
-    SELECT jsonb_agg(jsonb_build_object('type', object_type, 'schema', schema_name, 'identity', object_identity)),
+    SELECT jsonb_agg(jsonb_build_object('type', object_type, 'schema', schema_name, 'identity', object_identity,
+                                        'oid', objid::bigint)),
            array_agg(objid) FILTER (WHERE classid = 'pg_class'::regclass)
       INTO objects, tables FROM pg_event_trigger_ddl_commands()
      WHERE NOT in_extension AND schema_name IS DISTINCT FROM 'pg_temp' AND schema_name IS DISTINCT FROM 'archiver'

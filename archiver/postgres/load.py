@@ -333,7 +333,9 @@ async def write_progress(cursor: psycopg.AsyncCursor[Any], **values: Any) -> Non
 async def drop_progress(conn: psycopg.AsyncConnection[Any]) -> None:
     """Remove the progress table and its schema: a restored database holds nothing of archiver's."""
     await _run(
-        conn, "drop table if exists archiver.restore_progress; drop schema if exists archiver", "dropping the progress"
+        conn,
+        "drop table if exists archiver.restore_progress, archiver.relations; drop schema if exists archiver",
+        "dropping the progress",
     )
 
 

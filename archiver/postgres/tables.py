@@ -13,6 +13,7 @@ import psycopg
 from archiver.errors import PostgresError
 from archiver.format.pgmessages import Relation
 from archiver.policy.batch import Shape
+from archiver.postgres.relations import Place, find
 
 # Operators are looked up because `=` of an extension's type is not found with search_path set to pg_catalog.
 _KEYS = """
@@ -43,10 +44,6 @@ SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attgenerate
   FROM pg_catalog.pg_attribute a
  WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped
 """
-_TABLE = """
-SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
- WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')
-"""
 _DEFAULT_EQUALITY = ("pg_catalog", "=")
 
 
@@ -66,10 +63,12 @@ class TargetColumn:
 class Table:
     """A relation of the stream in the target. Columns are named by their place in the relation.
 
-    `equality` holds, for each key column, schema and name of the operator that its index uses.
+    `place` has its name in the target. `equality` holds, for each key column, schema and name of the operator that
+    its index uses.
     """
 
     shape: Shape
+    place: Place
     columns: tuple[TargetColumn, ...]
     equality: tuple[tuple[str, str], ...]
 
@@ -86,18 +85,13 @@ class Table:
 
 
 async def look_up(cursor: psycopg.AsyncRawCursor[Any], relation: Relation) -> Table:
-    """Find a relation in the target. Raises PostgresError naming what is missing."""
-    await cursor.execute(_TABLE, [relation.namespace, relation.name])
-    found = await cursor.fetchone()
-    if found is None:
-        raise PostgresError(
-            f"the target has no table {relation}",
-            hint="Restore into an empty database, so that the archived schema is created first.",
-        )
-    await cursor.execute(_COLUMNS, [found[0]])
+    """Find a relation in the target. Raises PostgresError naming what is missing, IntegrityError."""
+    place = await find(cursor, relation)
+    await cursor.execute(_COLUMNS, [place.oid])
     columns = _match(relation, {row[0]: TargetColumn(*row) for row in await cursor.fetchall()})
-    await cursor.execute(_KEYS, [found[0]])
-    return _with_key(relation, columns, await cursor.fetchall())
+    await cursor.execute(_KEYS, [place.oid])
+    shape, equality = _with_key(relation, await cursor.fetchall())
+    return Table(shape, place, columns, equality)
 
 
 def _match(relation: Relation, present: dict[str, TargetColumn]) -> tuple[TargetColumn, ...]:
@@ -110,7 +104,7 @@ def _match(relation: Relation, present: dict[str, TargetColumn]) -> tuple[Target
     return tuple(present[column.name] for column in relation.columns)
 
 
-def _with_key(relation: Relation, columns: tuple[TargetColumn, ...], indexed: list[tuple[Any, ...]]) -> Table:
+def _with_key(relation: Relation, indexed: list[tuple[Any, ...]]) -> tuple[Shape, tuple[tuple[str, str], ...]]:
     """The key is what the source sends as such; with REPLICA IDENTITY FULL it is the target's own, if any."""
     indexes: dict[int, dict[str, tuple[str, str]]] = {}
     for index, column, operator, schema in indexed:
@@ -125,4 +119,4 @@ def _with_key(relation: Relation, columns: tuple[TargetColumn, ...], indexed: li
         operators = next((each for each in indexes.values() if each.keys() == names), {})
         key = tuple(places[column.name] for column in relation.columns if column.key)
     equality = tuple(operators.get(relation.columns[at].name, _DEFAULT_EQUALITY) for at in key)
-    return Table(Shape(relation, key or None), columns, equality)
+    return Shape(relation, key or None), equality

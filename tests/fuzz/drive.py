@@ -29,8 +29,9 @@ _STATUS = {TransactionStatus.IDLE: "idle", TransactionStatus.INTRANS: "open", Tr
 _OURS = ("does not have a replica identity", "archiver")
 """What no error and no warning of the source may say: it would be our doing."""
 _SEQUENCES = """
-SELECT format('%I.%I', schemaname, sequencename), last_value, increment_by FROM pg_sequences
- WHERE schemaname !~ '^(pg_|archiver$)' AND last_value IS NOT NULL ORDER BY 1
+SELECT format('%I.%I', nspname, relname), seqincrement FROM pg_sequence
+  JOIN pg_class c ON c.oid = seqrelid JOIN pg_namespace n ON n.oid = relnamespace
+ WHERE nspname !~ '^(pg_|archiver$)' ORDER BY 1
 """
 _CONFIRMED = """
 SELECT bool_or(confirmed_flush_lsn >= %s::pg_lsn) FROM pg_replication_slots
@@ -165,6 +166,10 @@ def everything(dsn: str) -> list[str]:
     Unlogged tables come back empty, so views may look different where there is one.
     """
     dump = pg_dump(dsn, "--no-unlogged-table-data", f"--lock-wait-timeout={_PATIENCE}")
+    # An identity copied by LIKE is a bigint's with an integer's bound; after pg_dump it is an integer's without.
+    dump = ["    NO MAXVALUE" if line == "    MAXVALUE 2147483647" else line for line in dump]
+    # pg_dump writes it for an identity column that was dropped, too.
+    dump = [line.replace(" OVERRIDING SYSTEM VALUE", "", 1) for line in dump]
     with psycopg.connect(dsn, autocommit=True, options=_PATIENT) as conn:
         world = look(conn)
         if world.of("r", "u"):
@@ -178,9 +183,14 @@ def everything(dsn: str) -> list[str]:
 
 
 def sequences(dsn: str) -> dict[str, tuple[int, int]]:
-    """Last value and increment of each sequence that was used."""
+    """Last value and increment of each sequence that was used. pg_sequences would take a lock that may be held."""
+    found: dict[str, tuple[int, int]] = {}
     with psycopg.connect(dsn, autocommit=True, options=_PATIENT) as conn:
-        return {name: (last, by) for name, last, by in conn.execute(_SEQUENCES).fetchall()}
+        for name, by in conn.execute(_SEQUENCES).fetchall():
+            row = conn.execute(f"SELECT last_value, is_called FROM {name}".encode()).fetchone()
+            if row is not None and row[1]:
+                found[name] = (row[0], by)
+    return found
 
 
 def generate(drive: Drive, seed: int, length: int) -> Iterator[Step]:

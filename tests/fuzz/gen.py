@@ -43,7 +43,7 @@ _TYPES: Final[Mapping[str, str]] = {
 }  # fmt: skip
 KEY_TYPES: Final = ("integer", "bigint", "text", "uuid", "character varying(30)", "numeric", "smallint")
 CONSTANTS: Final[Mapping[str, Sequence[str]]] = {
-    "integer": ("0", "-2147483648", "2147483647"), "numeric": ("'NaN'", "'Infinity'", "1e-30", "-0.00"),
+    "integer": ("0", "-2147483648", "2147483647"), "numeric": ("'NaN'", "'Infinity'", "1e-30", "'-0.00'"),
     "real": ("'NaN'", "'-Infinity'", "1e-40", "-0.0"), "double precision": ("'NaN'", "'Infinity'", "0.1", "-0.0"),
     "text": ("''", "'it''s'", "'ü → 𝄞'", "'a\tb;c'", "'\\.'", "'\\N'", "'NULL'", "repeat('long ', 900)"),
     "bytea": ("''", "decode('00ff5c27', 'hex')"), "date": ("'infinity'", "'-infinity'", "'4713-01-01 BC'", "'5874897-12-31'"),
@@ -53,7 +53,7 @@ CONSTANTS: Final[Mapping[str, Sequence[str]]] = {
     "integer[]": ("'{}'", "'[0:1]={1,2}'", "'{{1,2},{3,NULL}}'"), "text[]": ("'{}'", "'{\"\",\"a,b\",NULL,\"NULL\",\"q\\\"\"}'"),
     "int4range": ("'empty'", "'(,)'", "'[1,)'"), "point": ("'(NaN,-0)'",), "tsvector": ("'a:1A b:2,3'",), "inet": ("'::1/64'",),
     "money": ("'-12.34'",), "boolean": ("true", "false"), "uuid": ("'00000000-0000-0000-0000-000000000000'",),
-    "character(8)": ("''", "'  x'"), "bit varying": ("''",), "numeric(12,3)": ("'NaN'", "-0.001"),
+    "character(8)": ("''", "'  x'"), "bit varying": ("''",), "numeric(12,3)": ("'NaN'", "'-0.001'"),
 }  # fmt: skip
 
 

@@ -42,7 +42,7 @@ CREATE TABLE typed (m mood, d positive, c pair, r int4range, t tsvector, u uuid,
 '''
 TABLES = """
 SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
- WHERE c.relkind = 'r' AND n.nspname !~ '^pg_|^information_schema$|^progress$' ORDER BY 1
+ WHERE c.relkind = 'r' AND n.nspname !~ '^pg_|^information_schema$|^progress$|^archiver$' ORDER BY 1
 """
 
 

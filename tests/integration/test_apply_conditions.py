@@ -95,8 +95,8 @@ async def test_a_connection_that_breaks_is_reported_as_unavailable(source: Sourc
 async def test_a_role_that_may_not_silence_triggers_can_still_replay(source: Source, target: str) -> None:
     role = f"owner_{source.slot}"
     with psycopg.connect(target, autocommit=True) as conn:
-        conn.execute(f"CREATE ROLE {role} LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public, progress TO {role}")
-        conn.execute(f"GRANT USAGE ON SCHEMA progress TO {role}")
+        conn.execute(f"CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA progress, archiver TO {role}")
+        conn.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public, progress, archiver TO {role}")
     source.run("INSERT INTO plain SELECT i, 'x' FROM generate_series(1, 100) i", "UPDATE plain SET name = 'y'")
     await replay(source.messages(), make_conninfo(target, user=role))
     assert_equal(source, target)

@@ -62,6 +62,12 @@ FOUND: dict[str, list[str]] = {
         "DELETE FROM t WHERE id = 2",
         "CREATE INDEX ON t (s)",
     ],
+    "a hash partition, detached CONCURRENTLY, takes any row": [
+        "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY HASH (id)",
+        "CREATE TABLE p3 PARTITION OF p FOR VALUES WITH (MODULUS 4, REMAINDER 3)",
+        "ALTER TABLE p DETACH PARTITION p3 CONCURRENTLY",
+        "INSERT INTO p3 SELECT generate_series(1, 9)",
+    ],
 }
 
 

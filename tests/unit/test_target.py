@@ -14,7 +14,7 @@ from archiver.format.manifest import Changes, Entry, RestorePoint
 from archiver.lsn import Lsn
 from archiver.policy.history import History
 from archiver.policy.target import Target, ToLatest, ToLsn, ToName, ToTime, parse_time
-from tests.unit.target_log import COMMITS, LOG, MORNING, NOW, at, changes, commit, ordinals, plan, snapshot
+from tests.unit.target_log import COMMITS, LOG, MORNING, NOW, at, changes, commit, ordinals, plan, ref, snapshot
 
 # --- sequences ---
 
@@ -29,6 +29,22 @@ def test_segments_are_read_on_to_the_first_that_knows_the_sequences() -> None:
     ]
     assert ordinals(plan(ToLsn(Lsn(160)), log, {1: (commit(150),)})) == [1, 2, 3]
     assert ordinals(plan(ToLsn(Lsn(360)), log, {3: (commit(350),)})) == [1, 2, 3]
+
+
+def test_sequences_may_move_within_an_lsn_so_they_are_read_from_a_segment_behind_it() -> None:
+    log = [
+        snapshot(100),
+        changes(1, 100, 200, commit(150), sequences=True),
+        changes(2, 200, 200, sequences=True, object=ref(), covered=250),
+        changes(3, 200, 300, sequences=True, object=ref(), covered=260),
+        changes(4, 300, 400, commit(350), sequences=True),
+    ]
+    assert ordinals(plan(ToLsn(Lsn(160)), log, {1: (commit(150),)})) == [1]
+    assert ordinals(plan(ToLsn(Lsn(200)), log)) == [1, 2, 3]
+    assert ordinals(plan(ToLsn(Lsn(200)), log[:3])) == [1, 2]
+    assert ordinals(plan(ToTime(at(199)), log)) == [1]
+    assert ordinals(plan(ToTime(at(220)), log)) == [1, 2]
+    assert ordinals(plan(ToLsn(Lsn(100)), log)) == [1]
 
 
 # --- times ---

@@ -1,0 +1,99 @@
+"""DDL beside open transactions: what waits for no lock may come, in the order of commits, before what ran before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from archiver.errors import IntegrityError
+from archiver.policy.target import ToLatest
+from archiver.postgres.ddl_replay import DdlReplay
+from archiver.recovery_plan import make_plan
+from archiver.restore import run_restore
+from tests.dumps import difference, pg_dump
+from tests.fix_archive import Setup
+from tests.integration.test_ddl_traps import failing_after
+
+MakeSetup = Callable[..., Setup]
+
+SWAPPED = """
+CREATE SCHEMA app; CREATE TYPE app.mood AS ENUM ('ok'); CREATE FUNCTION app.one() RETURNS int LANGUAGE sql AS 'SELECT 1';
+CREATE TABLE app.item (id int PRIMARY KEY, note text); INSERT INTO app.item VALUES (1, 'a'), (2, 'b');
+CREATE TABLE app.quiet (id int PRIMARY KEY);
+CREATE SCHEMA new; CREATE TYPE new.mood AS ENUM ('great');
+CREATE TABLE new.item (id int PRIMARY KEY, note text); INSERT INTO new.item VALUES (1, 'c');
+CREATE TABLE new.quiet (id int PRIMARY KEY);
+"""
+SWAP = "ALTER SCHEMA app RENAME TO old; ALTER SCHEMA new RENAME TO app"
+
+
+async def test_a_schema_is_exchanged_for_another_one_under_open_transactions(make_setup: MakeSetup) -> None:
+    """Their rows go where they went, also into a table that is written for the first time; their DDL too."""
+    setup = make_setup()
+    with setup.connect() as conn, setup.connect() as rows, setup.connect() as ddl:
+        conn.execute(SWAPPED)
+        await setup.init()
+        async with setup.daemon():
+            await setup.archived()
+            rows.execute("BEGIN; INSERT INTO app.item VALUES (3, 'd'); UPDATE app.item SET note = 'e' WHERE id = 1")
+            ddl.execute("BEGIN; INSERT INTO app.quiet VALUES (1); CREATE TABLE app.made (id int, mood app.mood)")
+            ddl.execute("CREATE TABLE app.filled AS SELECT app.one() AS one; DROP FUNCTION app.one")
+            ddl.execute("ALTER TABLE app.quiet ADD r float DEFAULT random()")
+            conn.execute(SWAP.encode())
+            conn.execute("INSERT INTO app.item VALUES (3, 'f'); DELETE FROM app.item WHERE id = 1")
+            rows.execute("UPDATE old.item SET note = 'g' WHERE id = 2; COMMIT")
+            ddl.execute("INSERT INTO old.made VALUES (1, 'ok'); COMMIT; CREATE TABLE app.last (mood app.mood)")
+            await setup.archived()
+    restored, summary = await setup.restore()
+    assert difference(pg_dump(restored), pg_dump(setup.dsn)) == ""
+    assert summary.warnings == []
+
+
+async def test_a_type_is_renamed_while_a_transaction_uses_it_and_the_restore_is_interrupted(
+    make_setup: MakeSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = make_setup()
+    with setup.connect() as conn, setup.connect() as other:
+        conn.execute("CREATE TYPE mood AS ENUM ('ok', 'sad')")
+        await setup.init()
+        async with setup.daemon():
+            await setup.archived()
+            other.execute("BEGIN; CREATE TABLE felt (id int PRIMARY KEY, mood mood DEFAULT 'sad')")
+            conn.execute("ALTER TYPE mood RENAME VALUE 'sad' TO 'so'")
+            conn.execute("ALTER TYPE mood RENAME TO feeling")
+            other.execute("INSERT INTO felt VALUES (1); COMMIT")
+            await setup.archived()
+    target = setup.make_database(stem="restored")
+    async with setup.open() as archive:
+        plan = await make_plan(archive, ToLatest())
+        with monkeypatch.context() as broken:
+            broken.setattr(DdlReplay, "_replay_statement", failing_after(2, DdlReplay._replay_statement))
+            with pytest.raises(RuntimeError, match="killed"):
+                await run_restore(archive, plan, target)
+        assert (await run_restore(archive, plan, target)).resumed
+    assert difference(pg_dump(target), pg_dump(setup.dsn)) == ""
+
+
+async def test_rows_are_never_written_into_another_table_of_the_same_name(
+    make_setup: MakeSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing tells the table's OID, as with triggers of an earlier version."""
+    setup = make_setup()
+    with setup.connect() as conn, setup.connect() as rows:
+        conn.execute(SWAPPED)
+        await setup.init()
+        async with setup.daemon():
+            await setup.archived()
+            conn.execute("CREATE TABLE app.late (id int PRIMARY KEY); CREATE TABLE new.late (id int PRIMARY KEY)")
+            conn.execute("INSERT INTO new.late VALUES (1)")
+            rows.execute("BEGIN; INSERT INTO app.late VALUES (2)")
+            conn.execute(SWAP.encode())
+            rows.execute("COMMIT")
+            await setup.archived()
+    with monkeypatch.context() as earlier:
+        earlier.setattr("archiver.format.ddl.tables_of", lambda _event: {})
+        with pytest.raises(IntegrityError, match=r"rows of app\.late are of another table"):
+            await setup.restore()
+    restored, _ = await setup.restore()
+    assert difference(pg_dump(restored), pg_dump(setup.dsn)) == ""
