@@ -183,13 +183,13 @@ def everything(dsn: str) -> list[str]:
 
 
 def sequences(dsn: str) -> dict[str, tuple[int, int]]:
-    """Last value and increment of each sequence that was used. pg_sequences would take a lock that may be held."""
+    """The last value that each sequence gave, and its increment. pg_sequences would take a lock that may be held."""
     found: dict[str, tuple[int, int]] = {}
     with psycopg.connect(dsn, autocommit=True, options=_PATIENT) as conn:
         for name, by in conn.execute(_SEQUENCES).fetchall():
             row = conn.execute(f"SELECT last_value, is_called FROM {name}".encode()).fetchone()
-            if row is not None and row[1]:
-                found[name] = (row[0], by)
+            assert row is not None
+            found[name] = (row[0] if row[1] else row[0] - by, by)
     return found
 
 
