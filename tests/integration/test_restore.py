@@ -14,7 +14,8 @@ from archiver.embedded import PostgresServer, S3Server
 from archiver.errors import IntegrityError, PostgresError, WrongKey
 from archiver.format.manifest import Changes
 from archiver.keys import LocalKek
-from archiver.policy.target import ToLatest, ToLsn
+from archiver.lsn import Lsn
+from archiver.policy.target import ToLatest, ToLsn, ToTime
 from archiver.recovery_plan import make_plan, read_history
 from archiver.regions import only, open_keks, open_regions
 from archiver.restore import run_restore
@@ -84,6 +85,25 @@ async def test_a_sequence_that_moved_alone_does_not_stand_below_its_true_value(s
         await asyncio.sleep(1)
     restored, _ = await shop.restore()
     assert sequences(restored)["ticket"] <= sequences(shop.dsn)["ticket"]
+
+
+async def test_a_sequence_that_moved_within_an_lsn_does_not_stand_below_its_true_value(shop: Setup) -> None:
+    """Of 32 values one record is in the WAL: a target, by LSN or time, that lies behind a segment's reading."""
+    async with shop.daemon():
+        with shop.connect() as conn:
+            conn.execute("SELECT nextval('ticket')")
+            await shop.archived()
+            await asyncio.sleep(1.5)  # a segment is cut, and the sequences are read with it
+            conn.execute("SELECT nextval('ticket') FROM generate_series(1, 20)")
+            [(lsn, now)] = conn.execute("SELECT pg_current_wal_insert_lsn()::text, clock_timestamp()").fetchall()
+            moved = sequences(shop.dsn)["ticket"]
+            await asyncio.sleep(1.5)
+            conn.execute("SELECT pg_current_xact_id()")
+            await shop.archived()
+            await asyncio.sleep(1)
+    for target in (ToLsn(Lsn.parse(lsn).before_page_header()), ToTime(now)):
+        restored, _ = await shop.restore(target)
+        assert sequences(restored)["ticket"] <= moved  # it descends
 
 
 async def test_a_table_that_is_not_published_is_not_restored_stale_in_silence(
