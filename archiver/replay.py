@@ -72,8 +72,13 @@ class Replay:
         ddl.left_out, ddl.missing = list(self.left_out), set(self.missing)
         ddl.renames = self._renames
         with _few_searches_for_cycles():
-            handlers, concerns, before = ddl.handlers, ddl.concerns, ddl.before_rows
-            async with Applier.open(conn, on_message=handlers, concerns=concerns, before_rows=before) as applier:
+            async with Applier.open(
+                conn,
+                on_message=ddl.handlers,
+                concerns=ddl.concerns,
+                before_rows=ddl.before_rows,
+                renames=self._renames,
+            ) as applier:
                 ddl.attach(applier)
                 await self._run(applier, ddl, on_segment)
         self.left_out, self.missing = ddl.left_out, frozenset(ddl.missing)

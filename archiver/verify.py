@@ -14,7 +14,7 @@ from typing import Any
 
 from archiver import mend
 from archiver.archive import OpenArchive, Place, drill_place
-from archiver.errors import ArchiverError, IntegrityError, ObjectNotFound
+from archiver.errors import ArchiverError, IntegrityError, ObjectNotFound, StoreUnavailable
 from archiver.format import layout, manifest, segment
 from archiver.format.drill import Record
 from archiver.format.manifest import Changes, Drill, Gap, ObjectRef, Signed, Snapshot
@@ -44,7 +44,7 @@ class Finding:
 
 @dataclass(slots=True)
 class Report:
-    """What was looked at and found; `ok` when nothing was."""
+    """What was looked at and found; `ok` when nothing was. `silent` regions did not answer: they were not looked at."""
 
     manifests: int = 0
     objects: int = 0
@@ -52,11 +52,17 @@ class Report:
     read_data: bool = False
     head: str | None = None
     findings: list[Finding] = field(default_factory=list)
+    silent: list[str] = field(default_factory=list)
     repaired: list[Finding] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
         return not self.findings
+
+    @property
+    def damaged(self) -> bool:
+        """Whether anything was found in what could be looked at."""
+        return any(finding.region not in self.silent for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
         return {"ok": self.ok, **asdict(self)}
@@ -82,7 +88,8 @@ async def repair(archive: OpenArchive, *, read_data: bool = False, progress: Pro
     if not found:
         return work.report
     log = await mend.history(archive, work.logs)
-    for store in archive.store.stores if len(archive.store.stores) > 1 else ():
+    answering = [store for store in archive.store.stores if store.name not in work.report.silent]
+    for store in answering if len(archive.store.stores) > 1 else ():
         damaged = {finding.object for finding in found if finding.region == store.name}
         await mend.Mending(archive, store, log).mend(damaged)  # of two histories either may be the one that ended
     archive.keys.forget()
@@ -96,10 +103,11 @@ class _Verification:
         self._archive = archive
         self.report = report
         self._progress = progress
+        self._stores = list(archive.store.stores)
         self.logs: Sequence[Sequence[Signed]] = ()
 
     async def run(self) -> Report:
-        logs = {store.name: await self._read_log(store) for store in self._archive.store.stores}
+        logs = {store.name: await self._read_log(store) for store in list(self._stores)}
         await self._catch_up(logs)
         self._compare(logs)
         self.logs = list(logs.values())
@@ -129,6 +137,8 @@ class _Verification:
                     self._find(store, name, str(exc), f"the log from manifest {len(log) + 1} on")
                     break
                 log.append(signed)
+        except StoreUnavailable as exc:
+            self._set_aside(store, layout.MANIFESTS, exc, "all of this region, which was not looked at")
         except ArchiverError as exc:
             self._find(store, layout.MANIFESTS, str(exc), "the log of this region")
         return log
@@ -136,7 +146,7 @@ class _Verification:
     async def _catch_up(self, logs: dict[str, list[Signed]]) -> None:
         """A daemon that runs went on writing while we read: what one region had not, it may have by now."""
         longest = max(logs.values(), key=len)
-        for store in self._archive.store.stores:
+        for store in self._stores:
             log = logs[store.name]
             if self._has_finding(store.name, layout.MANIFESTS) or log != longest[: len(log)]:
                 continue
@@ -178,7 +188,7 @@ class _Verification:
         """
         names = [layout.ARCHIVE] + [entry.key async for entry in self._archive.store.list(layout.KEYS)]
         for name in names:
-            copies = {store.name: await self._copy(store, name) for store in self._archive.store.stores}
+            copies = {store.name: await self._copy(store, name) for store in self._stores}
             found = {data for data in copies.values() if isinstance(data, bytes)}
             for region, data in copies.items():
                 if isinstance(data, ArchiverError):
@@ -191,7 +201,7 @@ class _Verification:
 
     async def _check_rollups(self, log: dict[int, bytes]) -> None:
         """A roll-up must repeat the manifests of its range, line by line."""
-        for store in self._archive.store.stores:
+        for store in self._stores:
             try:
                 names = [entry.key async for entry in store.list(layout.CATALOG)]
             except ArchiverError as exc:
@@ -237,20 +247,21 @@ class _Verification:
 
     async def _check_objects(self, objects: Sequence[_Object]) -> None:
         """Compare the bytes of every object in every region with the signed hash."""
-        total = len(objects) * len(self._archive.store.stores)
+        total = len(objects) * len(self._stores)
         limit = asyncio.Semaphore(AT_ONCE)
         done = 0
 
         async def check(store: Store, item: _Object) -> None:
             nonlocal done
             async with limit:
-                await self._check_object(store, item)
+                if store in self._stores:
+                    await self._check_object(store, item)
             done += 1
             self._progress(done, total)
 
         for start in range(0, len(objects), 256):
             batch = objects[start : start + 256]
-            await asyncio.gather(*(check(store, item) for store in self._archive.store.stores for item in batch))
+            await asyncio.gather(*(check(store, item) for store in self._stores for item in batch))
         self.report.objects = len(objects)
         self.report.stored_bytes = sum(item.ref.size for item in objects)
 
@@ -259,6 +270,9 @@ class _Verification:
             data = await store.get(item.ref.key)
         except ObjectNotFound:
             self._find(store, item.ref.key, "missing", item.concerns)
+            return
+        except StoreUnavailable as exc:
+            self._set_aside(store, item.ref.key, exc, f"{item.concerns}, and what was to be looked at after it")
             return
         except ArchiverError as exc:
             self._find(store, item.ref.key, str(exc), item.concerns)
@@ -287,6 +301,13 @@ class _Verification:
             await asyncio.to_thread(_consume, pieces)
 
     # --- findings ---
+
+    def _set_aside(self, store: Store, name: str, error: StoreUnavailable, concerns: str) -> None:
+        """Ask a region that does not answer no more: each object would take the whole patience."""
+        if store in self._stores:
+            self._stores.remove(store)
+            self.report.silent.append(store.name)
+            self._find(store, name, str(error), concerns)
 
     def _find(self, store: Store, name: str, what: str, concerns: str) -> None:
         self._note(store.name, name, what, concerns)

@@ -1,4 +1,4 @@
-"""`archiver verify`: is the archive whole, in every region? Findings are listed and end with exit code 5."""
+"""`archiver verify`: is the archive whole, in every region? Findings are listed and end with exit code 5 or 4."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from archiver.cli.options import ConfigOption, JsonOption, RegionOption, load, opened, run_async
 from archiver.cli.output import print_json, progress, say, size
 from archiver.config import Config
-from archiver.errors import IntegrityError, UsageError
+from archiver.errors import IntegrityError, StoreUnavailable, UsageError
 from archiver.verify import Report
 from archiver.verify import repair as repair_archive
 from archiver.verify import verify as verify_archive
@@ -31,8 +31,9 @@ def verify(
 ) -> None:
     """Check the manifest log, the hash of every object, and the regions against each other.
 
-    Exits 0 if the archive is whole everywhere, 5 if anything is altered, missing or reordered. It writes nothing,
-    unless --repair says so: then what could be mended is listed, and only what is left counts.
+    Exits 0 if the archive is whole everywhere, 5 if anything is altered, missing or reordered, and 4 if all that was
+    looked at is whole, and a region did not answer. It writes nothing, unless --repair says so: then what could be
+    mended is listed, and only what is left counts.
 
     Example: archiver verify -c archiver.toml --read-data
     """
@@ -45,13 +46,25 @@ def verify(
     else:
         _show(report)
     if not report.ok:
-        raise IntegrityError(
-            f"the archive is not whole: {len(report.findings)} findings",
-            where=report.findings[0].object,
-            hint="No region holds this whole. Keep what is there, and take a base snapshot: archiver snapshot"
-            if repair
-            else "Mend it from the other region: archiver verify --repair. A restore reads whichever region is whole.",
-        )
+        raise _not_whole(report, repair) if report.damaged else _silent(report)
+
+
+def _not_whole(report: Report, repair: bool) -> IntegrityError:
+    return IntegrityError(
+        f"the archive is not whole: {len(report.findings)} findings",
+        where=report.findings[0].object,
+        hint="No region holds this whole. Keep what is there, and take a base snapshot: archiver snapshot"
+        if repair
+        else "Mend it from the other region: archiver verify --repair. A restore reads whichever region is whole.",
+    )
+
+
+def _silent(report: Report) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"these regions did not answer: {', '.join(report.silent)}; what was looked at is whole",
+        where=report.findings[0].what,
+        hint="Verify again when they answer.",
+    )
 
 
 async def _verify(config: Config, region: str | None, work: Work, *, read_data: bool) -> Report:

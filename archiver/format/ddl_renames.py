@@ -23,10 +23,14 @@ _UNLOCKED: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Rename:
-    """Two statements, each of which takes the other one back; neither depends on a search_path."""
+    """Two statements, each of which takes the other one back; neither depends on a search_path.
+
+    `of_label`: of an enum's label, which rows hold as well.
+    """
 
     undo: str
     redo: str
+    of_label: bool = False
 
 
 def rename_of(text: str, event: Event) -> Rename | None:
@@ -42,7 +46,7 @@ def rename_of(text: str, event: Event) -> Rename | None:
     if isinstance(stmt, ast.AlterEnumStmt) and stmt.oldVal is not None and stmt.newVal is not None:
         change = f"ALTER TYPE {identity} RENAME VALUE"
         old, new = literal(stmt.oldVal), literal(stmt.newVal)
-        return Rename(f"{change} {new} TO {old}", f"{change} {old} TO {new}")
+        return Rename(f"{change} {new} TO {old}", f"{change} {old} TO {new}", of_label=True)
     if isinstance(stmt, ast.RenameStmt):
         before = _old_name(stmt)
         return _pair(f"{event.tag} {identity} RENAME TO {quote(before)}", -1, before) if before else None

@@ -6,7 +6,8 @@ does not find its row raises IntegrityError: a restored state that diverged is n
 
 Within a target transaction changes gather in a Batch. A flush writes the net effect of each table: inserts by
 COPY, updates and deletes by a join with staged rows. If that meets a constraint (two rows that swapped unique
-values), the table is rolled back to the savepoint and its changes are applied one by one, in order.
+values), the table is rolled back to the savepoint and its changes are applied one by one, in order. So it is where a
+row holds an enum's label that was renamed before the row's commit: `renames` knows it.
 
 The server writes one batch while the next is decoded: one task at a time uses the connection, and everything
 else that needs it waits for that task first.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
@@ -29,6 +31,7 @@ from archiver.policy.batch import Batch, Phase, TableBatch
 from archiver.policy.transactions import Change, SourceTransaction, Truncated
 from archiver.postgres import apply_sql
 from archiver.postgres.apply_rows import TableWriter, send_bytes_as_text
+from archiver.postgres.renames import Renames
 from archiver.postgres.session import postgres_error
 from archiver.postgres.tables import look_up
 
@@ -90,6 +93,7 @@ class Applier:
         on_message: Mapping[str, MessageHandler],
         concerns: Concerns,
         before_rows: BeforeRows,
+        renames: Renames,
     ) -> None:
         self._conn = conn
         self._cursor = psycopg.AsyncRawCursor(conn)
@@ -97,6 +101,7 @@ class Applier:
         self._on_message = on_message
         self._concerns = concerns
         self._before_rows = before_rows
+        self._renames = renames
         self._writers: dict[int, TableWriter] = {}
         self._stages = 0
         self._since = self._until = Lsn(0)
@@ -117,6 +122,7 @@ class Applier:
         on_message: Mapping[str, MessageHandler] | None = None,
         concerns: Concerns = lambda _: True,
         before_rows: BeforeRows = _nothing,
+        renames: Renames | None = None,
     ) -> AsyncIterator[Applier]:
         """Prepare the session of a connection from `session.connect`. Raises PostgresError.
 
@@ -135,6 +141,7 @@ class Applier:
             on_message=on_message or {},
             concerns=concerns,
             before_rows=before_rows,
+            renames=renames or Renames(),
         )
         try:
             yield applier
@@ -291,14 +298,20 @@ class Applier:
             await self._cursor.execute("SET CONSTRAINTS ALL DEFERRED")
             self._deferred = True
         await table.writer.prepare(table.phases)
-        await self._cursor.execute("SAVEPOINT archiver")
         try:
-            await table.writer.write(table.phases)
-        except psycopg.IntegrityError:
-            # Two rows may have swapped unique values, which the net effect cannot show.
-            await self._cursor.execute("ROLLBACK TO SAVEPOINT archiver")
-            await table.writer.write_singly(table.changes)
-        await self._cursor.execute("RELEASE SAVEPOINT archiver")
+            async with self._conn.transaction():  # a savepoint: the transaction has begun above or earlier
+                await table.writer.write(table.phases)
+        except (psycopg.IntegrityError, psycopg.errors.InvalidTextRepresentation):
+            await self._write_singly(table)
+
+    async def _write_singly(self, table: _Work) -> None:
+        """Two rows may have swapped unique values, which the net effect cannot show; or a label has its old name."""
+        try:
+            async with self._conn.transaction():
+                await table.writer.write_singly(table.changes)
+        except psycopg.errors.InvalidTextRepresentation:
+            for change in table.changes:
+                await self._renames.with_its_labels(self._conn, partial(table.writer.write_singly, [change]))
 
     @contextmanager
     def _errors(self, where: str | None = None) -> Iterator[None]:

@@ -1,14 +1,15 @@
 """Names as they were when a statement ran, for one that comes later than a renaming that ran after it.
 
-In the order of commits a statement of a long transaction may come behind the renaming of what it names: that is
-taken back for it, and done again.
+In the order of commits a statement of a long transaction may come behind the renaming of what it names, and a row
+behind that of a label it holds: the renaming is taken back meanwhile.
 """
 
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from typing import Any, Final
 
 import psycopg
@@ -24,11 +25,11 @@ _KEPT: Final = 200
 class Renames:
     """What one replay renamed, by the LSN at which that ran at the source. `known` comes from `to_json`."""
 
-    def __init__(self, known: Iterable[list[str]] = ()) -> None:
-        self._done = [(Lsn.parse(lsn), Rename(undo, redo)) for lsn, undo, redo in known]
+    def __init__(self, known: Iterable[tuple[str, dict[str, Any]]] = ()) -> None:
+        self._done = [(Lsn.parse(lsn), Rename(**rename)) for lsn, rename in known]
 
-    def to_json(self) -> list[list[str]]:
-        return [[str(lsn), rename.undo, rename.redo] for lsn, rename in self._done]
+    def to_json(self) -> list[tuple[str, dict[str, Any]]]:
+        return [(str(lsn), asdict(rename)) for lsn, rename in self._done]
 
     def note(self, lsn: Lsn, rename: Rename) -> None:
         insort(self._done, (lsn, rename), key=lambda done: done[0])
@@ -37,12 +38,32 @@ class Renames:
     @asynccontextmanager
     async def as_of(self, conn: psycopg.AsyncConnection[Any], lsn: Lsn) -> AsyncIterator[None]:
         """Inside, everything has the name it had at this LSN. Raises PostgresError."""
-        later = [rename for at, rename in self._done if at > lsn]
-        for rename in reversed(later):
-            await _execute(conn, rename.undo)
-        yield
-        for rename in later:
-            await _execute(conn, rename.redo)
+        async with _undone(conn, [rename for at, rename in self._done if at > lsn]):
+            yield
+
+    async def with_its_labels(self, conn: psycopg.AsyncConnection[Any], write: Callable[[], Awaitable[None]]) -> None:
+        """Write a row whose LSN nobody knows: where a label is unknown, as before the newest renaming, and so on.
+
+        Raises what `write` raises with all labels as they are now.
+        """
+        labels = [rename for _, rename in self._done if rename.of_label]
+        for newest in range(len(labels) + 1):
+            try:
+                async with conn.transaction(), _undone(conn, labels[len(labels) - newest :]):
+                    await write()
+            except psycopg.errors.InvalidTextRepresentation:
+                continue
+            return
+        await write()
+
+
+@asynccontextmanager
+async def _undone(conn: psycopg.AsyncConnection[Any], renames: Sequence[Rename]) -> AsyncIterator[None]:
+    for rename in reversed(renames):
+        await _execute(conn, rename.undo)
+    yield
+    for rename in renames:
+        await _execute(conn, rename.redo)
 
 
 async def _execute(conn: psycopg.AsyncConnection[Any], statement: str) -> None:

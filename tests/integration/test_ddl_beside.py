@@ -75,6 +75,27 @@ async def test_a_type_is_renamed_while_a_transaction_uses_it_and_the_restore_is_
     assert difference(pg_dump(target), pg_dump(setup.dsn)) == ""
 
 
+async def test_a_label_of_an_enum_is_renamed_while_transactions_write_it(make_setup: MakeSetup) -> None:
+    setup = make_setup()
+    with setup.connect() as conn, setup.connect() as few, setup.connect() as many:
+        conn.execute("CREATE TYPE mood AS ENUM ('ok', 'sad'); CREATE TABLE felt (id int PRIMARY KEY, moods mood[])")
+        conn.execute("CREATE TABLE loose (mood mood); ALTER TABLE loose REPLICA IDENTITY FULL")
+        conn.execute("INSERT INTO loose VALUES ('sad')")
+        await setup.init()
+        async with setup.daemon():
+            await setup.archived()
+            few.execute("BEGIN; INSERT INTO felt VALUES (1, '{sad,ok}'), (2, '{ok}'); DELETE FROM loose")
+            many.execute("BEGIN; INSERT INTO felt SELECT i, '{sad}' FROM generate_series(10, 99) i")
+            conn.execute("ALTER TYPE mood RENAME VALUE 'sad' TO 'so'")
+            few.execute("INSERT INTO felt VALUES (3, '{so}')")
+            conn.execute("ALTER TYPE mood RENAME VALUE 'so' TO 'blue'")
+            few.execute("UPDATE felt SET moods = moods || 'blue'::mood; COMMIT")
+            many.execute("INSERT INTO felt VALUES (4, '{blue,ok}'); COMMIT; INSERT INTO felt VALUES (5, '{blue}')")
+            await setup.archived()
+    restored, _ = await setup.restore()
+    assert difference(pg_dump(restored), pg_dump(setup.dsn)) == ""
+
+
 async def test_rows_are_never_written_into_another_table_of_the_same_name(
     make_setup: MakeSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:

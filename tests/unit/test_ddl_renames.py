@@ -43,7 +43,7 @@ def renamed(text: str, identity: str, type_: str = "type") -> Rename | None:
     ],
 )
 def test_a_renaming_can_be_taken_back_whatever_the_search_path(text: str, identity: str, undo: str, redo: str) -> None:
-    assert renamed(text, identity) == Rename(undo, redo)
+    assert renamed(text, identity) == Rename(undo, redo, of_label="RENAME VALUE" in text)
 
 
 @pytest.mark.parametrize(

@@ -81,3 +81,29 @@ async def test_a_roll_up_that_repeats_something_else_is_named(stores: Regions) -
     stores[1].objects[rolled] = catalog.pack([b"{}"])
     findings = await found(stores, Silent(stores[1], "nothing"))
     assert [(f.object, f.what) for f in findings] == [(rolled, "does not repeat the log")]
+
+
+async def test_a_region_that_does_not_answer_is_asked_no_more_and_the_other_one_is_still_looked_at(
+    stores: Regions,
+) -> None:
+    """Each object of a dead region would take the whole patience of a command."""
+    archive = await open_archive(Mirror([stores[0], Silent(stores[1], "", lists=False)]), "shop", [KEK])
+    report = await verify(archive)
+    assert [(f.region, f.object) for f in report.findings] == [(stores[1].name, layout.MANIFESTS)]
+    assert (report.silent, report.ok, report.damaged) == ([stores[1].name], False, False)
+    [bad] = [key for key in stores[0].objects if key.startswith(layout.SEGMENTS)]
+    stores[0].objects[bad] = b"altered"
+    report = await verify(archive)
+    assert [(f.region, f.object) for f in report.findings] == [
+        (stores[1].name, layout.MANIFESTS),
+        (stores[0].name, bad),
+    ]
+    assert report.damaged
+
+
+async def test_a_region_that_falls_silent_meanwhile_is_asked_no_more(stores: Regions) -> None:
+    silent = Silent(stores[1], layout.SEGMENTS)
+    report = await verify(await open_archive(Mirror([stores[0], silent]), "shop", [KEK]))
+    assert report.silent == [stores[1].name]
+    assert len(report.findings) == 1
+    assert not report.damaged
