@@ -14,7 +14,7 @@ from typing import Any
 
 from archiver import mend
 from archiver.archive import OpenArchive, Place, drill_place
-from archiver.errors import ArchiverError, IntegrityError, ObjectNotFound, StoreUnavailable
+from archiver.errors import ArchiverError, IntegrityError, ObjectNotFound, StoreError, StoreUnavailable
 from archiver.format import layout, manifest, segment
 from archiver.format.drill import Record
 from archiver.format.manifest import Changes, Drill, Gap, ObjectRef, Signed, Snapshot
@@ -44,7 +44,7 @@ class Finding:
 
 @dataclass(slots=True)
 class Report:
-    """What was looked at and found; `ok` when nothing was. `silent` regions did not answer: they were not looked at."""
+    """What was looked at and found; `ok` when nothing was. `silent` regions could not be asked."""
 
     manifests: int = 0
     objects: int = 0
@@ -137,10 +137,10 @@ class _Verification:
                     self._find(store, name, str(exc), f"the log from manifest {len(log) + 1} on")
                     break
                 log.append(signed)
-        except StoreUnavailable as exc:
-            self._set_aside(store, layout.MANIFESTS, exc, "all of this region, which was not looked at")
-        except ArchiverError as exc:
+        except ObjectNotFound as exc:
             self._find(store, layout.MANIFESTS, str(exc), "the log of this region")
+        except StoreError as exc:
+            self._set_aside(store, layout.MANIFESTS, exc, "all of this region, which was not looked at")
         return log
 
     async def _catch_up(self, logs: dict[str, list[Signed]]) -> None:
@@ -302,7 +302,7 @@ class _Verification:
 
     # --- findings ---
 
-    def _set_aside(self, store: Store, name: str, error: StoreUnavailable, concerns: str) -> None:
+    def _set_aside(self, store: Store, name: str, error: StoreError, concerns: str) -> None:
         """Ask a region that does not answer no more: each object would take the whole patience."""
         if store in self._stores:
             self._stores.remove(store)

@@ -61,9 +61,9 @@ def _not_whole(report: Report, repair: bool) -> IntegrityError:
 
 def _silent(report: Report) -> StoreUnavailable:
     return StoreUnavailable(
-        f"these regions did not answer: {', '.join(report.silent)}; what was looked at is whole",
+        f"these regions could not be asked: {', '.join(report.silent)}; what was looked at is whole",
         where=report.findings[0].what,
-        hint="Verify again when they answer.",
+        hint="Verify again when they answer: archiver check tells.",
     )
 
 

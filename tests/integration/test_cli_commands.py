@@ -115,6 +115,18 @@ def test_verify_reads_everything(site: Site) -> None:
     assert json.loads(result.stdout)["ok"]
 
 
+def test_verify_tells_a_region_that_it_cannot_ask_from_a_damaged_one(site: Site) -> None:
+    site.extra = {"DUB_SECRET": "wrong"}
+    try:
+        result = site.run("verify", "--json")
+    finally:
+        site.extra = {}
+    report = json.loads(result.stdout)
+    assert result.returncode == 4, result.stderr
+    assert (report["ok"], report["silent"], len(report["findings"])) == (False, ["dub"], 1)
+    assert "could not be asked: dub" in result.stderr
+
+
 def test_a_base_snapshot_beside_the_daemon(site: Site) -> None:
     before = len(info(site)["snapshots"])
     result = site.run("snapshot", "--json")
