@@ -42,6 +42,7 @@ class Event:
     created: Sequence[Mapping[str, Any]] = ()
     missing: Mapping[str, Mapping[str, Any]] | None = None
     defaults: Sequence[Mapping[str, Any]] = ()
+    indexes: Sequence[Mapping[str, str]] = ()
 
 
 def parse_event(content: bytes) -> Event:
@@ -62,6 +63,7 @@ def parse_event(content: bytes) -> Event:
             created=raw.get("created") or (),
             missing=raw.get("missing"),
             defaults=raw.get("defaults") or (),
+            indexes=raw.get("indexes") or (),
         )
     except (ValueError, KeyError, TypeError, RecursionError) as exc:
         raise IntegrityError("a DDL message of the stream cannot be read", hint=_NEWER) from exc

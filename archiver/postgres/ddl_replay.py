@@ -24,7 +24,7 @@ from archiver.format.own_messages import DDL, LOST, ROWS, ComputedRows, computed
 from archiver.format.pgmessages import LogicalMessage
 from archiver.lsn import Lsn
 from archiver.policy.source_transaction import SourceTransaction
-from archiver.postgres import always_triggers, relations, unvalidated
+from archiver.postgres import always_triggers, ddl_indexes, relations, unvalidated
 from archiver.postgres.apply import Applier, MessageHandler
 from archiver.postgres.renames import Renames
 from archiver.postgres.session import postgres_error
@@ -146,7 +146,7 @@ class DdlReplay:
         self._report(event, replay)
         if replay.statements:
             await self._run(event, replay.statements, lsn)
-            await relations.note(self._conn, ddl.tables_of(event))
+            await self._know_again(event)
             if (rename := rename_of(statement, event)) is not None:
                 self.renames.note(lsn, rename)
         if event.tag in ddl.RUNS_SCRIPTS:
@@ -156,7 +156,15 @@ class DdlReplay:
         """Make the table of a CREATE TABLE AS before its rows arrive, as its end event describes it."""
         if (end := self._made_by(lsn)) is not None:
             await self._run(start, [ddl.create_table(table) for table in end.created], lsn)
-            await relations.note(self._conn, ddl.tables_of(end))
+            await self._know_again(end)
+
+    async def _know_again(self, event: Event) -> None:
+        """Tables by their OIDs at the source, indexes by their names there."""
+        try:
+            await relations.note(self._conn, ddl.tables_of(event))
+            await ddl_indexes.give_names(self._conn, event.indexes)
+        except psycopg.Error as exc:
+            raise postgres_error(exc, event.tag) from exc
 
     def _made_by(self, start: Lsn) -> Event | None:
         """The end of what started at this LSN, where it made a table; its own start is where that is made."""

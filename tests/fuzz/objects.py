@@ -55,7 +55,9 @@ def view(g: Gen) -> str:
         f"SELECT {columns}{g.opt(30, f', {g.number} AS n{g.number}')} FROM {g.ref(source)}{g.opt(20, ' WHERE true')}"
     )
     if g.chance(35):
-        return f"CREATE MATERIALIZED VIEW {g.opt(10, 'IF NOT EXISTS ')}{g.new()} AS {query}{g.opt(20, ' WITH NO DATA')}"
+        # What another connection has written, and not committed yet, is not in it; in a restore it is.
+        no_data = " WITH NO DATA" if g.busy else g.opt(20, " WITH NO DATA")
+        return f"CREATE MATERIALIZED VIEW {g.opt(10, 'IF NOT EXISTS ')}{g.new()} AS {query}{no_data}"
     known = g.world.of("v")
     name = g.pick(known).full if known and g.chance(30) else g.new()
     return f"CREATE {g.opt(50, 'OR REPLACE ')}{g.opt(5, 'TEMP ')}VIEW {name} AS {query if g.chance(80) else 'TABLE ' + g.ref(source)}"

@@ -156,3 +156,20 @@ async def test_a_volatile_default_is_seen_when_later_transactions_have_ended(mak
         f" SAVEPOINT a; INSERT INTO u VALUES (0); {later % 2}; ALTER TABLE u ADD r float DEFAULT random(); COMMIT",
     ]
     assert await check(setup, statements, "SELECT 1") == []
+
+
+async def test_indexes_have_the_names_that_the_source_chose(make_setup: MakeSetup) -> None:
+    """After columns that were renamed before the base snapshot: a dump does not bring the old names of an index's back."""
+    before = """
+CREATE TABLE parted (k int, v int) PARTITION BY LIST (k); CREATE INDEX ON parted (k) WHERE k IS NOT NULL;
+CREATE INDEX ON parted (v, k); CREATE UNIQUE INDEX ON parted (k); ALTER TABLE parted RENAME k TO "new k";
+CREATE TABLE plain (a int PRIMARY KEY, b int UNIQUE); CREATE INDEX ON plain ((b + a), b); ALTER TABLE plain RENAME b TO c;
+"""
+    statements = [
+        'CREATE TABLE one PARTITION OF parted FOR VALUES IN (1); CREATE TABLE two ("new k" int, v int)',
+        "BEGIN; ALTER TABLE parted ATTACH PARTITION two FOR VALUES IN (2); CREATE TABLE three (LIKE plain INCLUDING ALL); COMMIT",
+        'CREATE TABLE four PARTITION OF parted FOR VALUES IN (4, 5) PARTITION BY LIST ("new k");'
+        " CREATE TABLE five PARTITION OF four FOR VALUES IN (5)",
+        "DROP INDEX three_expr_b_idx; ALTER INDEX one_k_idx1 RENAME TO mine",
+    ]
+    assert await check(make_setup(), statements, before) == []

@@ -1,0 +1,48 @@
+"""Names that a server chose for indexes, told by the source, and given to the target's where it chose others.
+
+An index made for a partition, or by LIKE, is called after the columns of the one it repeats as they were called when
+that one was made. No dump brings those names back, so a target may choose others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, LiteralString
+
+import psycopg
+from psycopg import sql
+
+# What an index is but for its name: the text of its definition behind it.
+_REST: Final[LiteralString] = """
+substr(pg_get_indexdef(c.oid), strpos(pg_get_indexdef(c.oid), quote_ident(c.relname)) + length(quote_ident(c.relname)))
+"""
+# Of the tables and their partitions, made by this very transaction: age() counts from its id.
+_NEW: Final[LiteralString] = """
+CREATE OR REPLACE FUNCTION archiver.new_indexes(tables oid[]) RETURNS jsonb LANGUAGE sql STABLE __CANONICAL__
+AS $new$
+    WITH RECURSIVE meant AS (
+        SELECT unnest(tables) AS rel
+        UNION SELECT i.inhrelid FROM meant m JOIN pg_inherits i ON i.inhparent = m.rel
+    )
+    SELECT jsonb_agg(jsonb_build_object('schema', n.nspname, 'name', c.relname, 'rest', __REST__) ORDER BY c.oid)
+      FROM pg_index x JOIN pg_class c ON c.oid = x.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE x.indrelid IN (SELECT rel FROM meant) AND age(c.xmin) <= 0
+$new$;
+""".replace("__REST__", _REST)
+FUNCTIONS: Final = (_NEW,)
+
+_ALIKE: Final[LiteralString] = """
+SELECT c.relname::text FROM pg_index x JOIN pg_class c ON c.oid = x.indexrelid
+ WHERE c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = $1) AND __REST__ = $2 ORDER BY c.oid
+""".replace("__REST__", _REST)
+
+
+async def give_names(conn: psycopg.AsyncConnection[Any], indexes: Iterable[Mapping[str, str]]) -> None:
+    """Rename what is called otherwise than at the source. psycopg's errors pass through."""
+    cursor = psycopg.AsyncRawCursor(conn)
+    for index in indexes:
+        await cursor.execute(_ALIKE, [index["schema"], index["rest"]])
+        alike = [name for (name,) in await cursor.fetchall()]
+        if alike and index["name"] not in alike:
+            old, new = sql.Identifier(index["schema"], alike[-1]), sql.Identifier(index["name"])
+            await conn.execute(sql.SQL("ALTER INDEX {} RENAME TO {}").format(old, new))
