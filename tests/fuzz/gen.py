@@ -59,7 +59,10 @@ CONSTANTS: Final[Mapping[str, Sequence[str]]] = {
 
 @dataclass(slots=True)
 class Gen:
-    """`idle`: outside a transaction; `busy`: some connection is inside one. `number` counts statements, and makes names unique where they should be."""
+    """`idle`: outside a transaction; `busy`: some connection is inside one; `archived`: a base snapshot was taken.
+
+    `number` counts statements, and makes names unique where they should be.
+    """
 
     rng: random.Random
     world: World
@@ -67,6 +70,7 @@ class Gen:
     number: int
     server_version: int
     busy: bool = False
+    archived: bool = True
 
     # --- chance
 
