@@ -108,18 +108,20 @@ class Replay:
                 await self._replay_transaction(applier, ddl, transaction)
 
     async def _replay_transaction(self, applier: Applier, ddl: DdlReplay, transaction: SourceTransaction) -> None:
-        """One with DDL has a target transaction of its own.
+        """Many in one transaction of the target; but rows are committed before DDL.
 
-        An enum's new value is usable after a commit only, locks are let go, and an index is not built over rows that
-        an earlier source transaction deleted: the server indexes what its own transaction deleted, too.
+        The server builds an index also over rows that its own transaction deleted, whatever is wrong with them.
         """
-        alone = ddl.changes_schema(transaction)
-        if alone:
-            await applier.start_commit(self._progress(ddl))
+        if applier.has_uncommitted_rows and ddl.changes_schema(transaction):
+            await self._commit(applier, ddl)
         await applier.apply(transaction)
         self.transactions += 1
-        if alone or applier.uncommitted_rows >= COMMIT_ROWS:
-            await applier.start_commit(self._progress(ddl))
+        if applier.uncommitted_rows >= COMMIT_ROWS or ddl.commit_wanted:
+            await self._commit(applier, ddl)
+
+    async def _commit(self, applier: Applier, ddl: DdlReplay) -> None:
+        await applier.start_commit(self._progress(ddl))
+        ddl.committed()
 
     def _note(self, record: segment.Relation | segment.Sequences | segment.Context) -> None:
         match record:

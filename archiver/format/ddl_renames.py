@@ -25,9 +25,10 @@ _UNLOCKED: Final = frozenset(
 class Rename:
     """Two statements, each of which takes the other one back; neither depends on a search_path.
 
-    `of_label`: of an enum's label, which rows hold as well.
+    `name`: the object's own, or the label's, from before. `of_label`: of an enum's label, which rows hold as well.
     """
 
+    name: str
     undo: str
     redo: str
     of_label: bool = False
@@ -46,12 +47,12 @@ def rename_of(text: str, event: Event) -> Rename | None:
     if isinstance(stmt, ast.AlterEnumStmt) and stmt.oldVal is not None and stmt.newVal is not None:
         change = f"ALTER TYPE {identity} RENAME VALUE"
         old, new = literal(stmt.oldVal), literal(stmt.newVal)
-        return Rename(f"{change} {new} TO {old}", f"{change} {old} TO {new}", of_label=True)
+        return Rename(stmt.oldVal, f"{change} {new} TO {old}", f"{change} {old} TO {new}", of_label=True)
     if isinstance(stmt, ast.RenameStmt):
         before = _old_name(stmt)
-        return _pair(f"{event.tag} {identity} RENAME TO {quote(before)}", -1, before) if before else None
+        return _pair(before, f"{event.tag} {identity} RENAME TO {quote(before)}", -1, before) if before else None
     if isinstance(stmt, ast.AlterObjectSchemaStmt) and len(names := _names(stmt)) > 1:
-        return _pair(f"{event.tag} {identity} SET SCHEMA {quote(names[-2])}", -2, names[-2])
+        return _pair(names[-1], f"{event.tag} {identity} SET SCHEMA {quote(names[-2])}", -2, names[-2])
     return None
 
 
@@ -75,7 +76,7 @@ def _parts(named: Any) -> list[Any]:
     return list(parts or ())
 
 
-def _pair(undo: str, at: int, before: str) -> Rename:
+def _pair(name: str, undo: str, at: int, before: str) -> Rename:
     """`undo` names the object as it is now; the one that takes it back is the same with two names exchanged."""
     [raw] = parse_sql(undo)
     stmt: Any = raw.stmt
@@ -84,7 +85,7 @@ def _pair(undo: str, at: int, before: str) -> Rename:
         stmt.newname = after
     else:
         stmt.newschema = after
-    return Rename(undo, str(RawStream()(stmt)))
+    return Rename(name, undo, str(RawStream()(stmt)))
 
 
 def _exchange(stmt: Any, at: int, before: str) -> str:

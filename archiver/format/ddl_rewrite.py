@@ -36,10 +36,11 @@ class TargetFacts:
 
 @dataclass(slots=True)
 class Replay:
-    """`left_out` holds reasons, `missing` the roles that the target lacks."""
+    """`left_out` holds reasons, `missing` the roles that the target lacks; `commits`: the target must commit."""
 
     statements: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    commits: bool = False
     missing: frozenset[str] = frozenset()
 
 
@@ -55,8 +56,9 @@ def for_target(text: str, event: Event, target: TargetFacts) -> Replay:
     if isinstance(stmt, ast.AlterTableStmt) and (detach := _concurrent_detach(stmt)) is not None:
         return Replay([_detach(stmt.relation, detach)])
     statement = work.printed() if work.changed else _inside_a_transaction(text, stmt)
+    added = isinstance(stmt, ast.AlterEnumStmt) and stmt.oldVal is None
     statements = [statement, *work.after, *set_defaults(event)]
-    return Replay(statements, work.left_out, missing=frozenset(work.missing))
+    return Replay(statements, work.left_out, commits=added, missing=frozenset(work.missing))
 
 
 _SUBSCRIPTION: Final = "subscriptions are not replayed: the target would take rows from another server"

@@ -244,12 +244,15 @@ class Epoch:
 
     def _segments(self, target: Target, start: Lsn, stop: Lsn) -> tuple[Changes, ...]:
         """What is needed from `start` to `stop`, and on to where the sequences at the target are told of."""
-        needed = self._holding_rows(start, stop) if start < stop else self._at_or_after(stop)[:1]
-        if not needed:
+        if start < stop:
+            needed = self._holding_rows(start, stop)
+            first, last = self._begin(needed[0]), needed[-1].ordinal
+        elif needed := self._at_or_after(stop)[:1]:
+            first, last = needed[0].ordinal, -1  # no rows: sequences alone
+        else:
             return ()
-        told = [s.ordinal for s in self._after(target, stop) if s.sequences][:1]
-        first, last = self._begin(needed[0]), max([s.ordinal for s in needed if start < stop] + told, default=-1)
-        return tuple(s for s in self.changes if first <= s.ordinal <= last and s.object)
+        told = next((s.ordinal for s in self._behind_target(target, stop) if s.sequences), last)
+        return tuple(s for s in self.changes if first <= s.ordinal <= max(last, told) and s.object)
 
     def _holding_rows(self, start: Lsn, stop: Lsn) -> list[Changes]:
         needed = [s for s in self.changes if s.end_lsn > start and s.start_lsn < stop]
@@ -266,14 +269,15 @@ class Epoch:
         before = next((s for s in reversed(self.changes) if s.ordinal < first.ordinal), None)
         return before.open_from if before and before.open_from is not None else first.ordinal
 
-    def _after(self, target: Target, stop: Lsn) -> list[Changes]:
-        """The segments that were cut when the source was past the target, sequences included.
+    def _behind_target(self, target: Target, stop: Lsn) -> list[Changes]:
+        """Segments that were cut when the source was past the target, sequences included; failing that, the last one.
 
         A sequence gives up to 32 values for one record in the WAL (SEQ_LOG_VALS, sequence.c): it moves within an LSN.
         """
         if isinstance(target, ToTime) and (settling := self._settles(target.time)) is not None:
             return [s for s in self.changes if s.ordinal >= settling.ordinal]
-        reaching = self._at_or_after(stop)
+        gap = next((gap.before_lsn for gap in self.gaps if gap.after_lsn >= stop), None)
+        reaching = [s for s in self._at_or_after(stop) if gap is None or s.start_lsn < gap]
         return [s for s in reaching if s.end_lsn > stop and s.sequences] or reaching[::-1]
 
     def _at_or_after(self, stop: Lsn) -> list[Changes]:

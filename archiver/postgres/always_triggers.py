@@ -21,10 +21,12 @@ from archiver.postgres.session import postgres_error
 
 Conn = psycopg.AsyncConnection[Any]
 
+# A publication of the users' for all tables would refuse what deletes from a table without a replica identity.
 _CREATE: Final[LiteralString] = (
     """
 CREATE SCHEMA IF NOT EXISTS archiver;
 CREATE TABLE IF NOT EXISTS archiver.silenced (kind text, rel oid, name text, state "char");
+ALTER TABLE archiver.silenced REPLICA IDENTITY FULL;
 """
     + foreign_keys.CREATE
 )
@@ -123,15 +125,16 @@ class Silence:
                 await self._keys.drop(conn)
         self._due = False
 
-    async def lift(self, conn: Conn, tag: str, source: str) -> None:
-        """For a statement with this tag and text."""
-        self._due = True
+    async def lift(self, conn: Conn, tag: str, source: str) -> int:
+        """For a statement with this tag and text. Returns how many foreign keys are to be dropped again for it."""
+        self._due, made = True, 0
         if self._keys is not None and foreign_keys.may_concern(tag):
             with _errors("putting foreign keys back"):
-                await self._keys.make(conn, validated=foreign_keys.needs_valid(source))
+                made = await self._keys.make(conn, validated=foreign_keys.needs_valid(source))
         if self._imposed:
             await _switch(conn, _LIFT, {})
         self._imposed = False
+        return made
 
     async def lifted_for(self, conn: Conn) -> None:
         """The statement is done."""

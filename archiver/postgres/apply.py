@@ -187,6 +187,16 @@ class Applier:
         self.uncommitted_rows = 0
         self.last = None
 
+    @property
+    def until(self) -> Lsn:
+        """Where the source transaction ends that is being applied."""
+        return self._until
+
+    @property
+    def has_uncommitted_rows(self) -> bool:
+        """Whether there are changes since the last commit, flushed or not."""
+        return self.uncommitted_rows > 0 or self._batch.rows > 0
+
     # --- changes that are rows
 
     async def _take(self, changes: Iterable[Change]) -> None:

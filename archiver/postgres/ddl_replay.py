@@ -20,14 +20,18 @@ from archiver.format.ddl import Event
 from archiver.format.ddl_renames import rename_of
 from archiver.format.ddl_rewrite import Replay, TargetFacts, for_target
 from archiver.format.dump_roles import Skipped
-from archiver.format.own_messages import DDL, LOST, ROWS, ComputedRows, computed_rows
+from archiver.format.own_messages import DDL, LOST, ROWS, computed_rows
 from archiver.format.pgmessages import LogicalMessage
 from archiver.lsn import Lsn
 from archiver.policy.source_transaction import SourceTransaction
-from archiver.postgres import always_triggers, ddl_indexes, relations, unvalidated
+from archiver.postgres import always_triggers, ddl_indexes, relations, rewritten_rows
 from archiver.postgres.apply import Applier, MessageHandler
 from archiver.postgres.renames import Renames
 from archiver.postgres.session import postgres_error
+
+MAX_STATEMENTS: Final = 100
+"""DDL statements, and foreign keys dropped for them, in one target transaction: each keeps locks, of which
+max_locks_per_transaction allows few."""
 
 Conn = psycopg.AsyncConnection[Any]
 
@@ -66,6 +70,8 @@ class DdlReplay:
         self._target = target
         self._settable = settable
         self._silence = silence
+        self._statements = 0
+        self._must_commit = False
         self._applier: Applier | None = None
 
     @classmethod
@@ -107,6 +113,15 @@ class DdlReplay:
         found = (message for message in transaction.logical_messages() if message.prefix == DDL)
         return any(_acts(ddl.parse_event(message.content)) for message in found)
 
+    @property
+    def commit_wanted(self) -> bool:
+        """Whether the target transaction must be committed before the next source transaction."""
+        return self._must_commit or self._statements >= MAX_STATEMENTS
+
+    def committed(self) -> None:
+        self._must_commit = False
+        self._statements = 0
+
     # --- messages
 
     async def _on_ddl(self, conn: Conn, message: LogicalMessage) -> None:
@@ -115,8 +130,8 @@ class DdlReplay:
         if applier.skip_rows and not (event.kind == "ddl_command_end" and event.tag in ddl.RUNS_SCRIPTS):
             return
         try:
-            await self._silence.lift(conn, event.tag, event.source)
-            async with self.renames.as_of(conn, message.lsn):
+            self._statements += await self._silence.lift(conn, event.tag, event.source)
+            async with self.renames.as_of(conn, message.lsn, applier.until, _may_name(event)):
                 await self._on_event(event, message, applier)
             await self._silence.lifted_for(conn)
         except PostgresError as exc:
@@ -148,9 +163,10 @@ class DdlReplay:
             await self._run(event, replay.statements, lsn)
             await self._know_again(event)
             if (rename := rename_of(statement, event)) is not None:
-                self.renames.note(lsn, rename)
+                self.renames.note(self._attached().until, rename)
         if event.tag in ddl.RUNS_SCRIPTS:
             await always_triggers.hush_event_triggers(self._conn)
+        self._must_commit |= replay.commits
 
     async def _create_filled(self, start: Event, lsn: Lsn) -> None:
         """Make the table of a CREATE TABLE AS before its rows arrive, as its end event describes it."""
@@ -178,18 +194,10 @@ class DdlReplay:
         await self.before_rows()
         found = computed_rows(message)
         try:
-            async with self.renames.as_of(conn, message.lsn):
-                await self._write_rows(found)
+            async with self.renames.as_of(conn, message.lsn, self._attached().until, found.schema):
+                await rewritten_rows.write(conn, found)
         except psycopg.Error as exc:
             raise postgres_error(exc, f"rows of {found.schema}.{found.name} at {message.lsn}") from exc
-
-    async def _write_rows(self, found: ComputedRows) -> None:
-        if found.first:
-            table = sql.Identifier(found.schema, found.name)
-            await self._conn.execute(sql.SQL("DELETE FROM ONLY {}").format(table))
-        if found.rows:
-            async with unvalidated.set_aside(self._conn, found.schema, found.name):
-                await _insert(self._conn, found)
 
     async def _on_lost(self, _conn: Conn, message: LogicalMessage) -> None:
         raise PostgresError(
@@ -201,6 +209,7 @@ class DdlReplay:
     # --- running
 
     async def _run(self, event: Event, statements: list[str], lsn: Lsn) -> None:
+        self._statements += len(statements)
         for statement in statements:
             try:
                 await self._conn.execute("SAVEPOINT archiver_ddl")
@@ -267,6 +276,11 @@ def _acts(event: Event) -> bool:
     return event.tag not in ddl.CREATES_FILLED or event.kind == "sql_drop" or bool(event.created)
 
 
+def _may_name(event: Event) -> str:
+    """All that a statement can mean names by: its text, the drops it did, and what stands in its search_path."""
+    return " ".join([event.source, *event.schemas, *(str(each.get("identity")) for each in event.objects)])
+
+
 def _is_bearable(tag: str, exc: psycopg.Error) -> bool:
     if tag in _OF_LEFT_OUT and isinstance(exc, psycopg.errors.UndefinedObject):
         return True
@@ -287,25 +301,3 @@ def _ends(applier: Applier, start: Lsn) -> Iterator[Event]:
             yield event
             return
         depth += 1 if event.kind == "ddl_command_start" else -1
-
-
-async def _insert(conn: Conn, found: ComputedRows) -> None:
-    cursor = psycopg.AsyncRawCursor(conn)  # a name may hold %
-    await cursor.execute(
-        "SELECT a.attname::text FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid"
-        " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2"
-        " AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum",
-        [found.schema, found.name],
-    )
-    columns = [sql.Identifier(column) for (column,) in await cursor.fetchall()]
-    await cursor.execute(
-        sql.SQL(
-            "INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE"
-            " SELECT {values} FROM (SELECT (line::{table}).* FROM pg_catalog.unnest($1::text[]) AS line) AS r"
-        ).format(
-            table=sql.Identifier(found.schema, found.name),
-            columns=sql.SQL(", ").join(columns),
-            values=sql.SQL(", ").join(sql.SQL("r.{}").format(column) for column in columns),
-        ),
-        [found.rows],
-    )

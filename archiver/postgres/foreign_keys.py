@@ -16,6 +16,7 @@ Conn = psycopg.AsyncConnection[Any]
 
 CREATE: Final[LiteralString] = """
 CREATE TABLE IF NOT EXISTS archiver.dropped_keys (rel oid, name text, definition text, valid bool, comment text);
+ALTER TABLE archiver.dropped_keys REPLICA IDENTITY FULL;
 """
 # Objects of the system have OIDs below 16384 (FirstNormalObjectId, transam.h). Those of partitions come and go with
 # their parent's. From 18 on some are not enforced: these do no harm.
@@ -79,13 +80,14 @@ class ForeignKeys:
             await conn.execute(_alter(table, sql.SQL("DROP CONSTRAINT {}").format(sql.Identifier(name))))
         self._valid.clear()
 
-    async def make(self, conn: Conn, *, validated: bool) -> None:
-        """Put back those that are out, for a statement, `validated` or without looking at any row.
+    async def make(self, conn: Conn, *, validated: bool) -> int:
+        """Put back those that are out, for a statement, `validated` or without looking at any row; returns how many.
 
         In the middle of a source transaction rows may violate one of a partitioned table: that one stays out.
         """
         if validated and self._valid:
             await self.drop(conn)
+        made = 0
         for rel, table, name, definition, valid, comment, partitioned in await _dropped(conn):
             checked = valid and (validated or partitioned)
             try:
@@ -94,8 +96,10 @@ class ForeignKeys:
                     await conn.execute(_FORGET, (rel, name))
             except psycopg.errors.ForeignKeyViolation:
                 continue
+            made += 1
             if valid and not checked:
                 self._valid |= {await _oid(conn, rel, name), (rel, name)}
+        return made
 
     async def follow(self, conn: Conn) -> None:
         """Know them again after a statement, which may have changed or dropped some."""

@@ -37,6 +37,7 @@ INSERT INTO archiver.relations
 SELECT s.oid, pg_catalog.to_regclass(s.name) FROM unnest(%s::oid[], %s::text[]) AS s (oid, name)
  WHERE pg_catalog.to_regclass(s.name) IS NOT NULL
     ON CONFLICT (source) DO UPDATE SET target = excluded.target
+ WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = relations.target)
 """
 
 

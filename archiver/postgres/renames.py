@@ -1,12 +1,12 @@
-"""Names as they were when a statement ran, for one that comes later than a renaming that ran after it.
+"""Names as they were when a statement ran, for one that comes later than a renaming it did not see.
 
 In the order of commits a statement of a long transaction may come behind the renaming of what it names, and a row
-behind that of a label it holds: the renaming is taken back meanwhile.
+behind that of a label it holds: the renaming is taken back meanwhile. Where that is impossible, because the thing is
+gone or its name was taken since, the statement runs without, unless it names it.
 """
 
 from __future__ import annotations
 
-from bisect import insort
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -14,31 +14,40 @@ from typing import Any, Final
 
 import psycopg
 
+from archiver.errors import PostgresError
 from archiver.format.ddl_renames import Rename
 from archiver.lsn import Lsn
-from archiver.postgres.session import postgres_error
 
-_KEPT: Final = 200
-"""Few are renamed, and only what ran beside a transaction that is still open can matter."""
+_KEPT: Final = 1000
+"""Few are renamed, and only what was renamed beside a transaction that is still open can matter."""
 
 
 class Renames:
-    """What one replay renamed, by the LSN at which that ran at the source. `known` comes from `to_json`."""
+    """What one replay renamed, in order, by the end of the source transaction: from there on others saw it.
+
+    `known` comes from `to_json`.
+    """
 
     def __init__(self, known: Iterable[tuple[str, dict[str, Any]]] = ()) -> None:
-        self._done = [(Lsn.parse(lsn), Rename(**rename)) for lsn, rename in known]
+        self._done = [(Lsn.parse(end), Rename(**rename)) for end, rename in known]
 
     def to_json(self) -> list[tuple[str, dict[str, Any]]]:
-        return [(str(lsn), asdict(rename)) for lsn, rename in self._done]
+        return [(str(end), asdict(rename)) for end, rename in self._done]
 
-    def note(self, lsn: Lsn, rename: Rename) -> None:
-        insort(self._done, (lsn, rename), key=lambda done: done[0])
+    def note(self, end: Lsn, rename: Rename) -> None:
+        self._done.append((end, rename))
         del self._done[:-_KEPT]
 
     @asynccontextmanager
-    async def as_of(self, conn: psycopg.AsyncConnection[Any], lsn: Lsn) -> AsyncIterator[None]:
-        """Inside, everything has the name it had at this LSN. Raises PostgresError."""
-        async with _undone(conn, [rename for at, rename in self._done if at > lsn]):
+    async def as_of(self, conn: psycopg.AsyncConnection[Any], lsn: Lsn, end: Lsn, text: str) -> AsyncIterator[None]:
+        """Inside, everything has the name that a statement saw which ran at `lsn`, in a transaction that ends at `end`.
+
+        `text`: what it may name. All errors but PostgresError, for a name that cannot be given back, are psycopg's.
+        """
+        unseen = [rename for committed, rename in self._done if committed > lsn and committed != end]
+        async with _undone(conn, unseen) as impossible:
+            if named := [rename for rename in impossible if rename.name.lower() in text.lower()]:
+                raise PostgresError(f"what was called {named[0].name} was renamed since, and cannot be called so again")
             yield
 
     async def with_its_labels(self, conn: psycopg.AsyncConnection[Any], write: Callable[[], Awaitable[None]]) -> None:
@@ -46,10 +55,10 @@ class Renames:
 
         Raises what `write` raises with all labels as they are now.
         """
-        labels = [rename for _, rename in self._done if rename.of_label]
-        for newest in range(len(labels) + 1):
+        renames = [rename for _, rename in self._done]
+        for newest in reversed([at for at, rename in enumerate(renames) if rename.of_label]):
             try:
-                async with conn.transaction(), _undone(conn, labels[len(labels) - newest :]):
+                async with conn.transaction(), _undone(conn, renames[newest:]):
                     await write()
             except psycopg.errors.InvalidTextRepresentation:
                 continue
@@ -58,16 +67,25 @@ class Renames:
 
 
 @asynccontextmanager
-async def _undone(conn: psycopg.AsyncConnection[Any], renames: Sequence[Rename]) -> AsyncIterator[None]:
+async def _undone(conn: psycopg.AsyncConnection[Any], renames: Sequence[Rename]) -> AsyncIterator[Sequence[Rename]]:
+    """Yields those that cannot be taken back."""
+    undone: list[Rename] = []
+    impossible: list[Rename] = []
     for rename in reversed(renames):
-        await _execute(conn, rename.undo)
-    yield
-    for rename in renames:
-        await _execute(conn, rename.redo)
+        (undone if await _undo(conn, rename) else impossible).append(rename)
+    yield impossible
+    for rename in reversed(undone):
+        await conn.execute(rename.redo.encode())
 
 
-async def _execute(conn: psycopg.AsyncConnection[Any], statement: str) -> None:
+async def _undo(conn: psycopg.AsyncConnection[Any], rename: Rename) -> bool:
+    await conn.execute("SAVEPOINT archiver_rename")
     try:
-        await conn.execute(statement.encode())
-    except psycopg.Error as exc:
-        raise postgres_error(exc, statement) from exc
+        await conn.execute(rename.undo.encode())
+    except psycopg.ProgrammingError:  # no such thing, or another one of that name
+        await conn.execute("ROLLBACK TO SAVEPOINT archiver_rename")
+        return False
+    finally:
+        if not conn.broken:
+            await conn.execute("RELEASE SAVEPOINT archiver_rename")
+    return True

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from archiver.errors import IntegrityError
+from archiver.errors import IntegrityError, PostgresError
 from archiver.policy.target import ToLatest
 from archiver.postgres.ddl_replay import DdlReplay
 from archiver.recovery_plan import make_plan
@@ -48,6 +48,69 @@ async def test_a_schema_is_exchanged_for_another_one_under_open_transactions(mak
     restored, summary = await setup.restore()
     assert difference(pg_dump(restored), pg_dump(setup.dsn)) == ""
     assert summary.warnings == []
+
+
+async def test_what_a_transaction_did_not_see_renamed_has_its_old_name_for_it(make_setup: MakeSetup) -> None:
+    """Also where its statement ran after the renaming, and before that was committed."""
+    setup = make_setup()
+    with setup.connect() as conn, setup.connect() as other:
+        conn.execute(SWAPPED)
+        await setup.init()
+        async with setup.daemon():
+            await setup.archived()
+            other.execute("BEGIN; CREATE TABLE app.early (id int)")
+            conn.execute("BEGIN; ALTER SCHEMA app RENAME TO old")
+            conn.execute("ALTER SCHEMA new RENAME TO app; CREATE TABLE app.inner (id int)")
+            other.execute("CREATE TABLE app.made (mood app.mood); INSERT INTO app.made VALUES ('ok')")
+            conn.execute("COMMIT")
+            other.execute("CREATE TABLE app.newest (mood app.mood); INSERT INTO app.newest VALUES ('great'); COMMIT")
+            await setup.archived()
+    restored, _ = await setup.restore()
+    assert difference(pg_dump(restored), pg_dump(setup.dsn)) == ""
+
+
+BESIDE = {
+    "renamed and dropped": "ALTER FUNCTION one() RENAME TO one_old; DROP FUNCTION one_old()",
+    "renamed and made anew": "ALTER FUNCTION one() RENAME TO one_old; "
+    "CREATE FUNCTION one() RETURNS int LANGUAGE sql AS 'SELECT 2'",
+    "a schema exchanged and dropped": "ALTER SCHEMA app RENAME TO old; CREATE SCHEMA app; CREATE TABLE app.t (id int);"
+    " DROP SCHEMA old CASCADE",
+    "a label and its type": "ALTER TYPE mood RENAME VALUE 'ok' TO 'fine'; ALTER TYPE mood RENAME TO feeling",
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+async def test_unrelated_ddl_of_an_open_transaction_is_not_concerned(make_setup: MakeSetup, beside: str) -> None:
+    setup = make_setup()
+    with setup.connect() as conn, setup.connect() as other:
+        conn.execute("CREATE FUNCTION one() RETURNS int LANGUAGE sql AS 'SELECT 1'; CREATE SCHEMA app")
+        conn.execute("CREATE TYPE mood AS ENUM ('ok'); CREATE TABLE felt (id int PRIMARY KEY, mood mood)")
+        await setup.init()
+        async with setup.daemon():
+            await setup.archived()
+            other.execute("BEGIN; INSERT INTO felt VALUES (1, 'ok'); CREATE TABLE unrelated (id int)")
+            conn.execute(BESIDE[beside].encode())
+            other.execute("INSERT INTO unrelated VALUES (1); COMMIT")
+            await setup.archived()
+    restored, _ = await setup.restore()
+    assert difference(pg_dump(restored), pg_dump(setup.dsn)) == ""
+
+
+async def test_ddl_that_means_what_cannot_be_called_so_again_stops_the_restore(make_setup: MakeSetup) -> None:
+    setup = make_setup()
+    with setup.connect() as conn, setup.connect() as other:
+        conn.execute("CREATE TYPE mood AS ENUM ('ok')")
+        await setup.init()
+        async with setup.daemon():
+            await setup.archived()
+            other.execute("BEGIN; CREATE TABLE felt (mood mood)")
+            conn.execute("ALTER TYPE mood RENAME TO feeling; CREATE TYPE mood AS ENUM ('great')")
+            other.execute("COMMIT")
+            await setup.archived()
+    with pytest.raises(PostgresError, match="what was called mood was renamed since") as caught:
+        await setup.restore()
+    assert "DDL at" in (caught.value.where or "")
+    assert caught.value.hint
 
 
 async def test_a_type_is_renamed_while_a_transaction_uses_it_and_the_restore_is_interrupted(

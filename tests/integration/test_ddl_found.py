@@ -62,6 +62,11 @@ FOUND: dict[str, list[str]] = {
         "DELETE FROM t WHERE id = 2",
         "CREATE INDEX ON t (s)",
     ],
+    "a rewrite of tables without a replica identity, of which another publication tells deletes": [
+        "CREATE TABLE t (id int, g int GENERATED ALWAYS AS (id) STORED); CREATE PUBLICATION p FOR TABLE t WITH (publish = 'delete')",
+        "INSERT INTO t VALUES (1); ALTER TABLE t REPLICA IDENTITY DEFAULT; ALTER TABLE t ADD at float DEFAULT random()",
+        "CREATE PUBLICATION q FOR ALL TABLES; ALTER TABLE t ADD also float DEFAULT random()",
+    ],
     "a hash partition, detached CONCURRENTLY, takes any row": [
         "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY HASH (id)",
         "CREATE TABLE p3 PARTITION OF p FOR VALUES WITH (MODULUS 4, REMAINDER 3)",
@@ -72,6 +77,11 @@ FOUND: dict[str, list[str]] = {
 
 
 FOUND_BEFORE: dict[str, str] = {
+    "another publication, of all tables": """
+CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION everything FOR ALL TABLES; INSERT INTO t VALUES (1);
+CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+CREATE TRIGGER always AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION f(); ALTER TABLE t ENABLE ALWAYS TRIGGER always;
+""",
     "a table made LIKE another one has taken its names of NOT NULL": """
 CREATE TABLE total (id int PRIMARY KEY, "ä""b" int NOT NULL, c int NOT NULL); CREATE TABLE copied (LIKE total);
 CREATE TABLE young (x int NOT NULL) INHERITS (total);

@@ -359,6 +359,7 @@ async def test_an_interrupted_restore_gives_silenced_triggers_back(
             for number in range(6):
                 conn.execute(f"ALTER TABLE item ADD c{number} int; INSERT INTO item (id) VALUES (10{number})")
             await setup.archived()
+    monkeypatch.setattr("archiver.postgres.ddl_replay.MAX_STATEMENTS", 2)
     target = setup.make_database(stem="restored")
     async with setup.open() as archive:
         plan = await make_plan(archive, ToLatest())

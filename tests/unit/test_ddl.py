@@ -207,6 +207,11 @@ def test_numbers_and_truth_values_as_default_are_left_alone() -> None:
     assert rewritten(text, missing=missing) == [text]
 
 
+def test_a_new_enum_value_asks_for_a_commit_and_a_renamed_one_does_not() -> None:
+    assert for_target("ALTER TYPE m ADD VALUE 'x'", event("ALTER TYPE"), TARGET).commits
+    assert not for_target("ALTER TYPE m RENAME VALUE 'x' TO 'y'", event("ALTER TYPE"), TARGET).commits
+
+
 def test_subscriptions_are_left_out_and_reported() -> None:
     replay = for_target("DROP SUBSCRIPTION s", event("DROP SUBSCRIPTION"), TARGET)
     assert replay.statements == []

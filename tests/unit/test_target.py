@@ -10,7 +10,7 @@ from datetime import timedelta, timezone
 import pytest
 
 from archiver.errors import TargetUnreachable, UsageError
-from archiver.format.manifest import Changes, Entry, RestorePoint
+from archiver.format.manifest import Changes, Entry, Gap, RestorePoint
 from archiver.lsn import Lsn
 from archiver.policy.history import History
 from archiver.policy.target import Target, ToLatest, ToLsn, ToName, ToTime, parse_time
@@ -45,6 +45,27 @@ def test_sequences_may_move_within_an_lsn_so_they_are_read_from_a_segment_behind
     assert ordinals(plan(ToTime(at(199)), log)) == [1]
     assert ordinals(plan(ToTime(at(220)), log)) == [1, 2]
     assert ordinals(plan(ToLsn(Lsn(100)), log)) == [1]
+
+
+def test_for_the_sequences_alone_nothing_is_read_from_before_the_base_snapshot() -> None:
+    log = [
+        changes(1, 100, 200, commit(150), sequences=True),
+        changes(2, 200, 300, commit(250), sequences=True, open_from=1),
+        snapshot(300),
+        changes(3, 300, 400, commit(350), sequences=True, open_from=1),
+    ]
+    assert ordinals(plan(ToLsn(Lsn(300)), log)) == [2, 3]
+    assert ordinals(plan(ToLsn(Lsn(360)), log, {3: (commit(350),)})) == [1, 2, 3]
+
+
+def test_sequences_behind_a_gap_are_not_those_of_a_target_before_it() -> None:
+    log = [
+        snapshot(100),
+        changes(1, 100, 200, commit(150), sequences=True),
+        Gap(after_lsn=Lsn(200), before_lsn=Lsn(900), reason="the slot was lost"),
+        changes(2, 900, 950, commit(920), sequences=True),
+    ]
+    assert ordinals(plan(ToLsn(Lsn(200)), log)) == [1]
 
 
 # --- times ---
