@@ -12,9 +12,10 @@ from typing import Any, Final, LiteralString
 import psycopg
 from psycopg import sql
 
-# What an index is but for its name: the text of its definition behind it.
+# What an index is but for its name: the text of its definition behind it, and the index that it is a part of.
 _REST: Final[LiteralString] = """
 substr(pg_get_indexdef(c.oid), strpos(pg_get_indexdef(c.oid), quote_ident(c.relname)) + length(quote_ident(c.relname)))
+    || coalesce((SELECT ' OF ' || inhparent::regclass FROM pg_inherits WHERE inhrelid = c.oid), '')
 """
 # Of the tables and their partitions, made by this very transaction: age() counts from its id.
 _NEW: Final[LiteralString] = """
@@ -40,9 +41,14 @@ SELECT c.relname::text FROM pg_index x JOIN pg_class c ON c.oid = x.indexrelid
 async def give_names(conn: psycopg.AsyncConnection[Any], indexes: Iterable[Mapping[str, str]]) -> None:
     """Rename what is called otherwise than at the source. psycopg's errors pass through."""
     cursor = psycopg.AsyncRawCursor(conn)
-    for index in indexes:
+    rename = sql.SQL("ALTER INDEX {} RENAME TO {}")
+    meanwhile: list[tuple[sql.Identifier, sql.Identifier]] = []  # for two of them may have each other's name
+    for number, index in enumerate(indexes):
         await cursor.execute(_ALIKE, [index["schema"], index["rest"]])
         alike = [name for (name,) in await cursor.fetchall()]
         if alike and index["name"] not in alike:
-            old, new = sql.Identifier(index["schema"], alike[-1]), sql.Identifier(index["name"])
-            await conn.execute(sql.SQL("ALTER INDEX {} RENAME TO {}").format(old, new))
+            passing = f"archiver_renamed_{number}"
+            await conn.execute(rename.format(sql.Identifier(index["schema"], alike[-1]), sql.Identifier(passing)))
+            meanwhile.append((sql.Identifier(index["schema"], passing), sql.Identifier(index["name"])))
+    for old, new in meanwhile:
+        await conn.execute(rename.format(old, new))

@@ -116,7 +116,8 @@ class Drive:
         return outcome
 
     def _listen(self, message: str) -> None:
-        if any(word in message for word in _OURS) and "lock timeout" not in message:
+        archived = any(step.text == INIT for step in self.steps)
+        if archived and any(word in message for word in _OURS) and "lock timeout" not in message:
             self.complaints.append(f"step {len(self.steps)}: {message}")
 
     def _track(self, step: Step) -> None:

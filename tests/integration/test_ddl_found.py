@@ -172,7 +172,7 @@ async def test_indexes_have_the_names_that_the_source_chose(make_setup: MakeSetu
     """After columns that were renamed before the base snapshot: a dump does not bring the old names of an index's back."""
     before = """
 CREATE TABLE parted (k int, v int) PARTITION BY LIST (k); CREATE INDEX ON parted (k) WHERE k IS NOT NULL;
-CREATE INDEX ON parted (v, k); CREATE UNIQUE INDEX ON parted (k); ALTER TABLE parted RENAME k TO "new k";
+CREATE INDEX twin ON parted (v, k); CREATE INDEX another ON parted (v, k); CREATE UNIQUE INDEX ON parted (k); ALTER TABLE parted RENAME k TO "new k";
 CREATE TABLE plain (a int PRIMARY KEY, b int UNIQUE); CREATE INDEX ON plain ((b + a), b); ALTER TABLE plain RENAME b TO c;
 """
     statements = [
