@@ -6,7 +6,7 @@ In: a checked configuration. Out: a Mirror over all regions, each of which retri
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -48,7 +48,8 @@ def open_regions(
     names = [region.name for region in config.region]
     if prefer is not None and prefer not in names:
         raise ConfigError(f"there is no region {prefer!r}", hint=f"The configuration has: {', '.join(names)}.")
-    stores = [_open(region, patience, metrics, on_read) for region in config.region]
+    adapters = [_adapter(region, config.residency.allowed) for region in config.region]
+    stores = [_retrying(adapter, patience, metrics, on_read) for adapter in adapters]
     reading = COMMAND_PATIENCE if patience is None else None
     policy = _daemons_policy(config.durability) if patience is None else WritePolicy()
     return Mirror(stores, prefer=prefer, policy=policy, patience=reading)
@@ -66,20 +67,20 @@ def only(mirror: Mirror, region: str) -> Mirror:
     return Mirror([store for store in mirror.stores if store.name == region])
 
 
-def _open(
-    region: RegionSection,
+def _retrying(
+    store: Store,
     patience: timedelta | None,
     metrics: Metrics | None,
     on_read: Callable[[str, int], None] | None,
 ) -> Store:
-    store = _adapter(region)
+    name = store.name
     if on_read is not None:
-        store = Observed(store, on_get=partial(on_read, region.name))
+        store = Observed(store, on_get=partial(on_read, name))
     if metrics is None:
         return Retry(store, deadline=patience)
-    up = metrics.region_up.labels(region.name)
-    stored = metrics.stored_bytes_total.labels(region.name)
-    seconds = metrics.upload_seconds.labels(region.name)
+    up = metrics.region_up.labels(name)
+    stored = metrics.stored_bytes_total.labels(name)
+    seconds = metrics.upload_seconds.labels(name)
 
     def on_put(size: int, duration: float) -> None:
         stored.inc(size)
@@ -88,7 +89,7 @@ def _open(
     return Retry(Observed(store, on_put=on_put), deadline=patience, on_result=lambda ok: up.set(1 if ok else 0))
 
 
-def _adapter(region: RegionSection, environ: Mapping[str, str] = os.environ) -> Store:
+def _adapter(region: RegionSection, allowed: Sequence[str], environ: Mapping[str, str] = os.environ) -> Store:
     url = urlsplit(region.url)
     if url.scheme == "file":
         return FileStore(region.name, Path(unquote(url.path)))
@@ -102,6 +103,7 @@ def _adapter(region: RegionSection, environ: Mapping[str, str] = os.environ) -> 
         secret_key=_from_environment(region, region.secret_key_env, environ),
         ca_bundle=region.ca_bundle,
         allow_plaintext=region.allow_plaintext,
+        allowed_regions=allowed,
     )
 
 

@@ -12,7 +12,7 @@ import base64
 import hashlib
 import ipaddress
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any
@@ -35,8 +35,6 @@ READ_CHUNK = 1 << 20
 # No socket timeout covers a peer that stops reading, so a transfer is also bounded as a whole: slower than
 # this, in bytes a second, counts as unavailable.
 SLOWEST = 128 << 10
-# GetBucketLocation's two historical answers.
-_LOCATIONS = {"": "us-east-1", "EU": "eu-west-1"}
 
 
 class S3Store:
@@ -45,6 +43,9 @@ class S3Store:
     Without `endpoint` it is AWS in `aws_region`. Credentials that are None come as botocore finds them. `ca_bundle`
     is a file of certificates to trust instead of botocore's (or AWS_CA_BUNDLE). Plain http is refused except to
     loopback, or with `allow_plaintext`. Raises ConfigError for an endpoint that cannot be used.
+
+    With `allowed_regions` nothing is read or written before AWS has said that the bucket is in one of them; a
+    ConfigError says that it is not.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class S3Store:
         secret_key: str | None,
         ca_bundle: str | None = None,
         allow_plaintext: bool = False,
+        allowed_regions: Collection[str] = (),
         read_timeout: timedelta = READ_TIMEOUT,
         page_size: int = 1000,
     ) -> None:
@@ -69,6 +71,8 @@ class S3Store:
         self._endpoint = endpoint
         self._read_timeout = read_timeout
         self._page_size = page_size
+        # What a server with an endpoint of its own says of its region is rarely a place.
+        self._unconfirmed = () if endpoint else allowed_regions
         self._settings: dict[str, Any] = {
             # A server with an endpoint of its own rarely cares for the region, but the signature needs one.
             "region_name": aws_region or ("us-east-1" if endpoint else None),
@@ -137,14 +141,6 @@ class S3Store:
     async def check(self) -> None:
         await self._call("head_bucket", "", bucket=True)
 
-    async def bucket_region(self) -> str | None:
-        """The AWS region that the bucket is in, None where the server does not tell (many that are not AWS)."""
-        response = await self._call("get_bucket_location", "", bucket=True)
-        location = response.get("LocationConstraint") or ""
-        if self._endpoint and not location:
-            return None
-        return _LOCATIONS.get(location, location)
-
     async def close(self) -> None:
         async with self._lock:
             self._client = None
@@ -162,7 +158,22 @@ class S3Store:
             if self._client is None:
                 context = AioSession().create_client("s3", **self._settings)
                 self._client = await self._stack.enter_async_context(context)
+            if self._unconfirmed:
+                await self._confirm_region(self._unconfirmed)
+                self._unconfirmed = ()
             return self._client
+
+    async def _confirm_region(self, allowed: Collection[str]) -> None:
+        """botocore follows a bucket to whatever region it is in."""
+        async with self._boundary("", bucket=True, seconds=self._patience(0)):
+            response = await self._client.head_bucket(Bucket=self._bucket)
+        region = response["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
+        if region is not None and region not in allowed:
+            raise ConfigError(
+                f"the bucket is in {region}, which residency.allowed does not list",
+                where=self._where(""),
+                hint=f"Allowed are: {', '.join(sorted(allowed))}. Use a bucket there, or allow {region}.",
+            )
 
     @asynccontextmanager
     async def _boundary(self, key: str, *, seconds: float, bucket: bool = False) -> AsyncIterator[None]:

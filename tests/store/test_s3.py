@@ -195,6 +195,42 @@ def test_an_endpoint_that_is_no_http_url_is_a_configuration_error(endpoint: str)
         store_at(endpoint)
 
 
+@pytest.mark.parametrize(("place", "refused"), [("us-east-1", True), ("eu-west-1", False)])
+async def test_a_bucket_that_aws_says_is_elsewhere_is_neither_read_nor_written(
+    monkeypatch: pytest.MonkeyPatch, place: str, refused: bool
+) -> None:
+    """AWS cannot run here: a bare HTTP answer stands in for it, reached as botocore lets one replace it."""
+    answer = f"HTTP/1.1 200 OK\r\nx-amz-bucket-region: {place}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    answers: list[bytes] = []
+
+    def reply(connection: socket.socket) -> None:
+        answers.append(answer.encode())
+        connection.sendall(answers[-1])
+
+    with tcp_server(reply) as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
+        store = store_at(None, aws_region="eu-west-1", allowed_regions=["eu-central-1", "eu-west-1"])
+        if refused:
+            for _ in range(2):
+                with pytest.raises(ConfigError, match="bucket is in us-east-1, which residency"):
+                    await store.put("k", b"x")
+            assert len(answers) == 2  # the HEAD, each time
+        else:
+            await store.put("k", b"x")
+            await store.put("k", b"x")
+            assert len(answers) == 3
+        await store.close()
+
+
+async def test_a_bucket_that_is_missing_is_so_where_its_region_is_asked_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tcp_server(
+        lambda connection: connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+    ) as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
+        store = store_at(None, aws_region="eu-west-1", allowed_regions=["eu-west-1"])
+        await every_call_says(BucketNotFound, store)
+
+
 async def test_a_server_below_tls_1_3_is_refused(tls: Tls) -> None:
     with tls_server(tls, ssl.TLSVersion.TLSv1_2) as port:
         store = store_at(f"https://127.0.0.1:{port}", ca_bundle=str(tls.ca))
