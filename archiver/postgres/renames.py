@@ -45,7 +45,8 @@ class Renames:
         `text`: what it may name. All errors but PostgresError, for a name that cannot be given back, are psycopg's.
         """
         unseen = [rename for committed, rename in self._done if committed > lsn and committed != end]
-        async with _undone(conn, unseen) as impossible:
+        async with _undone(conn, unseen) as undone:
+            impossible = [rename for rename in unseen if all(rename is not each for each in undone)]
             if named := [rename for rename in impossible if rename.name.lower() in text.lower()]:
                 raise PostgresError(f"what was called {named[0].name} was renamed since, and cannot be called so again")
             yield
@@ -58,8 +59,11 @@ class Renames:
         renames = [rename for _, rename in self._done]
         for newest in reversed([at for at, rename in enumerate(renames) if rename.of_label]):
             try:
-                async with conn.transaction(), _undone(conn, renames[newest:]):
+                async with conn.transaction(), _undone(conn, renames[newest:]) as undone:
+                    others = [rename for rename in undone if not rename.of_label]
+                    await _execute(conn, [rename.redo for rename in others])  # tables are called as they are now
                     await write()
+                    await _execute(conn, [rename.undo for rename in reversed(others)])
             except psycopg.errors.InvalidTextRepresentation:
                 continue
             return
@@ -68,14 +72,15 @@ class Renames:
 
 @asynccontextmanager
 async def _undone(conn: psycopg.AsyncConnection[Any], renames: Sequence[Rename]) -> AsyncIterator[Sequence[Rename]]:
-    """Yields those that cannot be taken back."""
-    undone: list[Rename] = []
-    impossible: list[Rename] = []
-    for rename in reversed(renames):
-        (undone if await _undo(conn, rename) else impossible).append(rename)
-    yield impossible
-    for rename in reversed(undone):
-        await conn.execute(rename.redo.encode())
+    """Yields those that could be taken back."""
+    undone = [rename for rename in reversed(renames) if await _undo(conn, rename)][::-1]
+    yield undone
+    await _execute(conn, [rename.redo for rename in undone])
+
+
+async def _execute(conn: psycopg.AsyncConnection[Any], statements: Iterable[str]) -> None:
+    for statement in statements:
+        await conn.execute(statement.encode())
 
 
 async def _undo(conn: psycopg.AsyncConnection[Any], rename: Rename) -> bool:

@@ -141,7 +141,10 @@ async def test_a_type_is_renamed_while_a_transaction_uses_it_and_the_restore_is_
 async def test_a_label_of_an_enum_is_renamed_while_transactions_write_it(make_setup: MakeSetup) -> None:
     setup = make_setup()
     with setup.connect() as conn, setup.connect() as few, setup.connect() as many:
-        conn.execute("CREATE TYPE mood AS ENUM ('ok', 'sad'); CREATE TABLE felt (id int PRIMARY KEY, moods mood[])")
+        for session in (conn, few, many):
+            session.execute("SET search_path = feelings, feelings_now")
+        conn.execute("CREATE SCHEMA feelings; CREATE TYPE mood AS ENUM ('ok', 'sad')")
+        conn.execute("CREATE TABLE felt (id int PRIMARY KEY, moods mood[])")
         conn.execute("CREATE TABLE loose (mood mood); ALTER TABLE loose REPLICA IDENTITY FULL")
         conn.execute("INSERT INTO loose VALUES ('sad')")
         await setup.init()
@@ -151,7 +154,7 @@ async def test_a_label_of_an_enum_is_renamed_while_transactions_write_it(make_se
             many.execute("BEGIN; INSERT INTO felt SELECT i, '{sad}' FROM generate_series(10, 99) i")
             conn.execute("ALTER TYPE mood RENAME VALUE 'sad' TO 'so'")
             few.execute("INSERT INTO felt VALUES (3, '{so}')")
-            conn.execute("ALTER TYPE mood RENAME VALUE 'so' TO 'blue'")
+            conn.execute("ALTER TYPE mood RENAME VALUE 'so' TO 'blue'; ALTER SCHEMA feelings RENAME TO feelings_now")
             few.execute("UPDATE felt SET moods = moods || 'blue'::mood; COMMIT")
             many.execute("INSERT INTO felt VALUES (4, '{blue,ok}'); COMMIT; INSERT INTO felt VALUES (5, '{blue}')")
             await setup.archived()
