@@ -12,10 +12,11 @@ from typing import Any, Final, LiteralString
 import psycopg
 from psycopg import sql
 
-# What an index is but for its name: the text of its definition behind it, and the index that it is a part of.
+# What an index is but for its name: the text of its definition behind it, and the index that it is a part of, which is
+# one at most; a planner may ask of tables, too, which have several.
 _REST: Final[LiteralString] = """
 substr(pg_get_indexdef(c.oid), strpos(pg_get_indexdef(c.oid), quote_ident(c.relname)) + length(quote_ident(c.relname)))
-    || coalesce((SELECT ' OF ' || inhparent::regclass FROM pg_inherits WHERE inhrelid = c.oid), '')
+    || coalesce((SELECT ' OF ' || inhparent::regclass FROM pg_inherits WHERE inhrelid = c.oid LIMIT 1), '')
 """
 # Of the tables and their partitions, made by this very transaction: age() counts from its id.
 _NEW: Final[LiteralString] = """

@@ -174,6 +174,7 @@ async def test_indexes_have_the_names_that_the_source_chose(make_setup: MakeSetu
 CREATE TABLE parted (k int, v int) PARTITION BY LIST (k); CREATE INDEX ON parted (k) WHERE k IS NOT NULL;
 CREATE INDEX twin ON parted (v, k); CREATE INDEX another ON parted (v, k); CREATE UNIQUE INDEX ON parted (k); ALTER TABLE parted RENAME k TO "new k";
 CREATE TABLE plain (a int PRIMARY KEY, b int UNIQUE); CREATE INDEX ON plain ((b + a), b); ALTER TABLE plain RENAME b TO c;
+CREATE TABLE mother (id int); CREATE TABLE father (id int); CREATE TABLE child () INHERITS (mother, father);
 """
     statements = [
         'CREATE TABLE one PARTITION OF parted FOR VALUES IN (1); CREATE TABLE two ("new k" int, v int)',
