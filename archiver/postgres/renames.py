@@ -7,6 +7,7 @@ gone or its name was taken since, the statement runs without, unless it names it
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -47,7 +48,7 @@ class Renames:
         unseen = [rename for committed, rename in self._done if committed > lsn and committed != end]
         async with _undone(conn, unseen) as undone:
             impossible = [rename for rename in unseen if all(rename is not each for each in undone)]
-            if named := [rename for rename in impossible if rename.name.lower() in text.lower()]:
+            if named := [rename for rename in impossible if _names(text, rename.name)]:
                 raise PostgresError(f"what was called {named[0].name} was renamed since, and cannot be called so again")
             yield
 
@@ -68,6 +69,10 @@ class Renames:
                 continue
             return
         await write()
+
+
+def _names(text: str, name: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 @asynccontextmanager
