@@ -86,7 +86,7 @@ def simulated(world: World, chance: random.Random) -> Iterator[None]:
     server = world.server
     regions = {region.name: region for region in world.regions}
 
-    def client(section: RegionSection) -> Client:
+    def client(section: RegionSection, _allowed: object) -> Client:
         return Client(regions[section.name], world.on_request)
 
     replaced: dict[str, Any] = {
