@@ -217,7 +217,7 @@ def generate(drive: Drive, seed: int, length: int) -> Iterator[Step]:
         status = drive.status(at)
         # `init` refuses tables with a virtual generated column and no key
         gen = Gen(rng, look(drive.connections[at - 1]), status == "idle", number, version if initialized else 170000)
-        gen.archived = initialized
+        gen.archived, gen.inside = initialized, status != "idle"
         gen.busy = any(drive.status(other) != "idle" for other in range(1, CONNECTIONS + 1)) or bool(prepared)
         step = Step(at, next_step(gen, status, drive.savepoints.get(at, 0)))
         yield step

@@ -59,8 +59,9 @@ CONSTANTS: Final[Mapping[str, Sequence[str]]] = {
 
 @dataclass(slots=True)
 class Gen:
-    """`idle`: outside a transaction; `busy`: some connection is inside one; `archived`: a base snapshot was taken.
+    """`idle`: outside a transaction, and a single statement; `inside`: the connection's transaction goes on after it.
 
+    `busy`: some connection is inside one; `archived`: a base snapshot was taken.
     `number` counts statements, and makes names unique where they should be.
     """
 
@@ -69,6 +70,7 @@ class Gen:
     idle: bool
     number: int
     server_version: int
+    inside: bool = False
     busy: bool = False
     archived: bool = True
 

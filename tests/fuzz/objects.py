@@ -55,8 +55,8 @@ def view(g: Gen) -> str:
         f"SELECT {columns}{g.opt(30, f', {g.number} AS n{g.number}')} FROM {g.ref(source)}{g.opt(20, ' WHERE true')}"
     )
     if g.chance(35):
-        # What another connection has written, and not committed yet, is not in it; in a restore it is.
-        no_data = " WITH NO DATA" if g.busy else g.opt(20, " WITH NO DATA")
+        # What another connection commits before ours is not in it; in a restore it is.
+        no_data = " WITH NO DATA" if g.inside else g.opt(20, " WITH NO DATA")
         return f"CREATE MATERIALIZED VIEW {g.opt(10, 'IF NOT EXISTS ')}{g.new()} AS {query}{no_data}"
     known = g.world.of("v")
     name = g.pick(known).full if known and g.chance(30) else g.new()
@@ -70,7 +70,8 @@ def alter_view(g: Gen) -> str:
               f"ALTER {kind} {known.full} SET SCHEMA {g.schema()}", f"COMMENT ON {kind} {g.ref(known)} IS '{g.number}'",
               f"ALTER {kind} {known.full} RENAME COLUMN {g.pick(known.columns).name} TO {g.name()}"]  # fmt: skip
     if known.kind == "m":
-        either += [f"REFRESH MATERIALIZED VIEW {g.ref(known)}{g.opt(20, ' WITH NO DATA')}"] * 5
+        no_data = " WITH NO DATA" if g.inside else g.opt(20, " WITH NO DATA")  # as above
+        either += [f"REFRESH MATERIALIZED VIEW {g.ref(known)}{no_data}"] * 5
         either.append(f"CREATE UNIQUE INDEX ON {known.full} ({known.columns[0].name})")
     else:
         either.append(f"ALTER VIEW {known.full} SET (security_barrier = true)")

@@ -63,7 +63,7 @@ def create(g: Gen) -> str:
 
 def create_like(g: Gen) -> str:
     # An index that another connection makes before ours commits is not in the copy; in a restore it is.
-    what = "INCLUDING DEFAULTS" if g.busy or not g.idle else g.pick(["INCLUDING ALL", "INCLUDING DEFAULTS", ""])
+    what = "INCLUDING DEFAULTS" if g.inside else g.pick(["INCLUDING ALL", "INCLUDING DEFAULTS", ""])
     return f"CREATE TABLE {g.new()} (LIKE {g.ref(g.table())} {what})"
 
 
