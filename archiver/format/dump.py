@@ -145,12 +145,26 @@ _META_COMMAND: Final = re.compile(r"^\\.*\n?", re.MULTILINE)
 
 def for_restore(entries: Sequence[Entry], *, publication: str, target_major: int) -> Script:
     """The steps of a restoration into a server of this major version, without what is archiver's own."""
-    kept = [entry for entry in entries if not is_own(entry, publication)]
+    kept = _namesakes_first([entry for entry in entries if not is_own(entry, publication)])
     steps: dict[Step, list[Entry]] = {"pre": [], "keys": [], "late": []}
     for entry, step in zip(kept, _steps(kept), strict=True):
         if step is not None:
             steps[step].append(_in_a_fresh_database(entry))
     return Script(_preamble(kept[0], target_major), **steps)
+
+
+def _namesakes_first(entries: Sequence[Entry]) -> Sequence[Entry]:
+    """Sequences before types of the same name: a server refuses them in the order in which pg_dump writes them."""
+    types = {(entry.schema, entry.name) for entry in entries if entry.type in _TYPES}
+    early = [entry for entry in entries if entry.type == "SEQUENCE" and (entry.schema, entry.name) in types]
+    if not early:
+        return entries
+    rest = [entry for entry in entries if entry not in early]
+    border = next(number for number, entry in enumerate(rest) if entry.type in _TYPES)
+    return [*rest[:border], *early, *rest[border:]]
+
+
+_TYPES: Final = frozenset({"TYPE", "SHELL TYPE", "DOMAIN"})
 
 
 def is_own(entry: Entry, publication: str) -> bool:

@@ -77,6 +77,10 @@ FOUND: dict[str, list[str]] = {
 
 
 FOUND_BEFORE: dict[str, str] = {
+    "a sequence and a type of the same name": """
+CREATE SEQUENCE order_line START 7; CREATE TYPE order_line AS ENUM ('a'); CREATE DOMAIN other AS int; CREATE SCHEMA s;
+CREATE SEQUENCE s.other; CREATE SEQUENCE s.d; CREATE DOMAIN s.d AS order_line; CREATE TABLE t (id int DEFAULT nextval('s.d'), d s.d);
+""",
     "another publication, of all tables": """
 CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION everything FOR ALL TABLES; INSERT INTO t VALUES (1);
 CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
