@@ -12,7 +12,8 @@ ROWS_LIMIT: Final = 64 << 20
 """Bytes of a table up to which its rewritten rows travel in the stream: past that a base snapshot is cheaper."""
 
 # Reasons: 1 persistence, 2 a default that is not kept in the catalog, 4 a column's type, 8 access method (tablecmds.h).
-# A default or USING that calls nothing volatile gives the same rows when it is replayed.
+# A USING, or the default of a new column, that calls nothing but immutable functions gives the same rows when it is
+# replayed. That of a column which was there before is not evaluated.
 _NOTE_REWRITE: Final[LiteralString] = """
 CREATE OR REPLACE FUNCTION archiver.note_rewrite(rewritten oid, reason int, source text) RETURNS void LANGUAGE plpgsql
 __CANONICAL__ AS $note$
@@ -22,8 +23,8 @@ BEGIN
     IF (SELECT relpersistence = 't' OR relkind <> 'r' FROM pg_class WHERE oid = rewritten) THEN
         RETURN;
     END IF;
-    IF reason & 2 <> 0 THEN
-        needed := needed OR archiver.has_volatile_default(rewritten);
+    IF reason & 2 <> 0 OR source ~* E'\\\\madd\\\\M' THEN
+        needed := needed OR archiver.has_unstable_default(rewritten);
     END IF;
     IF reason & 4 <> 0 THEN
         needed := needed OR source ~* E'\\\\musing\\\\M' AND archiver.calls_volatile(source);
@@ -52,9 +53,9 @@ $ours$;
 """
 
 # Of the columns that this very transaction wrote.
-_VOLATILE_DEFAULT: Final[LiteralString] = """
-CREATE OR REPLACE FUNCTION archiver.has_volatile_default(rewritten oid) RETURNS bool LANGUAGE sql STABLE __CANONICAL__
-AS $volatile$
+_UNSTABLE_DEFAULT: Final[LiteralString] = """
+CREATE OR REPLACE FUNCTION archiver.has_unstable_default(rewritten oid) RETURNS bool LANGUAGE sql STABLE __CANONICAL__
+AS $unstable$
     SELECT EXISTS (
         SELECT FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
           LEFT JOIN pg_type t ON t.oid = a.atttypid
@@ -62,9 +63,9 @@ AS $volatile$
            AND archiver.is_ours(a.xmin)
            AND (a.attidentity <> '' OR t.typdefaultbin IS NOT NULL OR EXISTS (
                SELECT FROM regexp_matches(d.adbin::text, ':(?:op)?funcid ([0-9]+)', 'g') AS f
-                 JOIN pg_proc p ON p.oid = f[1]::oid WHERE p.provolatile = 'v')
-            OR d.adbin::text ~ 'NEXTVALUEEXPR'))
-$volatile$;
+                 JOIN pg_proc p ON p.oid = f[1]::oid WHERE p.provolatile <> 'i')
+            OR d.adbin::text ~ 'NEXTVALUEEXPR|SQLVALUEFUNCTION'))
+$unstable$;
 """
 
 _CALLS_VOLATILE: Final[LiteralString] = """
@@ -131,4 +132,4 @@ END
 $rows$;
 """
 
-FUNCTIONS: Final = (_IS_OURS, _VOLATILE_DEFAULT, _CALLS_VOLATILE, _NOTE_REWRITE, _ROWS, _REWRITTEN)
+FUNCTIONS: Final = (_IS_OURS, _UNSTABLE_DEFAULT, _CALLS_VOLATILE, _NOTE_REWRITE, _ROWS, _REWRITTEN)

@@ -62,6 +62,11 @@ FOUND: dict[str, list[str]] = {
         "DELETE FROM t WHERE id = 2",
         "CREATE INDEX ON t (s)",
     ],
+    "columns added with a default of the moment while the table is rewritten for another reason": [
+        "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t VALUES (1, 2)",
+        "ALTER TABLE t ADD at timestamptz DEFAULT now(), ADD who text DEFAULT current_user, ALTER n TYPE float",
+        "BEGIN; ALTER TABLE t ADD xid text DEFAULT txid_current()::text, ALTER n TYPE text; INSERT INTO t (id) VALUES (2); COMMIT",
+    ],
     "a rewrite of tables without a replica identity, of which another publication tells deletes": [
         "CREATE TABLE t (id int, g int GENERATED ALWAYS AS (id) STORED); CREATE PUBLICATION p FOR TABLE t WITH (publish = 'delete')",
         "INSERT INTO t VALUES (1); ALTER TABLE t REPLICA IDENTITY DEFAULT; ALTER TABLE t ADD at float DEFAULT random()",
