@@ -27,7 +27,8 @@ def pg_dump(dsn: str, *options: str) -> list[str]:
     Entries are sorted: their order in a dump also depends on other sessions' temporary objects.
     """
     program = next(path for path in candidates("pg_dump") if "embedded" in str(path))
-    text = _run(program, dsn, *options)
+    # Rows are entries of their own here, whichever table's definition they happen to follow.
+    text = _run(program, dsn, *options).replace("\n-- Data for Name: ", "\n-- Name: ")
     entries = dump_format.split(_UNSTABLE.sub("", text))
     publication = _publication(dsn)
     own = [entry for entry in entries if not dump_format.is_own(entry, publication)]

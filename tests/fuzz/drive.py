@@ -103,6 +103,8 @@ class Drive:
     def _execute(self, step: Step) -> str:
         conn = self.connections[step.connection - 1]
         try:
+            if "CONCURRENTLY" in step.text and self.status(step.connection) == "idle":
+                conn.execute("SET lock_timeout = '10s'")  # the daemon's looks are all that it can wait for
             conn.execute(step.text.encode())
         except psycopg.Error as exc:
             message = str(exc)
@@ -113,6 +115,8 @@ class Drive:
         else:
             outcome = "ok"
         self._track(step)
+        if "CONCURRENTLY" in step.text and self.status(step.connection) == "idle":
+            conn.execute("RESET lock_timeout")
         return outcome
 
     def _listen(self, message: str) -> None:

@@ -114,7 +114,8 @@ def attach(g: Gen) -> str:
 
 def detach(g: Gen) -> str:
     link = g.pick([each for each in g.world.named("INHERITS") if each.detail == "p"])
-    how = g.pick(["", " CONCURRENTLY"]) if g.idle else ""
+    # One that waits in vain leaves the partition half detached, of which no event tells.
+    how = g.pick(["", " CONCURRENTLY"]) if g.idle and not g.busy else ""
     return f"ALTER TABLE {link.on} DETACH PARTITION {link.name}{how}"
 
 
