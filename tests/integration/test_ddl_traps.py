@@ -77,17 +77,17 @@ async def test_tablespaces_are_left_behind(make_setup: MakeSetup, pg: PostgresSe
 
 
 async def test_objects_belong_to_the_role_that_made_them(make_setup: MakeSetup, pg: PostgresServer) -> None:
-    pg.execute("CREATE ROLE maker; CREATE ROLE reader")
+    pg.execute("CREATE ROLE maker; CREATE ROLE looker")
     statements = [
         'GRANT CREATE, USAGE ON SCHEMA public TO maker; SET ROLE maker; SET search_path = "$user", public',
         "CREATE TABLE made (id int PRIMARY KEY); INSERT INTO made VALUES (1)",
         "CREATE TABLE filled AS SELECT 1 AS a",
-        "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO reader; CREATE TABLE granted (id int PRIMARY KEY)",
+        "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO looker; CREATE TABLE granted (id int PRIMARY KEY)",
         "ALTER TABLE made ADD t timestamptz DEFAULT now(), ADD who text DEFAULT current_user",
         "INSERT INTO made VALUES (2)",
         "RESET ROLE; CREATE SCHEMA maker AUTHORIZATION maker; SET ROLE maker",
         "CREATE TABLE own (id int PRIMARY KEY)",
-        "RESET ROLE; RESET search_path; ALTER TABLE granted OWNER TO reader; GRANT INSERT ON made TO reader",
+        "RESET ROLE; RESET search_path; ALTER TABLE granted OWNER TO looker; GRANT INSERT ON made TO looker",
         POINT,
         "DROP OWNED BY maker",
     ]
