@@ -66,7 +66,7 @@ BEGIN
             'search_path', 'DateStyle', 'IntervalStyle', 'TimeZone', 'standard_conforming_strings', 'backslash_quote',
             'array_nulls', 'transform_null_equals', 'xmloption', 'bytea_output', 'extra_float_digits', 'lc_monetary',
             'lc_numeric', 'lc_time', 'default_table_access_method', 'default_toast_compression',
-            'default_text_search_config', 'createrole_self_grant']) AS name)::pg_catalog.text);
+            'default_text_search_config', 'createrole_self_grant', 'quote_all_identifiers']) AS name)::pg_catalog.text);
     PERFORM pg_catalog.pg_logical_emit_message(true, 'archiver.pad', '');
 EXCEPTION WHEN OTHERS THEN
     BEGIN

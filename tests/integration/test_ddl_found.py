@@ -25,7 +25,8 @@ FOUND: dict[str, list[str]] = {
     ],
     "names are quoted all over": [
         "SET quote_all_identifiers = on",
-        "CREATE TABLE t (a int); INSERT INTO t VALUES (1); UPDATE t SET a = 2",
+        "CREATE TABLE t (a int, c regclass); INSERT INTO t VALUES (1, 'pg_class'); UPDATE t SET a = 2",
+        "ALTER TABLE t ALTER c TYPE text",
         "ALTER TABLE t ADD b float DEFAULT random(); RESET quote_all_identifiers",
     ],
     "defaults that are the moment of their statement": [
