@@ -61,8 +61,8 @@ class Report:
 
     @property
     def damaged(self) -> bool:
-        """Whether anything was found in what could be looked at."""
-        return any(finding.region not in self.silent for finding in self.findings)
+        """Whether anything was found but that regions are silent, of each of which one finding tells."""
+        return len(self.findings) > len(self.silent)
 
     def to_json(self) -> dict[str, Any]:
         return {"ok": self.ok, **asdict(self)}
@@ -137,7 +137,7 @@ class _Verification:
                     self._find(store, name, str(exc), f"the log from manifest {len(log) + 1} on")
                     break
                 log.append(signed)
-        except ObjectNotFound as exc:
+        except (ObjectNotFound, IntegrityError) as exc:
             self._find(store, layout.MANIFESTS, str(exc), "the log of this region")
         except StoreError as exc:
             self._set_aside(store, layout.MANIFESTS, exc, "all of this region, which was not looked at")

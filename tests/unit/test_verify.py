@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from archiver.archive import open_archive
-from archiver.errors import StoreUnavailable
+from archiver.errors import IntegrityError, StoreUnavailable
 from archiver.format import layout
 from archiver.policy import catalog
 from archiver.store.base import Entry
@@ -107,3 +107,27 @@ async def test_a_region_that_falls_silent_meanwhile_is_asked_no_more(stores: Reg
     assert report.silent == [stores[1].name]
     assert len(report.findings) == 1
     assert not report.damaged
+
+
+async def test_damage_that_was_found_before_a_region_fell_silent_counts(stores: Regions) -> None:
+    [key, *_] = sorted(key for key in stores[1].objects if key.startswith(layout.KEYS))
+    stores[1].objects[key] = b"altered"
+    report = await verify(await open_archive(Mirror([stores[0], Silent(stores[1], layout.SEGMENTS)]), "shop", [KEK]))
+    assert report.silent == [stores[1].name]
+    assert report.damaged
+
+
+class Mistaken(Silent):
+    """A region whose answers do not match their checksums."""
+
+    async def get(self, key: str) -> bytes:
+        if key.startswith(layout.MANIFESTS):
+            raise IntegrityError("the bytes do not match their checksum", where=f"{self.name}: {key}")
+        return await super().get(key)
+
+
+async def test_a_log_whose_bytes_do_not_match_their_checksum_is_damaged_and_not_silent(stores: Regions) -> None:
+    report = await verify(await open_archive(Mirror([stores[0], Mistaken(stores[1], "none")]), "shop", [KEK]))
+    assert [(f.region, f.object) for f in report.findings][:1] == [(stores[1].name, layout.MANIFESTS)]
+    assert report.damaged
+    assert report.silent == []
