@@ -15,12 +15,14 @@ import ssl
 from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
 from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
+from botocore.loaders import Loader
 
 from archiver.errors import ConfigError, ObjectNotFound, StoreError
 from archiver.store.base import Entry
@@ -156,8 +158,9 @@ class S3Store:
     async def _connected(self) -> Any:
         async with self._lock:
             if self._client is None:
-                context = AioSession().create_client("s3", **self._settings)
-                self._client = await self._stack.enter_async_context(context)
+                session = AioSession()
+                session.register_component("data_loader", _data_loader())
+                self._client = await self._stack.enter_async_context(session.create_client("s3", **self._settings))
             if self._unconfirmed:
                 await self._confirm_region(self._unconfirmed)
                 self._unconfirmed = ()
@@ -209,6 +212,12 @@ class _Tls13Session(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore has no
         context: ssl.SSLContext = super()._get_ssl_context()
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         return context
+
+
+@cache
+def _data_loader() -> Loader:
+    """botocore's descriptions of services and endpoints, parsed once a process: it takes longer than most requests."""
+    return AioSession().get_component("data_loader")
 
 
 def _client_config(endpoint: str | None, read_timeout: timedelta) -> AioConfig:
