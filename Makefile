@@ -15,7 +15,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 demo: install  ## archive a live shop, break it, restore it to the second before
 	$(BIN)/archiver demo
 
-JOBS ?= 3
+JOBS ?= 4
 
 test: install  ## all tests: real PostgreSQL, real S3 servers; JOBS of them at a time
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
