@@ -196,11 +196,14 @@ def index(g: Gen) -> str:
     if g.chance(45):
         concurrently = g.opt(30, "CONCURRENTLY ") if g.idle and not g.busy else ""
         return f"DROP INDEX {concurrently}{g.opt(20, 'IF EXISTS ')}{known.full}{'' if concurrently else g.opt(30, ' CASCADE')}"
-    return g.pick(
-        [f"ALTER INDEX {known.full} RENAME TO {g.name()}", f"ALTER INDEX {known.full} SET (fillfactor = 60)",
-         f"ALTER TABLE {known.on} CLUSTER ON {known.name}", f"REINDEX INDEX {known.full}",
-         f"COMMENT ON INDEX {known.full} IS 'index {g.number}'"]
-    )  # fmt: skip
+    statements = [f"ALTER INDEX {known.full} RENAME TO {g.name()}", f"ALTER TABLE {known.on} CLUSTER ON {known.name}",
+                  f"REINDEX INDEX {known.full}"]  # fmt: skip
+    if not g.busy:  # a copy that an open transaction made LIKE its table has neither
+        statements += [
+            f"ALTER INDEX {known.full} SET (fillfactor = 60)",
+            f"COMMENT ON INDEX {known.full} IS 'index {g.number}'",
+        ]
+    return g.pick(statements)
 
 
 def key_from_index(g: Gen) -> str:
