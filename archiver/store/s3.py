@@ -70,7 +70,7 @@ class S3Store:
         self._name = name
         self._bucket = bucket
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
-        self._endpoint = endpoint
+        self._allow_plaintext = allow_plaintext
         self._read_timeout = read_timeout
         self._page_size = page_size
         # What a server with an endpoint of its own says of its region is rarely a place.
@@ -161,6 +161,8 @@ class S3Store:
                 session = AioSession()
                 session.register_component("data_loader", _data_loader())
                 self._client = await self._stack.enter_async_context(session.create_client("s3", **self._settings))
+            # Without an endpoint of ours botocore may have found one in the environment or in AWS's files.
+            _require_private(self._client.meta.endpoint_url, self._name, allow_plaintext=self._allow_plaintext)
             if self._unconfirmed:
                 await self._confirm_region(self._unconfirmed)
                 self._unconfirmed = ()

@@ -182,6 +182,15 @@ def test_plain_http_beyond_this_machine_is_refused(endpoint: str) -> None:
     store_at(endpoint, allow_plaintext=True)
 
 
+async def test_plain_http_from_the_environment_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://203.0.113.1:9000")  # an address that is nobody's
+    store = store_at(None, aws_region="eu-west-1")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="in the clear"):
+            await store.put("k", b"x")
+    await store.close()
+
+
 @pytest.mark.parametrize(
     "endpoint", ["http://127.0.0.1:9000", "http://127.9.9.9", "http://[::1]:9000", "http://localhost"]
 )
