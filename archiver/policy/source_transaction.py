@@ -36,7 +36,6 @@ class Truncated(NamedTuple):
     """A Truncate whose relations are looked up: all that were emptied, those reached by CASCADE included."""
 
     relations: tuple[Relation, ...]
-    cascade: bool
     restart_identity: bool
 
 
@@ -118,7 +117,7 @@ class SourceTransaction:
             seen[decoded.id] = decoded
         elif isinstance(decoded, Truncate):
             relations = tuple(self._look_up(seen, oid) for oid in decoded.relation_ids)
-            yield NO_RELATION, Truncated(relations, decoded.cascade, decoded.restart_identity)
+            yield NO_RELATION, Truncated(relations, decoded.restart_identity)
         elif isinstance(decoded, LogicalMessage) and not self._undone(decoded):
             yield NO_RELATION, decoded
 

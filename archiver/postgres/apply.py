@@ -230,8 +230,7 @@ class Applier:
         await self._settle()
         await self._before_rows()
         tables = [await look_up(self._cursor, relation) for relation in change.relations]
-        options = {"cascade": change.cascade, "restart_identity": change.restart_identity}
-        await self._cursor.execute(apply_sql.truncate(tables, **options))
+        await self._cursor.execute(apply_sql.truncate(tables, restart_identity=change.restart_identity))
 
     # --- tables
 

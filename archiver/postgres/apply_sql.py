@@ -184,14 +184,14 @@ class Statements:
         return [Identifier(alias, self.table.columns[at].name) for at in columns]
 
 
-def truncate(tables: Sequence[Table], *, cascade: bool, restart_identity: bool) -> bytes:
-    names = [Identifier(table.place.schema, table.place.name) for table in tables]
-    return _bytes(
-        "TRUNCATE {}{}{}",
-        _COMMA.join(SQL("ONLY {}").format(name) for name in names),
-        SQL(" RESTART IDENTITY" if restart_identity else ""),
-        SQL(" CASCADE" if cascade else ""),
-    )
+def truncate(tables: Sequence[Table], *, restart_identity: bool) -> bytes:
+    """Whatever refers to these tables was emptied with them at the source, or it would have refused.
+
+    CASCADE reaches what the stream does not name: partitioned tables, unlogged and excluded ones.
+    """
+    names = [SQL("ONLY {}").format(Identifier(table.place.schema, table.place.name)) for table in tables]
+    restart = SQL(" RESTART IDENTITY" if restart_identity else "")
+    return _bytes("TRUNCATE {}{} CASCADE", _COMMA.join(names), restart)
 
 
 def _free_name(name: str, taken: Collection[str]) -> str:

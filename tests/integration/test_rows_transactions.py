@@ -26,6 +26,9 @@ TRUNCATES = [
     CREATE TABLE part_us_1 PARTITION OF part_us FOR VALUES FROM (0) TO (100);
     CREATE TABLE base (id int PRIMARY KEY); CREATE TABLE derived (PRIMARY KEY (id)) INHERITS (base);
     CREATE TABLE alone (id int PRIMARY KEY, v text); INSERT INTO alone SELECT i FROM generate_series(1, 50) i;
+    CREATE TABLE client (id int PRIMARY KEY);
+    CREATE TABLE bill (id int PRIMARY KEY, client int REFERENCES client, before int REFERENCES bill) PARTITION BY RANGE (id);
+    CREATE TABLE bill_1 PARTITION OF bill FOR VALUES FROM (0) TO (100);
     """,
     "INSERT INTO parent (v) VALUES ('a'), ('b'); INSERT INTO child (parent) VALUES (1), (2); INSERT INTO grandchild VALUES (1, 1)",
     "INSERT INTO part VALUES (1, 'eu'), (2, 'us'), (2, 'us'); INSERT INTO base VALUES (1); INSERT INTO derived VALUES (2)",
@@ -35,6 +38,10 @@ TRUNCATES = [
     "TRUNCATE part_us; INSERT INTO part VALUES (3, 'us')",
     "TRUNCATE ONLY base; INSERT INTO base VALUES (1)",
     "TRUNCATE base, part_eu; INSERT INTO derived VALUES (3)",
+    # The stream does not name the partitioned table, whose foreign keys refer to what is emptied.
+    "INSERT INTO client VALUES (1); INSERT INTO bill VALUES (1, 1, 1)",
+    "TRUNCATE client, bill; INSERT INTO client VALUES (2); INSERT INTO bill VALUES (2, 2, 2)",
+    "TRUNCATE bill; INSERT INTO bill VALUES (3, 2, 3)",
     "BEGIN; INSERT INTO alone VALUES (100); TRUNCATE alone; INSERT INTO alone VALUES (1), (2); UPDATE alone SET v = 'x';"
     " SAVEPOINT a; TRUNCATE alone; INSERT INTO alone VALUES (3); ROLLBACK TO a; INSERT INTO alone VALUES (4); COMMIT",
     "BEGIN; DELETE FROM alone WHERE id = 1; TRUNCATE alone; ROLLBACK; UPDATE alone SET v = 'y' WHERE id = 4",

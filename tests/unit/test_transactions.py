@@ -287,7 +287,7 @@ def test_truncate_names_its_relations_and_messages_come_in_their_place() -> None
         *(begin(50), described(V1), described(OTHER), insert(b"1"), encode(message)),
         *(encode(p.Truncate((10, 11), True, False)), commit(50)),
     )
-    assert [change for _, change in one.changes()][1:] == [message, Truncated((V1, OTHER), True, False)]
+    assert [change for _, change in one.changes()][1:] == [message, Truncated((V1, OTHER), False)]
 
 
 def test_a_message_that_is_not_transactional_is_part_of_no_transaction() -> None:
