@@ -122,7 +122,7 @@ class _Restore:
                 await phase(conn, index, script)
                 self._summary.phases[name] = timedelta(seconds=monotonic() - started)
             self._warn(index, script, await load.unlogged_tables(conn))
-            await always_triggers.lift_all(conn)
+            self._skip(await always_triggers.lift_all(conn))
         finally:
             await conn.close()
         self._summary.warnings = list(dict.fromkeys(self._summary.warnings))

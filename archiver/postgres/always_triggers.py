@@ -15,6 +15,7 @@ from typing import Any, Final, LiteralString
 
 import psycopg
 
+from archiver.format.dump_roles import Skipped
 from archiver.postgres import foreign_keys, load
 from archiver.postgres.foreign_keys import ForeignKeys
 from archiver.postgres.session import postgres_error
@@ -180,18 +181,19 @@ async def hush_event_triggers(conn: Conn) -> None:
     await _switch(conn, _HUSH, {})
 
 
-async def lift_all(conn: Conn) -> None:
+async def lift_all(conn: Conn) -> list[Skipped]:
     """Give everything back, and leave nothing of archiver's: the very last step of a restore.
 
-    Keys come first: row security could hide rows from their checks.
+    Keys come first: row security could hide rows from their checks. Returns what of them was left out.
     """
     with _errors("dropping the progress"):
         async with conn.transaction():
             with _errors("putting foreign keys back"):
-                await foreign_keys.make_all(conn)
+                skipped = await foreign_keys.make_all(conn)
             await _switch(conn, _LIFT, {})
             hushed = await (await conn.execute(_HUSHED)).fetchall()
             await conn.execute("DROP TABLE archiver.silenced")
             await load.drop_progress(conn)
             for event_trigger in hushed:
                 await conn.execute(_switch_one(conn, *event_trigger).encode())
+    return skipped

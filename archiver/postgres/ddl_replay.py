@@ -18,13 +18,13 @@ from archiver.errors import PostgresError
 from archiver.format import ddl
 from archiver.format.ddl import Event
 from archiver.format.ddl_renames import rename_of
-from archiver.format.ddl_rewrite import Replay, TargetFacts, for_target
+from archiver.format.ddl_rewrite import Replay, TargetFacts, for_target, without_checks
 from archiver.format.dump_roles import Skipped
 from archiver.format.own_messages import DDL, LOST, ROWS, computed_rows
 from archiver.format.pgmessages import LogicalMessage
 from archiver.lsn import Lsn
 from archiver.policy.source_transaction import SourceTransaction
-from archiver.postgres import always_triggers, ddl_indexes, relations, rewritten_rows
+from archiver.postgres import always_triggers, ddl_indexes, relations, rewritten_rows, unchecked_keys
 from archiver.postgres.apply import Applier, MessageHandler
 from archiver.postgres.renames import Renames
 from archiver.postgres.session import postgres_error
@@ -212,22 +212,42 @@ class DdlReplay:
         self._statements += len(statements)
         for statement in statements:
             try:
-                await self._conn.execute("SAVEPOINT archiver_ddl")
-                await self._enter(event)
-                await self._conn.execute(statement.encode(), prepare=False)
-                await self._leave(event)
-                await self._conn.execute("RELEASE SAVEPOINT archiver_ddl")
+                await self._execute(event, statement)
             except psycopg.Error as exc:
                 await self._judge(event, statement, exc, lsn)
+
+    async def _execute(self, event: Event, statement: str) -> None:
+        await self._conn.execute("SAVEPOINT archiver_ddl")
+        await self._enter(event)
+        await self._conn.execute(statement.encode(), prepare=False)
+        await self._leave(event)
+        await self._conn.execute("RELEASE SAVEPOINT archiver_ddl")
 
     async def _judge(self, event: Event, statement: str, exc: psycopg.Error, lsn: Lsn) -> None:
         if _is_bearable(event.tag, exc) and not self._conn.broken:
             await self._conn.execute("ROLLBACK TO SAVEPOINT archiver_ddl")
             self.left_out.append(Skipped(event.tag, postgres_error(exc).message, statement))
             return
+        if isinstance(exc, psycopg.errors.ForeignKeyViolation) and await self._leave_unchecked(event, statement, exc):
+            return
         error = postgres_error(exc, f"DDL at {lsn}")
         error.message = f"{error.message}, in: {ddl.first_line(statement)}"
         raise error from exc
+
+    async def _leave_unchecked(
+        self, event: Event, statement: str, violation: psycopg.errors.ForeignKeyViolation
+    ) -> bool:
+        """Whether the statement could be run without the check of foreign keys: see unchecked_keys."""
+        if (unchecked := without_checks(statement)) is None:
+            return False
+        try:
+            await self._conn.execute("ROLLBACK TO SAVEPOINT archiver_ddl")
+            if unchecked:
+                await self._execute(event, unchecked)
+            self.left_out.append(await unchecked_keys.left_unchecked(self._conn, violation, statement))
+        except psycopg.Error:  # why it was run a second time is told
+            return False
+        return True
 
     async def _enter(self, event: Event) -> None:
         known = event.role in self._settable

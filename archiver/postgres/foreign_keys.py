@@ -12,6 +12,9 @@ from typing import Any, Final, LiteralString
 import psycopg
 from psycopg import sql
 
+from archiver.format.dump_roles import Skipped
+from archiver.postgres import unchecked_keys
+
 Conn = psycopg.AsyncConnection[Any]
 
 CREATE: Final[LiteralString] = """
@@ -30,8 +33,10 @@ SELECT c.oid, c.conrelid, c.conrelid::regclass::text, c.conname::text,
  ORDER BY c.oid
 """
 _DROPPED: Final[LiteralString] = """
-SELECT k.rel, k.rel::regclass::text, k.name, k.definition, k.valid, k.comment, c.relkind = 'p'
-  FROM archiver.dropped_keys k JOIN pg_catalog.pg_class c ON c.oid = k.rel ORDER BY k.ctid
+SELECT k.rel, k.rel::regclass::text, k.name, k.definition, k.valid, k.comment, c.relkind = 'p',
+       pg_catalog.format('%s.%s %s', n.nspname, c.relname, k.name)
+  FROM archiver.dropped_keys k JOIN pg_catalog.pg_class c ON c.oid = k.rel
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace ORDER BY k.ctid
 """
 _FORGET: Final[LiteralString] = "DELETE FROM archiver.dropped_keys WHERE rel = %s AND name = %s"
 # fmt: off
@@ -88,11 +93,12 @@ class ForeignKeys:
         if validated and self._valid:
             await self.drop(conn)
         made = 0
-        for rel, table, name, definition, valid, comment, partitioned in await _dropped(conn):
+        for rel, table, name, definition, valid, comment, partitioned, _ in await _dropped(conn):
             checked = valid and (validated or partitioned)
             try:
                 async with conn.transaction():
-                    await _add(conn, table, name, definition, comment, valid=checked)
+                    for statement in _statements(table, name, definition, comment, valid=checked):
+                        await conn.execute(statement)
                     await conn.execute(_FORGET, (rel, name))
             except psycopg.errors.ForeignKeyViolation:
                 continue
@@ -108,24 +114,29 @@ class ForeignKeys:
             self._valid = set[int | tuple[int, str]]().union(*(names for names in there if names & self._valid))
 
 
-async def make_all(conn: Conn) -> None:
-    """Put all back as they were, at the end of a restore. A row that violates one is an error."""
-    for _, table, name, definition, valid, comment, _ in await _dropped(conn):
-        await _add(conn, table, name, definition, comment, valid=valid)
+async def make_all(conn: Conn) -> list[Skipped]:
+    """Put all back as they were, at the end of a restore. Returns what of them was left out: see unchecked_keys."""
+    skipped: list[Skipped] = []
+    for _, table, name, definition, valid, comment, _, label in await _dropped(conn):
+        add, *behind = _statements(table, name, definition, comment, valid=valid)
+        skipped += await unchecked_keys.add(conn, add.decode(), label, behind)
     await conn.execute("DROP TABLE archiver.dropped_keys")
+    return skipped
 
 
 async def _dropped(conn: Conn) -> list[tuple[Any, ...]]:
     return await (await conn.execute(_DROPPED)).fetchall()
 
 
-async def _add(conn: Conn, table: str, name: str, definition: str, comment: str | None, *, valid: bool) -> None:
+def _statements(table: str, name: str, definition: str, comment: str | None, *, valid: bool) -> list[bytes]:
     not_valid = "" if valid else " NOT VALID"
-    action = sql.SQL("ADD CONSTRAINT {} ").format(sql.Identifier(name))
-    await conn.execute(_alter(table, action) + f"{definition}{not_valid}".encode())
-    if comment is not None:
-        on = sql.SQL("COMMENT ON CONSTRAINT {} ON ").format(sql.Identifier(name)).as_bytes(conn)
-        await conn.execute(on + table.encode() + sql.SQL(" IS {}").format(sql.Literal(comment)).as_bytes(conn))
+    add = (
+        _alter(table, sql.SQL("ADD CONSTRAINT {} ").format(sql.Identifier(name))) + f"{definition}{not_valid}".encode()
+    )
+    if comment is None:
+        return [add]
+    on = sql.SQL("COMMENT ON CONSTRAINT {} ON ").format(sql.Identifier(name)).as_bytes()
+    return [add, on + table.encode() + sql.SQL(" IS {}").format(sql.Literal(comment)).as_bytes()]
 
 
 async def _oid(conn: Conn, rel: int, name: str) -> int:

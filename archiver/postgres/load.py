@@ -17,6 +17,7 @@ from psycopg.types.json import Jsonb
 from archiver.errors import PostgresError
 from archiver.format.dump import Entry
 from archiver.format.dump_roles import Skipped, split_ownership
+from archiver.postgres import unchecked_keys
 from archiver.postgres.session import connect, fetch, postgres_error
 from archiver.postgres.snapshot_tables import copy_in_query
 
@@ -192,9 +193,18 @@ async def run_script(conn: psycopg.AsyncConnection[Any], preamble: Entry, entrie
         if entry.type in _MAY_BE_DENIED:
             refused = await attempt(conn, [entry.sql.encode()], entry.label, entry.type, _LACKING)
             skipped += [refused] if refused else []
+        elif entry.type == "FK CONSTRAINT":
+            skipped += await _add_foreign_key(conn, entry)
         else:
             skipped += await _run_owned(conn, entry)
     return skipped
+
+
+async def _add_foreign_key(conn: psycopg.AsyncConnection[Any], entry: Entry) -> list[Skipped]:
+    try:
+        return await unchecked_keys.add(conn, entry.sql, f"{entry.schema}.{entry.name}")
+    except psycopg.Error as exc:
+        raise postgres_error(exc, entry.label) from exc
 
 
 async def _run_owned(conn: psycopg.AsyncConnection[Any], entry: Entry) -> list[Skipped]:

@@ -308,19 +308,6 @@ async def test_whatever_fails_before_the_restore_is_complete_can_be_asked_for_ag
     assert (await restore(small, dsn, ToLatest())).resumed
 
 
-async def test_a_row_that_violates_a_foreign_key_is_an_error_that_names_it(
-    small: Setup, server: PostgresServer, role: str
-) -> None:
-    """As a session at the source may write it that silences the triggers."""
-    with small.connect() as conn:
-        async with small.daemon():
-            conn.execute(b"CREATE TABLE part (id int REFERENCES item); SET session_replication_role = replica")
-            conn.execute(b"INSERT INTO part VALUES (4711)")
-            await small.archived()
-    with pytest.raises(PostgresError, match=r"part_id_fkey.*putting foreign keys back"):
-        await restore(small, own_database(small, server, role), ToLatest())
-
-
 async def test_a_sequence_that_may_not_be_set_is_named_and_the_restore_goes_on_once_it_may(
     small: Setup, server: PostgresServer, role: str
 ) -> None:
