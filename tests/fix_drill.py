@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,13 +84,16 @@ class Drilled:
             await mirror.close()
 
 
-async def make_drilled(make_setup: MakeSetup, folder: Path, *, snapshots: int) -> Drilled:
+async def make_drilled(
+    make_setup: MakeSetup, folder: Path, *, snapshots: int, more: str = "", **sections: Any
+) -> Drilled:
+    """`more` is done to the source before `init`."""
     for name in ("primary", "secondary"):
         (folder / name).mkdir()
-    setup = make_setup(region=file_regions(folder), segment={"max_age": "200ms"})
+    setup = make_setup(region=file_regions(folder), segment={"max_age": "200ms"}, **sections)
     drilled = Drilled(setup, folder)
     with setup.connect() as conn:
-        conn.execute(SCHEMA)
+        conn.execute(SCHEMA + more)
         await setup.init()
         async with setup.daemon():
             await setup.archived()

@@ -8,21 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final, LiteralString
-
-import psycopg
-from psycopg.rows import dict_row
+from typing import Final, LiteralString
 
 from archiver.config import SourceSection
 from archiver.errors import PostgresError
 from archiver.postgres.catalog_look import captures_ddl
-from archiver.postgres.checks import Check, Status
+from archiver.postgres.checks import Check, Conn, Status, listed, look_up
 from archiver.postgres.client_programs import find_pg_dump
-from archiver.postgres.exclusion import excluded_tables
+from archiver.postgres.coverage import check_coverage, check_readable, check_references, check_roles
 from archiver.postgres.replication_slot import PLUGIN, SlotInfo, slot_info
-from archiver.postgres.roles import may_read_passwords
-from archiver.postgres.sequences import read_sequences
-from archiver.postgres.session import is_local, postgres_error
+from archiver.postgres.session import is_local
 from archiver.postgres.setup import (
     publishable_tables,
     published_although_excluded,
@@ -30,9 +25,7 @@ from archiver.postgres.setup import (
     unpublished_tables,
 )
 
-Conn = psycopg.AsyncConnection[Any]
 OLDEST_MAJOR: Final = 14
-_SHOWN: Final = 5
 
 # --- the server ----------------------------------------------------------------------------------------
 
@@ -49,7 +42,7 @@ select current_setting('wal_level') as wal_level,
 
 async def check_server(conn: Conn, source: SourceSection) -> list[Check]:
     """TLS, version, wal_level, room for slots and walsenders, and what the server keeps for a slot."""
-    [facts] = await _fetch(conn, _SERVER)
+    [facts] = await look_up(conn, _SERVER)
     slot = await slot_info(conn, source.slot)
     streaming = slot is not None and slot.active
     return [
@@ -129,7 +122,7 @@ from pg_catalog.pg_roles r where r.rolname = current_user
 
 async def check_role(conn: Conn) -> list[Check]:
     """Whether the role may replicate."""
-    [role] = await _fetch(conn, _ROLE)
+    [role] = await look_up(conn, _ROLE)
     if role["superuser"] or role["replication"] or role["rds"]:
         kind = "superuser" if role["superuser"] else "may replicate"
         return [Check("role", "ok", f"{role['name']}, {kind}")]
@@ -149,7 +142,7 @@ order by 1
 
 async def check_set_up_rights(conn: Conn, source: SourceSection) -> list[Check]:
     """Whether the role may make the publication: CREATE in the database, and tables that it owns."""
-    [role] = await _fetch(conn, _ROLE)
+    [role] = await look_up(conn, _ROLE)
     if role["superuser"] or await publishes_all(conn, source.publication) is not None:
         return []
     name = role["quoted"]
@@ -158,10 +151,10 @@ async def check_set_up_rights(conn: Conn, source: SourceSection) -> list[Check]:
         hint = f"GRANT CREATE ON DATABASE {role['database']} TO {name}"
         checks.append(Check("right to publish", "fail", f"{role['name']} may not create a publication", hint))
     tables = [str(table) for table in await publishable_tables(conn, source.exclude)]
-    foreign = await _fetch(conn, _NOT_OWNED, (tables,))
+    foreign = await look_up(conn, _NOT_OWNED, (tables,))
     if foreign:
         owners = ", ".join(sorted({row["owner"] for row in foreign}))
-        detail = f"only its owner can publish a table: {_list(row['name'] for row in foreign)}"
+        detail = f"only its owner can publish a table: {listed(row['name'] for row in foreign)}"
         checks.append(Check("right to publish", "fail", detail, f"GRANT {owners} TO {name}"))
     return checks or [Check("right to publish", "ok", f"{role['name']} owns the tables")]
 
@@ -211,18 +204,18 @@ async def check_publication(conn: Conn, source: SourceSection) -> list[Check]:
     everything = await publishes_all(conn, name)
     if everything is None:
         return [Check("publication", "warn", f"there is no publication {name}", "Make it with: archiver init")]
-    [options] = await _fetch(conn, _OPTIONS, (name,))
+    [options] = await look_up(conn, _OPTIONS, (name,))
     if options["by_root"] or not options["whole"]:
         what = "publishes partitions as their root" if options["by_root"] else "leaves out kinds of changes"
         return [Check("publication", "fail", f"{name} {what}: changes are lost", "archiver init mends it.")]
     carried = await published_although_excluded(conn, name, source.exclude)
     if carried:
         hint = "archiver init takes them out of a publication that lists its tables; one for all tables drop first."
-        return [Check("publication", "warn", f"{name} carries excluded tables: {_list(map(str, carried))}", hint)]
+        return [Check("publication", "warn", f"{name} carries excluded tables: {listed(map(str, carried))}", hint)]
     missing = await unpublished_tables(conn, name, source.exclude)
     if missing:
         hint = "archiver init publishes them, unless they are without a key and were left out on purpose."
-        return [Check("publication", "warn", f"{name} leaves out {_list(map(str, missing))}", hint)]
+        return [Check("publication", "warn", f"{name} leaves out {listed(map(str, missing))}", hint)]
     return [Check("publication", "ok", f"{name}, {'all tables' if everything else 'listed tables'}")]
 
 
@@ -260,76 +253,7 @@ async def check_keys(conn: Conn, source: SourceSection) -> list[Check]:
     if not keyless:
         return [Check("table keys", "ok", f"{len(tables)} tables, each with a replica identity")]
     hint = "Choose: archiver init --keyless full (sets REPLICA IDENTITY FULL) or --keyless exclude."
-    return [Check("table keys", "warn", f"no primary key or replica identity: {_list(keyless)}", hint)]
-
-
-# --- what a base snapshot reads ------------------------------------------------------------------------
-
-_UNREADABLE: Final[LiteralString] = """
-select c.oid::bigint as oid, n.nspname || '.' || c.relname as name,
-       not (pg_catalog.has_schema_privilege(n.oid, 'USAGE')
-            and pg_catalog.has_table_privilege(c.oid, 'SELECT')) as denied,
-       pg_catalog.row_security_active(c.oid) as filtered
-from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-where c.relkind in ('r', 'p') and c.relpersistence <> 't' and n.nspname <> 'archiver'
-  and n.nspname !~ '^pg_' and n.nspname <> 'information_schema'
-order by 2
-"""
-
-
-async def check_readable(conn: Conn, source: SourceSection) -> list[Check]:
-    """Whether the role can read every table and sequence: pg_dump needs excluded tables as well."""
-    tables = await _fetch(conn, _UNREADABLE)
-    denied = [row["name"] for row in tables if row["denied"]]
-    excluded = (await excluded_tables(conn, source.exclude)).oids
-    filtered = [row["name"] for row in tables if row["filtered"] and row["oid"] not in excluded]
-    [role] = [row["quoted"] for row in await _fetch(conn, _ROLE)]
-    checks = []
-    if denied:
-        hint = f"GRANT pg_read_all_data TO {role}"
-        checks.append(Check("readable tables", "fail", f"no SELECT on {_list(denied)}", hint))
-    if filtered:
-        hint = f"ALTER ROLE {role} BYPASSRLS"
-        checks.append(Check("row security", "fail", f"policies hide rows of {_list(filtered)}", hint))
-    return [*(checks or [Check("readable tables", "ok", f"{len(tables)} tables")]), await _sequences(conn, role)]
-
-
-async def _sequences(conn: Conn, role: str) -> Check:
-    found = await read_sequences(conn)
-    if found.denied:
-        hint = f"GRANT pg_read_all_data TO {role}"
-        return Check("readable sequences", "fail", f"no SELECT on {_list(found.denied)}", hint)
-    return Check("readable sequences", "ok", f"{len(found.states)} sequences")
-
-
-_NOT_COVERED: Final[LiteralString] = """
-select (select count(*) from pg_catalog.pg_largeobject_metadata) as large_objects,
-       array(select n.nspname || '.' || c.relname
-               from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-              where c.relkind = 'r' and c.relpersistence = 'u' order by 1) as unlogged
-"""
-
-
-async def check_coverage(conn: Conn, _source: SourceSection) -> list[Check]:
-    """What an archive cannot hold: large objects, and the rows of unlogged tables."""
-    [facts] = await _fetch(conn, _NOT_COVERED)
-    large, unlogged = facts["large_objects"], facts["unlogged"]
-    checks = [Check("large objects", "ok", "none")]
-    if large:
-        hint = "Logical replication does not carry them: move them into a bytea column, or back them up with pg_dump."
-        checks = [Check("large objects", "warn", f"{large}, which are not archived", hint)]
-    if unlogged:
-        hint = "ALTER TABLE … SET LOGGED if their rows matter."
-        checks.append(Check("unlogged tables", "warn", f"their rows are not archived: {_list(unlogged)}", hint))
-    return checks
-
-
-async def check_roles(conn: Conn, _source: SourceSection) -> list[Check]:
-    """Whether base snapshots hold the roles' passwords."""
-    if await may_read_passwords(conn):
-        return [Check("roles", "ok", "archived with their passwords' hashes")]
-    hint = "GRANT SELECT ON pg_authid would give it; on a managed service set passwords after restore --globals."
-    return [Check("roles", "warn", "archived without their passwords, which the role may not read", hint)]
+    return [Check("table keys", "warn", f"no primary key or replica identity: {listed(keyless)}", hint)]
 
 
 async def check_pg_dump(conn: Conn, configured: str | None) -> list[Check]:
@@ -355,6 +279,7 @@ _ALL: tuple[Look, ...] = (
     check_keys,
     check_readable,
     check_coverage,
+    check_references,
     check_roles,
 )
 _BEFORE_INIT: tuple[Look, ...] = (
@@ -375,17 +300,3 @@ async def check_before_init(conn: Conn, source: SourceSection, pg_dump: str | No
     """Those without which setting the source up would fail, or be of no use."""
     checks = [check for look in _BEFORE_INIT for check in await look(conn, source)]
     return checks + await check_pg_dump(conn, pg_dump)
-
-
-def _list(names: Any) -> str:
-    every = list(names)
-    more = f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else ""
-    return ", ".join(every[:_SHOWN]) + more
-
-
-async def _fetch(conn: Conn, query: LiteralString, params: tuple[Any, ...] | None = None) -> list[dict[str, Any]]:
-    try:
-        async with conn.cursor(row_factory=dict_row) as cursor:
-            return await (await cursor.execute(query, params)).fetchall()
-    except psycopg.Error as exc:
-        raise postgres_error(exc, "looking at the source") from exc

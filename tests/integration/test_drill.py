@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -69,6 +70,33 @@ async def test_a_record_says_who_what_and_with_which_keys(pair: Drilled) -> None
     assert (log[-2].seq, log[-2].hash) == (record.head_seq, record.head_hash)
     recovery = sum(phase.duration.total_seconds() for phase in record.phases if phase.purpose == "recovery")
     assert record.recovery_time == pytest.approx(recovery)
+
+
+KINDS = """
+CREATE TABLE kind (id int PRIMARY KEY); INSERT INTO kind VALUES (1);
+ALTER TABLE customer ADD kind int DEFAULT 1 REFERENCES kind;
+"""
+
+
+async def test_a_foreign_key_to_rows_that_are_not_archived_is_a_deviation_and_no_failure(
+    make_setup: MakeSetup, make_database: MakeDatabase, tmp_path: Path
+) -> None:
+    dsn = make_database()
+    source = {"dsn": dsn, "exclude": ["public.kind"]}
+    excluding = await make_drilled(partial(make_setup, dsn), tmp_path, snapshots=2, more=KINDS, source=source)
+    record = await excluding.drill()
+    assert record.failed == [], record.error
+    assert any(text.startswith("FK CONSTRAINT public.customer customer_kind_fkey") for text in record.deviations)
+
+
+async def test_a_foreign_key_that_rows_violate_at_the_source_fails_the_drill(pair: Drilled) -> None:
+    with pair.setup.connect() as conn:
+        conn.execute("SET session_replication_role = replica; DELETE FROM customer WHERE id = 2")
+    await pair.snapshot()
+    record = await pair.drill(target=ToLatest())
+    assert [(check.name, check.found) for check in record.failed] == [
+        ("constraints that are not validated", "public.invoice invoice_customer_fkey")
+    ]
 
 
 async def test_a_row_without_its_parent_is_found_although_the_constraint_says_that_it_is_valid(

@@ -15,6 +15,7 @@ from archiver.restore import Summary, run_restore
 from tests.fix_archive import MakeSetup, Setup
 from tests.fix_servers import MakeDatabase
 from tests.integration.test_crash import file_regions
+from tests.integration.test_excluded import findings
 from tests.integration.test_restore_unprivileged import database_of, own_database, role, server
 from tests.integration.whole_chain import take_another_snapshot
 
@@ -75,6 +76,12 @@ async def test_those_that_refer_to_excluded_tables_and_partitions(
 ) -> None:
     setup = exclude("public.kind", "public.part_b")
     await archived(setup, BEFORE, CHANGES)
+    status, detail = (await findings(setup))["foreign keys"]
+    assert status == "warn"
+    assert detail.endswith(
+        "public.split split_kind_fkey, public.thing later, public.thing slow, public.thing thing_kind_fkey,"
+        " public.thing thing_part_fkey"
+    )
     for _ in ("replayed", "from a base snapshot"):
         owned = own_database(setup, server, role)
         target = server.dsn(database_of(owned)) if superuser else owned

@@ -1,0 +1,104 @@
+"""What an archive of the source holds and what it cannot: tables and sequences that the role may read, and the rest.
+
+In: an ordinary connection to the source. Out: `Check`s. It reads and changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Final, LiteralString
+
+from archiver.config import SourceSection
+from archiver.postgres.checks import Check, Conn, listed, look_up
+from archiver.postgres.exclusion import excluded_tables
+from archiver.postgres.roles import may_read_passwords
+from archiver.postgres.sequences import read_sequences
+from archiver.postgres.session import fetch
+
+_UNREADABLE: Final[LiteralString] = """
+select c.oid::bigint as oid, n.nspname || '.' || c.relname as name,
+       not (pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+            and pg_catalog.has_table_privilege(c.oid, 'SELECT')) as denied,
+       pg_catalog.row_security_active(c.oid) as filtered
+from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where c.relkind in ('r', 'p') and c.relpersistence <> 't' and n.nspname <> 'archiver'
+  and n.nspname !~ '^pg_' and n.nspname <> 'information_schema'
+order by 2
+"""
+
+
+async def check_readable(conn: Conn, source: SourceSection) -> list[Check]:
+    """Whether the role can read every table and sequence: pg_dump needs excluded tables as well."""
+    tables = await look_up(conn, _UNREADABLE)
+    denied = [row["name"] for row in tables if row["denied"]]
+    excluded = (await excluded_tables(conn, source.exclude)).oids
+    filtered = [row["name"] for row in tables if row["filtered"] and row["oid"] not in excluded]
+    [(role,)] = await fetch(conn, "SELECT pg_catalog.quote_ident(current_user)")
+    checks = []
+    if denied:
+        hint = f"GRANT pg_read_all_data TO {role}"
+        checks.append(Check("readable tables", "fail", f"no SELECT on {listed(denied)}", hint))
+    if filtered:
+        hint = f"ALTER ROLE {role} BYPASSRLS"
+        checks.append(Check("row security", "fail", f"policies hide rows of {listed(filtered)}", hint))
+    return [*(checks or [Check("readable tables", "ok", f"{len(tables)} tables")]), await _sequences(conn, role)]
+
+
+async def _sequences(conn: Conn, role: str) -> Check:
+    found = await read_sequences(conn)
+    if found.denied:
+        hint = f"GRANT pg_read_all_data TO {role}"
+        return Check("readable sequences", "fail", f"no SELECT on {listed(found.denied)}", hint)
+    return Check("readable sequences", "ok", f"{len(found.states)} sequences")
+
+
+_NOT_COVERED: Final[LiteralString] = """
+select (select count(*) from pg_catalog.pg_largeobject_metadata) as large_objects,
+       array(select n.nspname || '.' || c.relname
+               from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+              where c.relkind = 'r' and c.relpersistence = 'u' order by 1) as unlogged
+"""
+
+
+async def check_coverage(conn: Conn, _source: SourceSection) -> list[Check]:
+    """What an archive cannot hold: large objects, and the rows of unlogged tables."""
+    [facts] = await look_up(conn, _NOT_COVERED)
+    large, unlogged = facts["large_objects"], facts["unlogged"]
+    checks = [Check("large objects", "ok", "none")]
+    if large:
+        hint = "Logical replication does not carry them: move them into a bytea column, or back them up with pg_dump."
+        checks = [Check("large objects", "warn", f"{large}, which are not archived", hint)]
+    if unlogged:
+        hint = "ALTER TABLE … SET LOGGED if their rows matter."
+        checks.append(Check("unlogged tables", "warn", f"their rows are not archived: {listed(unlogged)}", hint))
+    return checks
+
+
+_REFERENCES: Final[LiteralString] = """
+select distinct pg_catalog.format('%%s.%%s %%s', n.nspname, t.relname, k.conname) as name
+from pg_catalog.pg_constraint k
+join pg_catalog.pg_class t on t.oid = k.conrelid join pg_catalog.pg_namespace n on n.oid = t.relnamespace
+where k.contype = 'f' and k.conparentid = 0 and k.conrelid::bigint <> all (%(excluded)s)
+  and (k.confrelid::bigint = any (%(excluded)s)
+       or exists (select from pg_catalog.pg_partition_tree(k.confrelid) p where p.relid::bigint = any (%(excluded)s)))
+order by 1
+"""
+
+
+async def check_references(conn: Conn, source: SourceSection) -> list[Check]:
+    """Foreign keys from archived tables to excluded ones."""
+    excluded = (await excluded_tables(conn, source.exclude)).oids
+    names = [row["name"] for row in await look_up(conn, _REFERENCES, {"excluded": list(excluded)})]
+    if not names:
+        return []
+    hint = "Archive the tables that they refer to, or see to these keys after a restore."
+    return [
+        Check("foreign keys", "warn", f"they refer to excluded tables, and come back NOT VALID: {listed(names)}", hint)
+    ]
+
+
+async def check_roles(conn: Conn, _source: SourceSection) -> list[Check]:
+    """Whether base snapshots hold the roles' passwords."""
+    if await may_read_passwords(conn):
+        return [Check("roles", "ok", "archived with their passwords' hashes")]
+    hint = "GRANT SELECT ON pg_authid would give it; on a managed service set passwords after restore --globals."
+    return [Check("roles", "warn", "archived without their passwords, which the role may not read", hint)]
