@@ -118,7 +118,7 @@ BEGIN
         size := size + length(line);
         IF size > 1000000 THEN
             PERFORM pg_logical_emit_message(true, 'archiver.rows',
-                (message || jsonb_build_object('first', first, 'rows', rows))::text);
+                convert_to((message || jsonb_build_object('first', first, 'rows', rows))::text, 'UTF8'));
             rows := '{}';
             size := 0;
             first := false;
@@ -126,7 +126,7 @@ BEGIN
     END LOOP;
     IF first OR size > 0 THEN
         PERFORM pg_logical_emit_message(true, 'archiver.rows',
-            (message || jsonb_build_object('first', first, 'rows', rows))::text);
+            convert_to((message || jsonb_build_object('first', first, 'rows', rows))::text, 'UTF8'));
     END IF;
 END
 $rows$;

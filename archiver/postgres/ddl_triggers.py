@@ -70,6 +70,7 @@ BEGIN
     PERFORM pg_catalog.pg_logical_emit_message(true, 'archiver.pad', '');
 EXCEPTION WHEN OTHERS THEN
     BEGIN
+        PERFORM pg_catalog.set_config('archiver.script', '', false);
         PERFORM pg_catalog.pg_logical_emit_message(true, 'archiver.ddl_lost',
             pg_catalog.concat(tg_tag, ': ', SQLERRM));
         RAISE WARNING 'archiver: % was not captured, a base snapshot follows: %', tg_tag, SQLERRM;
@@ -113,8 +114,11 @@ BEGIN
     IF event <> 'table_rewrite' THEN
         message := message || jsonb_build_object('subxact', archiver.subxact());
     END IF;
+    IF archiver.is_in_script(event, tag) THEN
+        RETURN;
+    END IF;
     IF event = 'ddl_command_start' THEN
-        PERFORM pg_logical_emit_message(true, 'archiver.ddl', message::text);
+        PERFORM pg_logical_emit_message(true, 'archiver.ddl', convert_to(message::text, 'UTF8'));
     ELSIF event = 'table_rewrite' THEN
         PERFORM archiver.note_rewrite(rewritten, reason, concat_ws(' ', source,
             (SELECT string_agg(body, ' ') FROM jsonb_array_elements_text(archiver.bodies_of(source)) AS body)));
@@ -129,6 +133,27 @@ BEGIN
     END IF;
 END
 $record$;
+"""
+
+# What an extension's script does belongs to the extension. Before 18 its statements look like those of the client, among
+# which they must not be counted; and it may hold ALTER EXTENSION itself. A failure takes the depth back with all else.
+_IN_SCRIPT: Final[LiteralString] = """
+CREATE OR REPLACE FUNCTION archiver.is_in_script(event text, tag text) RETURNS bool LANGUAGE plpgsql __CANONICAL__
+AS $script$
+DECLARE
+    now text := extract(epoch FROM statement_timestamp())::text;
+    kept text[] := string_to_array(current_setting('archiver.script', true), ' ');
+    depth int := CASE WHEN kept[1] = now THEN kept[2]::int ELSE 0 END;
+    outermost int := 0;
+BEGIN
+    IF tag IN ('CREATE EXTENSION', 'ALTER EXTENSION') AND event IN ('ddl_command_start', 'ddl_command_end') THEN
+        outermost := CASE event WHEN 'ddl_command_start' THEN 1 ELSE 0 END;
+        depth := greatest(depth + CASE outermost WHEN 1 THEN 1 ELSE -1 END, 0);
+        PERFORM set_config('archiver.script', now || ' ' || depth, false);
+    END IF;
+    RETURN depth > outermost AND event <> 'table_rewrite';
+END
+$script$;
 """
 
 # A text of the client may hold several statements, and roll some of them back: only what no rollback undoes can
@@ -192,7 +217,7 @@ BEGIN
      WHERE original AND NOT is_temporary AND schema_name IS DISTINCT FROM 'archiver' AND object_identity <> 'archiver';
     IF dropped IS NOT NULL THEN
         PERFORM pg_logical_emit_message(true, 'archiver.ddl',
-            (message || jsonb_build_object('objects', dropped))::text);
+            convert_to((message || jsonb_build_object('objects', dropped))::text, 'UTF8'));
     END IF;
 END
 $drop$;
@@ -212,7 +237,8 @@ BEGIN
      WHERE NOT in_extension AND schema_name IS DISTINCT FROM 'pg_temp' AND schema_name IS DISTINCT FROM 'archiver'
        AND coalesce(object_identity, '') !~ E'(^| on )(pg_temp|archiver)(\\\\.|$)';
     IF objects IS NULL AND tag NOT IN (
-        'CREATE TABLE AS', 'SELECT INTO', 'DROP OWNED', 'CREATE EXTENSION', 'ALTER EXTENSION'
+        'CREATE TABLE AS', 'SELECT INTO', 'DROP OWNED', 'CREATE EXTENSION', 'ALTER EXTENSION',
+        'ALTER PUBLICATION'  -- which names no object where it only takes some out
     ) THEN
         PERFORM set_config('archiver.rewritten', '', false);
         RETURN;
@@ -231,7 +257,7 @@ BEGIN
         message := message || jsonb_build_object('defaults', archiver.defaults_of(tables));
         PERFORM archiver.record_moments(tag, message ->> 'source');
     END IF;
-    PERFORM pg_logical_emit_message(true, 'archiver.ddl', message::text);
+    PERFORM pg_logical_emit_message(true, 'archiver.ddl', convert_to(message::text, 'UTF8'));
     PERFORM archiver.record_rewritten();
 END
 $end$;
@@ -313,6 +339,7 @@ def install_statements(listed: ListedPublication | None, *, superuser: bool) -> 
 
 _FUNCTIONS: Final = (
     _SUBXACT,
+    _IN_SCRIPT,
     _COUNT,
     _BODIES,
     _DROP,

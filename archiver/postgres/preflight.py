@@ -224,7 +224,7 @@ async def check_ddl(conn: Conn, source: SourceSection) -> list[Check]:
     if await publishes_all(conn, source.publication) is None:
         return []
     if await captures_ddl(conn):
-        return [Check("schema changes", "ok", "captured by event triggers")]
+        return [Check("schema changes", "ok", "captured by event triggers"), *await _triggers_before(conn)]
     hint = (
         "Run archiver init as a role that may create event triggers, and each schema change is replayed at its place."
     )
@@ -236,6 +236,21 @@ _NOT_CAPTURED: Final = (
     " takes a base snapshot when it changed; targets between the two are refused. Not seen: what is made and removed"
     " again within one segment, options of user mappings, and REFRESH MATERIALIZED VIEW"
 )
+
+
+_BEFORE: Final[LiteralString] = """
+select pg_catalog.quote_ident(evtname) as name from pg_catalog.pg_event_trigger
+ where evtevent = 'ddl_command_end' and evtname < 'archiver_capture_end' and evtenabled <> 'D' order by evtname
+"""
+
+
+async def _triggers_before(conn: Conn) -> list[Check]:
+    """Event triggers fire in the order of their names: what an earlier one does comes before what it does it for."""
+    names = [row["name"] for row in await look_up(conn, _BEFORE)]
+    if not names:
+        return []
+    hint = f"If they run DDL or write rows, let them come later: ALTER EVENT TRIGGER {names[0]} RENAME TO …"
+    return [Check("event triggers", "warn", f"they fire before archiver's: {listed(names)}", hint)]
 
 
 async def _new_tables(conn: Conn, source: SourceSection) -> list[Check]:

@@ -218,9 +218,8 @@ async def published_although_excluded(conn: Conn, name: str, exclude: Sequence[s
 async def name_restore_point(conn: Conn, name: str) -> Lsn:
     """Write a restore point into the stream, durably. Returns the LSN that it names."""
     try:
-        row = await (
-            await conn.execute("SELECT pg_catalog.pg_logical_emit_message(true, %s, %s)::text", (RESTORE_POINT, name))
-        ).fetchone()
+        query = "SELECT pg_catalog.pg_logical_emit_message(true, %s, pg_catalog.convert_to(%s, 'UTF8'))::text"
+        row = await (await conn.execute(query, (RESTORE_POINT, name))).fetchone()
     except psycopg.Error as exc:
         raise postgres_error(exc, f"restore point {name}") from exc
     assert row is not None

@@ -62,9 +62,9 @@ _TAGS: Final = (
 _GUARD: Final[LiteralString] = """
 CREATE OR REPLACE FUNCTION archiver.guard_keyless() RETURNS event_trigger LANGUAGE plpgsql AS $guard$
 DECLARE
-    found record;
+    one record;
 BEGIN
-    FOR found IN
+    FOR one IN
         SELECT c.oid::pg_catalog.regclass AS name
           FROM archiver.touched_tables(tg_tag) AS touched JOIN pg_catalog.pg_class c ON c.oid = touched
          WHERE c.relreplident IN ('d', 'i', 'n') AND NOT EXISTS (
@@ -72,9 +72,9 @@ BEGIN
                   AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END)
     LOOP
         BEGIN
-            EXECUTE pg_catalog.format('ALTER TABLE %s REPLICA IDENTITY FULL', found.name);
+            EXECUTE pg_catalog.format('ALTER TABLE %s REPLICA IDENTITY FULL', one.name);
         EXCEPTION WHEN OTHERS THEN
-            RAISE WARNING 'archiver: cannot set the replica identity of %: %', found.name, SQLERRM;
+            RAISE WARNING 'archiver: cannot set the replica identity of %: %', one.name, SQLERRM;
         END;
     END LOOP;
 EXCEPTION WHEN OTHERS THEN
@@ -89,10 +89,10 @@ _PUBLISH: Final[LiteralString] = """
 CREATE OR REPLACE FUNCTION archiver.publish_new() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp AS $publish$
 DECLARE
-    found record;
+    one record;
     reason text;
 BEGIN
-    FOR found IN
+    FOR one IN
         SELECT c.oid, c.oid::regclass AS name, p.oid IS NOT NULL AS published, archiver.is_excluded(c.oid) AS excluded,
                c.relreplident = 'f' OR c.relreplident IN ('d', 'i') AND EXISTS (
                    SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indimmediate
@@ -101,17 +101,17 @@ BEGIN
           LEFT JOIN pg_publication_rel p ON p.prrelid = c.oid
            AND p.prpubid = (SELECT oid FROM pg_publication WHERE pubname = __NAME__)
     LOOP
-        IF found.published AND (found.excluded OR NOT found.keyed) THEN
-            reason := CASE WHEN found.excluded THEN 'became an excluded table' ELSE 'lost its key' END;
-            EXECUTE format('ALTER PUBLICATION %I DROP TABLE %s', __NAME__, found.name);
-            PERFORM pg_logical_emit_message(true, 'archiver.ddl_lost', concat_ws(' ', found.name, reason));
-            RAISE WARNING 'archiver: % % and is not archived any more', found.name, reason;
-        ELSIF found.keyed AND NOT found.published AND NOT found.excluded THEN
-            EXECUTE format('ALTER PUBLICATION %I ADD TABLE ONLY %s', __NAME__, found.name);
-            IF pg_relation_size(found.oid) > __LIMIT__ THEN
-                PERFORM pg_logical_emit_message(true, 'archiver.ddl_lost', format('%s was filled already', found.name));
-            ELSIF pg_relation_size(found.oid) > 0 THEN
-                PERFORM archiver.record_rows(found.oid);
+        IF one.published AND (one.excluded OR NOT one.keyed) THEN
+            reason := CASE WHEN one.excluded THEN 'became an excluded table' ELSE 'lost its key' END;
+            EXECUTE format('ALTER PUBLICATION %I DROP TABLE %s', __NAME__, one.name);
+            PERFORM pg_logical_emit_message(true, 'archiver.ddl_lost', concat_ws(' ', one.name, reason));
+            RAISE WARNING 'archiver: % % and is not archived any more', one.name, reason;
+        ELSIF one.keyed AND NOT one.published AND NOT one.excluded THEN
+            EXECUTE format('ALTER PUBLICATION %I ADD TABLE ONLY %s', __NAME__, one.name);
+            IF pg_relation_size(one.oid) > __LIMIT__ THEN
+                PERFORM pg_logical_emit_message(true, 'archiver.ddl_lost', format('%s was filled already', one.name));
+            ELSIF pg_relation_size(one.oid) > 0 THEN
+                PERFORM archiver.record_rows(one.oid);
             END IF;
         END IF;
     END LOOP;
