@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, Literal, LiteralString, NamedTuple
 
 import psycopg
 from psycopg import sql
@@ -27,13 +27,15 @@ from archiver.policy.source_transaction import SourceTransaction
 from archiver.postgres import always_triggers, ddl_indexes, relations, rewritten_rows, unchecked_keys
 from archiver.postgres.apply import Applier, MessageHandler
 from archiver.postgres.renames import Renames
-from archiver.postgres.session import postgres_error
+from archiver.postgres.session import fetch, postgres_error
 
 MAX_STATEMENTS: Final = 100
 """DDL statements, and foreign keys dropped for them, in one target transaction: each keeps locks, of which
 max_locks_per_transaction allows few."""
 
 Conn = psycopg.AsyncConnection[Any]
+Powers = Literal["own", "lent", "restorer's"]
+"""With whose rights a statement is run: its role's own, its role's as a superuser, or the restoring role's."""
 
 _ALWAYS: Final = {"check_function_bodies": "off", "default_tablespace": ""}
 """Bodies were checked at the source, perhaps with temporary tables; tablespaces are the source's own."""
@@ -54,38 +56,46 @@ _OF_LEFT_OUT: Final = frozenset({"ALTER POLICY", "COMMENT"})
 """What may speak of a policy that was left out, because none of its roles is at the target."""
 
 
+_ROLES: Final[LiteralString] = """
+SELECT rolname::text, pg_catalog.pg_has_role(oid, 'MEMBER'), rolsuper, rolname = current_user FROM pg_catalog.pg_roles
+"""
+
+
+class Roles(NamedTuple):
+    """Those that the restoring role may become, and whether it is a superuser."""
+
+    settable: frozenset[str]
+    superuser: bool
+
+
 class DdlReplay:
     """Runs the DDL messages of one replay. `left_out` is for the report, and so are the roles that were `missing`.
 
     `renames` are to be known again where an interrupted replay goes on.
     """
 
-    def __init__(
-        self, conn: Conn, target: TargetFacts, settable: frozenset[str], silence: always_triggers.Silence
-    ) -> None:
+    def __init__(self, conn: Conn, target: TargetFacts, roles: Roles, silence: always_triggers.Silence) -> None:
         self.left_out: list[Skipped] = []
         self.missing: set[str] = set()
         self.renames = Renames()
         self._conn = conn
         self._target = target
-        self._settable = settable
+        self._roles = roles
         self._silence = silence
         self._statements = 0
         self._must_commit = False
+        self._makes_enums: Lsn | None = None
         self._applier: Applier | None = None
 
     @classmethod
     async def open(cls, conn: Conn, publication: str) -> DdlReplay:
         """For a connection that an Applier will own. Raises PostgresError."""
-        query = "SELECT rolname::text, pg_catalog.pg_has_role(oid, 'MEMBER') FROM pg_catalog.pg_roles"
-        try:
-            rows = await (await conn.execute(query)).fetchall()
-        except psycopg.Error as exc:
-            raise postgres_error(exc, "listing the roles") from exc
+        rows = await fetch(conn, _ROLES, "listing the roles")
         silence = await always_triggers.Silence.open(conn)
-        facts = TargetFacts(frozenset(name for name, _ in rows), publication, system_triggers=silence.by_role)
-        settable = frozenset(name for name, member in rows if member)
-        return cls(conn, facts, settable, silence)
+        facts = TargetFacts(frozenset(name for name, *_ in rows), publication, system_triggers=silence.by_role)
+        settable = frozenset(name for name, member, _, _ in rows if member)
+        superuser = any(own and powerful for _, _, powerful, own in rows)
+        return cls(conn, facts, Roles(settable, superuser), silence)
 
     def attach(self, applier: Applier) -> None:
         self._applier = applier
@@ -210,52 +220,75 @@ class DdlReplay:
 
     async def _run(self, event: Event, statements: list[str], lsn: Lsn) -> None:
         self._statements += len(statements)
+        guarded = not self._is_of_a_new_enum(event, lsn)
         for statement in statements:
             try:
+                if guarded:
+                    await self._conn.execute("SAVEPOINT archiver_ddl")
                 await self._execute(event, statement)
+                if guarded:
+                    await self._conn.execute("RELEASE SAVEPOINT archiver_ddl")
             except psycopg.Error as exc:
-                await self._judge(event, statement, exc, lsn)
+                if not (guarded and await self._get_along(event, statement, exc)):
+                    error = postgres_error(exc, f"DDL at {lsn}")
+                    error.message = f"{error.message}, in: {ddl.first_line(statement)}"
+                    raise error from exc
 
-    async def _execute(self, event: Event, statement: str) -> None:
-        await self._conn.execute("SAVEPOINT archiver_ddl")
-        await self._enter(event)
+    def _is_of_a_new_enum(self, event: Event, lsn: Lsn) -> bool:
+        """An enum may use a value that its own transaction adds if no subtransaction made either (17 and later)."""
+        until = self._attached().until
+        if event.tag == "CREATE TYPE":
+            later = self._attached().messages_after(lsn, DDL)
+            if any(ddl.parse_event(message.content).tag == "ALTER TYPE" for message in later):
+                self._makes_enums = until
+        return event.tag in {"CREATE TYPE", "ALTER TYPE"} and self._makes_enums == until
+
+    async def _execute(self, event: Event, statement: str, powers: Powers = "own") -> None:
+        await self._enter(event, powers)
         await self._conn.execute(statement.encode(), prepare=False)
-        await self._leave(event)
-        await self._conn.execute("RELEASE SAVEPOINT archiver_ddl")
+        await self._leave(event, powers)
 
-    async def _judge(self, event: Event, statement: str, exc: psycopg.Error, lsn: Lsn) -> None:
-        if _is_bearable(event.tag, exc) and not self._conn.broken:
-            await self._conn.execute("ROLLBACK TO SAVEPOINT archiver_ddl")
-            self.left_out.append(Skipped(event.tag, postgres_error(exc).message, statement))
-            return
-        if isinstance(exc, psycopg.errors.ForeignKeyViolation) and await self._leave_unchecked(event, statement, exc):
-            return
-        error = postgres_error(exc, f"DDL at {lsn}")
-        error.message = f"{error.message}, in: {ddl.first_line(statement)}"
-        raise error from exc
-
-    async def _leave_unchecked(
-        self, event: Event, statement: str, violation: psycopg.errors.ForeignKeyViolation
-    ) -> bool:
-        """Whether the statement could be run without the check of foreign keys: see unchecked_keys."""
-        if (unchecked := without_checks(statement)) is None:
+    async def _get_along(self, event: Event, statement: str, exc: psycopg.Error) -> bool:
+        """Whether the restore can go on though this statement failed: it could be run otherwise, or be left out."""
+        if self._conn.broken:
             return False
+        denied = isinstance(exc, psycopg.errors.InsufficientPrivilege) and event.role in self._roles.settable
+        if denied and await self._again(event, statement, "lent" if self._roles.superuser else "restorer's"):
+            return True
+        if _is_bearable(event.tag, exc):
+            await self._again(event, "")
+            self.left_out.append(Skipped(event.tag, postgres_error(exc).message, statement))
+            return True
+        if not isinstance(exc, psycopg.errors.ForeignKeyViolation) or (unchecked := without_checks(statement)) is None:
+            return False
+        if there := await self._again(event, unchecked):
+            self.left_out.append(await unchecked_keys.left_unchecked(self._conn, exc, statement))
+        return there
+
+    async def _again(self, event: Event, statement: str, powers: Powers = "own") -> bool:
+        """Undo what failed, and run another statement in its place, if any; whether that was possible.
+
+        What a role had at the source, as the database's owner or by a GRANT that fires nothing, it may lack here. It
+        has a superuser's rights for that long, which nobody else sees, or the restoring role does it.
+        """
         try:
             await self._conn.execute("ROLLBACK TO SAVEPOINT archiver_ddl")
-            if unchecked:
-                await self._execute(event, unchecked)
-            self.left_out.append(await unchecked_keys.left_unchecked(self._conn, violation, statement))
+            if statement:
+                await self._execute(event, statement, powers)
+            await self._conn.execute("RELEASE SAVEPOINT archiver_ddl")
         except psycopg.Error:  # why it was run a second time is told
             return False
         return True
 
-    async def _enter(self, event: Event) -> None:
-        known = event.role in self._settable
+    async def _enter(self, event: Event, powers: Powers) -> None:
+        known = event.role in self._roles.settable and powers != "restorer's"
         given = {name: value for name, value in event.settings.items() if value is not None}
         if not known:  # "$user" would be another one
             given["search_path"] = ", ".join(map(ddl.quote, event.schemas))
             self._note_role(event)
         await self._set(given | _ALWAYS)
+        if powers == "lent":
+            await self._conn.execute(sql.SQL("ALTER ROLE {} SUPERUSER").format(sql.Identifier(event.role)))
         if known:
             await self._conn.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(event.role)))
 
@@ -267,8 +300,10 @@ class DdlReplay:
             [json.dumps(settings)],
         )
 
-    async def _leave(self, event: Event) -> None:
+    async def _leave(self, event: Event, powers: Powers) -> None:
         await self._conn.execute("RESET ROLE")
+        if powers == "lent":
+            await self._conn.execute(sql.SQL("ALTER ROLE {} NOSUPERUSER").format(sql.Identifier(event.role)))
         names = {*event.settings, *_ALWAYS}
         await self._conn.execute(
             "SELECT pg_catalog.set_config(s.name, s.reset_val, true) FROM pg_catalog.pg_settings s"
@@ -277,8 +312,10 @@ class DdlReplay:
         )
 
     def _note_role(self, event: Event) -> None:
-        self.missing.add(event.role)
-        what, reason = "ownership of what it made", f"no role {event.role}"
+        there = event.role in self._target.roles
+        self.missing |= set() if there else {event.role}
+        what = "ownership of what it made"
+        reason = f"role {event.role} may not do here what it did" if there else f"no role {event.role}"
         if not any((item.entry, item.reason) == (what, reason) for item in self.left_out):
             self.left_out.append(Skipped(what, reason, event.tag))
 

@@ -135,8 +135,8 @@ END
 $record$;
 """
 
-# What an extension's script does belongs to the extension. Before 18 its statements look like those of the client, among
-# which they must not be counted; and it may hold ALTER EXTENSION itself. A failure takes the depth back with all else.
+# What an extension's script does belongs to the extension. Before 18 its statements look like those of the client, and
+# must not be counted among them; it may hold ALTER EXTENSION itself. A failure takes the depth back with all else.
 _IN_SCRIPT: Final[LiteralString] = """
 CREATE OR REPLACE FUNCTION archiver.is_in_script(event text, tag text) RETURNS bool LANGUAGE plpgsql __CANONICAL__
 AS $script$

@@ -7,12 +7,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
+import psycopg
 import pytest
 
 from archiver.embedded import PostgresServer
+from archiver.policy.target import ToLatest
+from archiver.recovery_plan import make_plan
+from archiver.restore import run_restore
+from tests.dumps import difference, pg_dump
 from tests.fix_archive import MakeSetup, Setup
 from tests.fix_servers import MakeDatabase, drop_database
 from tests.integration.test_ddl import check
+from tests.integration.test_excluded import findings
 
 
 @pytest.fixture(params=["pg", "pg15"])
@@ -70,6 +76,14 @@ async def test_a_source_that_is_not_in_utf_8(latin1: Setup) -> None:
     assert await check(latin1, statements, before) == []
 
 
+async def test_an_enum_is_made_extended_and_used_in_one_transaction(make_setup: MakeSetup) -> None:
+    statements = [
+        "BEGIN; CREATE TYPE m AS ENUM ('p'); ALTER TYPE m ADD VALUE 'q'; CREATE TABLE t (x m PRIMARY KEY DEFAULT 'q');"
+        " INSERT INTO t DEFAULT VALUES; COMMIT",
+    ]
+    assert await check(make_setup(), statements, "SELECT 1") == []
+
+
 async def test_a_publication_that_loses_tables(setup: Setup) -> None:
     before = "CREATE TABLE t1 (id int PRIMARY KEY); CREATE TABLE t2 (id int PRIMARY KEY); CREATE TABLE t3 (id int PRIMARY KEY)"
     statements = [
@@ -89,3 +103,69 @@ async def test_strict_plpgsql_settings_of_the_source_are_no_obstacle(setup: Setu
         "ALTER TABLE u ADD r float DEFAULT random()",
     ]
     assert await check(setup, statements, "SELECT 1") == []
+
+
+@pytest.fixture
+def owner(server: PostgresServer) -> Iterator[str]:
+    name = f"owner_{secrets.token_hex(4)}"
+    server.execute(f"CREATE ROLE {name} LOGIN")
+    yield name
+    server.execute(f"DROP ROLE {name}")
+
+
+OWNERS = [
+    "CREATE TABLE t (id int PRIMARY KEY, m text); INSERT INTO t VALUES (1, 'a'); CREATE TYPE mood AS ENUM ('sad')",
+    "CREATE SCHEMA app; CREATE TABLE app.t (m mood); ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC",
+    "CREATE TABLE app.u (id int PRIMARY KEY); ALTER TABLE t RENAME TO u; GRANT USAGE ON SCHEMA public TO PUBLIC",
+    "CREATE VIEW app.v AS SELECT id FROM public.u; DROP TABLE app.t; CREATE POLICY p ON u USING (true)",
+]
+
+
+@pytest.mark.parametrize("plain_target", [True, False])
+async def test_the_databases_owner_makes_things(
+    owner: str, make_setup: MakeSetup, make_database: MakeDatabase, server: PostgresServer, plain_target: bool
+) -> None:
+    """The target is a database of the restoring role, a superuser or, as on a managed service, its owner."""
+    setup = on(server, make_setup, make_database)
+    with setup.connect() as conn:
+        conn.execute(f"ALTER DATABASE {conn.info.dbname} OWNER TO {owner}; SET ROLE {owner}".encode())
+        await setup.init()
+        async with setup.daemon():
+            await setup.archived()
+            for statement in OWNERS:
+                conn.execute(statement.encode())
+            await setup.archived()
+        expected = pg_dump(setup.dsn)
+        if plain_target:
+            restored, summary = await setup.restore()
+            assert difference(pg_dump(restored), expected) == ""
+            assert summary.warnings == []
+        else:
+            await restore_as_a_manager(setup, server, owner, pg_dump(setup.dsn, "--no-owner", "--no-acl"))
+        conn.execute("RESET ROLE")
+
+
+async def restore_as_a_manager(setup: Setup, server: PostgresServer, owner: str, expected: list[str]) -> None:
+    """What the owner may not do in the manager's database, the manager does, and keeps."""
+    manager = f"manager_{secrets.token_hex(4)}"
+    server.execute(f"CREATE ROLE {manager} LOGIN")
+    server.execute(f"GRANT {owner} TO {manager}")
+    target = psycopg.conninfo.conninfo_to_dict(setup.make_database(stem="restored"))["dbname"]
+    server.execute(f"ALTER DATABASE {target} OWNER TO {manager}")
+    async with setup.open() as archive:
+        summary = await run_restore(
+            archive, await make_plan(archive, ToLatest()), server.dsn(str(target), user=manager)
+        )
+    assert difference(pg_dump(server.dsn(str(target)), "--no-owner", "--no-acl"), expected) == ""
+    assert f"ownership of what it made left out: role {owner} may not do here what it did" in summary.warnings
+    server.execute(f"DROP DATABASE {target}")
+    server.execute(f"DROP ROLE {manager}")
+
+
+async def test_check_names_event_triggers_that_fire_before_archivers(setup: Setup) -> None:
+    with setup.connect() as conn:
+        conn.execute("CREATE FUNCTION f() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'")
+        conn.execute('CREATE EVENT TRIGGER "Audit" ON ddl_command_end EXECUTE FUNCTION f()')
+        conn.execute("CREATE EVENT TRIGGER audit ON ddl_command_end EXECUTE FUNCTION f()")
+        await setup.init()
+    assert (await findings(setup))["event triggers"] == ("warn", 'they fire before archiver\'s: "Audit"')
