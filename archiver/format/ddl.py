@@ -34,6 +34,7 @@ class Event:
     role: str
     settings: Mapping[str, str | None]
     schemas: Sequence[str]
+    session_role: str | None = None
     source: str = ""
     place: int = 1
     bodies: Sequence[str] = ()
@@ -55,6 +56,7 @@ def parse_event(content: bytes) -> Event:
             role=raw["role"],
             settings=raw["settings"],
             schemas=[schema for schema in raw["schemas"] or () if not schema.startswith("pg_temp")],
+            session_role=raw.get("session_role"),
             source=raw.get("source") or "",
             place=raw.get("place", 1),
             bodies=raw.get("bodies") or (),

@@ -46,6 +46,7 @@ class Replay:
 
 def for_target(text: str, event: Event, target: TargetFacts) -> Replay:
     """The statements that do at the target what one statement did at the source."""
+    text = _with_roles_named(text, event)
     [raw] = parse_sql(text)
     stmt = raw.stmt
     if (reason := _unwanted(stmt, event, target)) is not None:
@@ -98,6 +99,35 @@ def _unwanted(stmt: Any, event: Event, target: TargetFacts) -> str | None:
 
 def _there(role: Any, target: TargetFacts) -> bool:
     return role.roletype != RoleSpecType.ROLESPEC_CSTRING or role.rolename in target.roles
+
+
+# --- Roles of the session ------------------------------------------------------------------------------
+
+
+class _SessionRoles(Visitor):
+    """Finds where CURRENT_USER and SESSION_USER stand for a role, and whom they meant."""
+
+    def __init__(self, event: Event) -> None:
+        self.found: list[tuple[int, str]] = []
+        self._meant = {
+            RoleSpecType.ROLESPEC_CURRENT_ROLE: event.role,
+            RoleSpecType.ROLESPEC_CURRENT_USER: event.role,
+            RoleSpecType.ROLESPEC_SESSION_USER: event.session_role,
+        }
+
+    def visit_RoleSpec(self, _ancestors: Any, node: Any) -> None:  # noqa: N802 (pglast calls it so)
+        if name := self._meant.get(node.roletype):
+            self.found.append((node.location, name))
+
+
+def _with_roles_named(text: str, event: Event) -> str:
+    """The statement with names for the session's roles: at the target they may mean the restoring role."""
+    roles = _SessionRoles(event)
+    stmt: Any = parse_sql(text)[0].stmt
+    roles(stmt)
+    for at, name in sorted(roles.found, reverse=True):
+        text = text[:at] + quote(name) + re.sub(r"^\w+", "", text[at:])
+    return text
 
 
 # --- Text that only runs outside a transaction ---------------------------------------------------------
@@ -198,6 +228,8 @@ class _Rewriting:
         return kept
 
     def grant(self) -> bool:
+        if self.stmt.grantor is not None:  # it can be none but the current user
+            self.stmt.grantor, self.changed = None, True
         self.stmt.grantees = self._keep_roles(self.stmt.grantees)
         named = self.stmt.targtype == GrantTargetType.ACL_TARGET_OBJECT
         if named and self.stmt.objtype in {ObjectType.OBJECT_TABLE, ObjectType.OBJECT_SEQUENCE}:

@@ -102,7 +102,8 @@ CREATE OR REPLACE FUNCTION archiver.record_ddl(
     event text, tag text, stack text, query text, rewritten oid, reason int, session text
 ) RETURNS void LANGUAGE plpgsql __CANONICAL__ AS $record$
 DECLARE
-    message jsonb := session::jsonb || jsonb_build_object('event', event, 'tag', tag, 'role', current_user);
+    message jsonb := session::jsonb || jsonb_build_object('event', event, 'tag', tag, 'role', current_user,
+                                                          'session_role', session_user);
     -- a signature is kept as the settings were when its function was first called
     below text := substring(stack FROM E'PL/pgSQL function (?:"?archiver"?\\\\.)?"?capture_ddl"?\\\\(\\\\).*');
     line_end int := position(E'\\n' IN below);

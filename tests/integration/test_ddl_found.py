@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from archiver.embedded import PostgresServer
 from archiver.recovery_plan import read_history
 from tests.dumps import difference, pg_dump
 from tests.fix_archive import Setup
@@ -194,3 +195,17 @@ CREATE TABLE mother (id int); CREATE TABLE father (id int); CREATE TABLE child (
         "DROP INDEX three_expr_b_idx; ALTER INDEX one_k_idx1 RENAME TO mine",
     ]
     assert await check(make_setup(), statements, before) == []
+
+
+async def test_the_roles_of_a_session_mean_what_they_meant(make_setup: MakeSetup, pg: PostgresServer) -> None:
+    pg.execute("CREATE ROLE session_one SUPERUSER; CREATE ROLE session_two")
+    statements = [
+        "GRANT CREATE ON SCHEMA public TO session_two; SET SESSION AUTHORIZATION session_one",
+        "CREATE TABLE t (id int); CREATE POLICY a ON t TO SESSION_USER USING (true)",
+        "ALTER DEFAULT PRIVILEGES FOR ROLE SESSION_USER GRANT SELECT ON TABLES TO session_two; CREATE TABLE u (id int)",
+        "GRANT INSERT ON t TO session_two GRANTED BY SESSION_USER",
+        "SET ROLE session_two; CREATE TABLE v (id int); GRANT SELECT ON v TO SESSION_USER",
+        "CREATE POLICY b ON v TO CURRENT_USER, SESSION_USER USING (true); ALTER TABLE v OWNER TO CURRENT_ROLE",
+        "RESET ROLE; CREATE SCHEMA AUTHORIZATION SESSION_USER; ALTER TABLE v OWNER TO SESSION_USER",
+    ]
+    assert await check(make_setup(), statements) == []

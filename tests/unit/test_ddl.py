@@ -179,6 +179,46 @@ def test_what_the_target_lacks_is_taken_out_of_a_statement(text: str, expected: 
     assert rewritten(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            'CREATE POLICY "ü😀" ON t TO SESSION_USER, Current_Role USING (a = session_user)',
+            ['CREATE POLICY "ü😀" ON t TO "ben", "anna" USING (a = session_user)'],
+        ),
+        (
+            "ALTER DEFAULT PRIVILEGES FOR USER SESSION_USER GRANT SELECT ON TABLES TO anna",
+            ['ALTER DEFAULT PRIVILEGES FOR USER "ben" GRANT SELECT ON TABLES TO anna'],
+        ),
+        ("GRANT SELECT ON t TO SESSION_USER GRANTED BY CURRENT_USER", ["GRANT SELECT ON TABLE t TO ben"]),
+        ("CREATE USER MAPPING FOR USER SERVER s", ['CREATE USER MAPPING FOR "anna" SERVER s']),
+    ],
+)
+def test_the_roles_of_a_session_are_named(text: str, expected: Sequence[str]) -> None:
+    assert rewritten(text, session_role="ben") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("CREATE POLICY p ON t TO CURRENT_USER", []),
+        ("GRANT SELECT ON t TO CURRENT_ROLE, anna", ["GRANT SELECT ON TABLE t TO anna"]),
+        ("REVOKE SELECT ON t FROM SESSION_USER", []),
+        ("CREATE SCHEMA AUTHORIZATION CURRENT_USER", ["CREATE SCHEMA carl"]),
+        ("DROP OWNED BY CURRENT_USER", []),
+    ],
+)
+def test_a_role_of_the_session_that_is_not_at_the_target_is_not_the_restoring_one(
+    text: str, expected: Sequence[str]
+) -> None:
+    assert rewritten(text, role="carl", session_role="dora") == expected
+
+
+def test_an_archive_that_does_not_tell_the_session_s_role_leaves_it_as_it_is() -> None:
+    text = "CREATE POLICY p ON t TO SESSION_USER"
+    assert rewritten(text) == [text]
+
+
 def test_grants_on_temporary_tables_do_not_travel() -> None:
     found = rewritten("GRANT SELECT ON a, b, public.a TO anna", temporary=frozenset({"a"}))
     assert found == ["GRANT SELECT ON TABLE b, public.a TO anna"]
