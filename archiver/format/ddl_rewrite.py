@@ -83,12 +83,15 @@ def _is_foreign_key(node: Any) -> bool:
 
 
 _SUBSCRIPTION: Final = "subscriptions are not replayed: the target would take rows from another server"
+_LARGE_OBJECTS: Final = "large objects are not archived"
 
 
 def _unwanted(stmt: Any, event: Event, target: TargetFacts) -> str | None:
     """Why a statement is left out altogether; empty when nobody needs to know."""
     if "SUBSCRIPTION" in event.tag:
         return _SUBSCRIPTION
+    if ObjectType.OBJECT_LARGEOBJECT in {getattr(stmt, "objtype", None), getattr(stmt, "objectType", None)}:
+        return _LARGE_OBJECTS
     own = getattr(stmt, "pubname", None)
     if own == target.publication or any(each.get("identity") == "archiver" for each in event.objects):
         return ""

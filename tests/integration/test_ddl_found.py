@@ -209,3 +209,18 @@ async def test_the_roles_of_a_session_mean_what_they_meant(make_setup: MakeSetup
         "RESET ROLE; CREATE SCHEMA AUTHORIZATION SESSION_USER; ALTER TABLE v OWNER TO SESSION_USER",
     ]
     assert await check(make_setup(), statements) == []
+
+
+async def test_what_is_said_of_large_objects_does_not_stop_a_restore(make_setup: MakeSetup, pg: PostgresServer) -> None:
+    pg.execute("CREATE ROLE reader_of_objects")
+    before = "SELECT lo_create(4711), lo_create(4712)"
+    statements = [
+        "GRANT SELECT ON LARGE OBJECT 4711, 4712 TO reader_of_objects; ALTER LARGE OBJECT 4711 OWNER TO reader_of_objects",
+        "COMMENT ON LARGE OBJECT 4711 IS 'x'; CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)",
+        "REVOKE ALL ON LARGE OBJECT 4712 FROM reader_of_objects; SELECT lo_unlink(4711), lo_unlink(4712)",
+    ]
+    left_out = [
+        f"{tag} left out: large objects are not archived"
+        for tag in ("GRANT", "ALTER LARGE OBJECT", "COMMENT", "REVOKE")
+    ]
+    assert await check(make_setup(), statements, before) == [*left_out, "2 large objects are not archived"]

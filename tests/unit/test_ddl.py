@@ -258,6 +258,21 @@ def test_subscriptions_are_left_out_and_reported() -> None:
     assert "subscriptions" in replay.left_out[0]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "GRANT SELECT ON LARGE OBJECT 4711, 4712 TO anna",
+        "REVOKE ALL ON LARGE OBJECT 4711 FROM anna",
+        "ALTER LARGE OBJECT 4711 OWNER TO anna",
+        "COMMENT ON LARGE OBJECT 4711 IS 'x'",
+        "SECURITY LABEL ON LARGE OBJECT 4711 IS 'x'",
+    ],
+)
+def test_what_is_said_of_large_objects_is_left_out_and_reported(text: str) -> None:
+    replay = for_target(text, event(), TARGET)
+    assert (replay.statements, replay.left_out) == ([], ["large objects are not archived"])
+
+
 def test_a_table_is_made_from_its_description() -> None:
     column = {
         "name": 'a"b',
