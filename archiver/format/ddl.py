@@ -298,11 +298,6 @@ _DROPPED_AS: Final[dict[str, str]] = {
     "composite type": "TYPE",
 }
 _NOT_BY_NAME: Final = frozenset({"default acl", "role", "subscription", "large object"})
-_PARTS: Final[dict[str, re.Pattern[str]]] = {
-    "user mapping": re.compile(r"(?P<a>.*) on server (?P<b>.*)", re.DOTALL),
-    "transform": re.compile(r"for (?P<a>.*) on language (?P<b>.*)", re.DOTALL),
-}
-_JOINED: Final = {"user mapping": "FOR {a} SERVER {b}", "transform": "FOR {a} LANGUAGE {b}"}
 
 
 def tables_of(event: Event) -> dict[int, str]:
@@ -317,13 +312,20 @@ def _is_table(described: Mapping[str, Any]) -> bool:
 def drop_statements(event: Event) -> Iterator[str]:
     """DROP … CASCADE for each object that was named in a drop; what depended on it goes with it, as it did."""
     for dropped in event.objects:
-        kind, identity = dropped["type"], dropped["identity"]
-        if kind in _NOT_BY_NAME:
-            continue
-        if kind in _PARTS and (match := _PARTS[kind].fullmatch(identity)):
-            identity = _JOINED[kind].format(**match.groupdict())
-        cascade = "" if kind == "user mapping" else " CASCADE"
-        yield f"DROP {_DROPPED_AS.get(kind, kind.upper())} IF EXISTS {identity}{cascade}"
+        kind = dropped["type"]
+        if kind not in _NOT_BY_NAME:
+            cascade = "" if kind == "user mapping" else " CASCADE"
+            yield f"DROP {_DROPPED_AS.get(kind, kind.upper())} IF EXISTS {_dropped_name(dropped)}{cascade}"
+
+
+def _dropped_name(dropped: Mapping[str, Any]) -> str:
+    """Its identity; of two kinds that has no quotes: they are told by their address (pg_identify_object_as_address)."""
+    match dropped:
+        case {"type": "user mapping", "names": [role], "args": [server]}:
+            return f"FOR {quote(role)} SERVER {quote(server)}"
+        case {"type": "transform", "names": [type_], "args": [language]}:
+            return f"FOR {type_} LANGUAGE {quote(language)}"
+    return str(dropped["identity"])
 
 
 # --- Tables by description -----------------------------------------------------------------------------

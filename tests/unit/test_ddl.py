@@ -143,14 +143,28 @@ def test_statements_that_fire_event_triggers_are_told_from_others(text: str, exp
         ("cast", "(a.b AS text)", "DROP CAST IF EXISTS (a.b AS text) CASCADE"),
         ("aggregate", "public.total()", "DROP ROUTINE IF EXISTS public.total() CASCADE"),
         ("operator class", "public.o USING btree", "DROP OPERATOR CLASS IF EXISTS public.o USING btree CASCADE"),
-        ("user mapping", "ben on server far", "DROP USER MAPPING IF EXISTS FOR ben SERVER far"),
-        ("transform", "for a.b on language l", "DROP TRANSFORM IF EXISTS FOR a.b LANGUAGE l CASCADE"),
         ("statistics object", "public.s", "DROP STATISTICS IF EXISTS public.s CASCADE"),
     ],
 )
 def test_an_object_is_dropped_by_its_identity(kind: str, identity: str, expected: str) -> None:
     dropped = event("DROP", kind="sql_drop", objects=[{"type": kind, "identity": identity}])
     [statement] = ddl.drop_statements(dropped)
+    assert statement == expected
+    parse_sql(statement)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "of", "expected"),
+    [
+        ("user mapping", "b-n", 'f"r', 'DROP USER MAPPING IF EXISTS FOR "b-n" SERVER "f""r"'),
+        ("transform", 'a."b c"', "L", 'DROP TRANSFORM IF EXISTS FOR a."b c" LANGUAGE "L" CASCADE'),
+    ],
+)
+def test_what_has_an_identity_without_quotes_is_dropped_by_its_address(
+    kind: str, name: str, of: str, expected: str
+) -> None:
+    dropped = [{"type": kind, "identity": f"{name} on {of}", "names": [name], "args": [of]}]
+    [statement] = ddl.drop_statements(event("DROP", kind="sql_drop", objects=dropped))
     assert statement == expected
     parse_sql(statement)
 
