@@ -28,7 +28,7 @@ from archiver.format.seal import inflate
 from archiver.policy.builds import builds_of
 from archiver.policy.sequence_log import SequenceState, SequenceStates
 from archiver.policy.target import Plan
-from archiver.postgres import always_triggers, load, relations
+from archiver.postgres import always_triggers, load, not_null_names, relations
 from archiver.postgres.build import build_all
 from archiver.postgres.roles import create_roles
 from archiver.postgres.sequences import raise_to_columns, set_sequences
@@ -217,7 +217,9 @@ class _Restore:
             views = [(schema, name) for schema, name, populated in index.database.materialized_views if populated]
             await self._record(conn, views=self._skip(await load.refresh_views(conn, views)))
 
-    async def _finish(self, conn: psycopg.AsyncConnection[Any], index: Index, _script: dump.Script) -> None:
+    async def _finish(self, conn: psycopg.AsyncConnection[Any], index: Index, script: dump.Script) -> None:
+        if not means_names(script.preamble):
+            await not_null_names.give_names(conn)
         self._skip(await load.apply_settings(conn, index.database.settings, await load.existing_roles(conn)))
         await self._execute(conn, "ANALYZE")
 

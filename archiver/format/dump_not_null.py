@@ -31,6 +31,23 @@ def means_names(preamble: Entry) -> bool:
     return version is not None and int(version[1]) >= _SINCE
 
 
+def chosen_name(table: str, column: str) -> str:
+    """What the server calls a NOT NULL constraint. As makeObjectName does it, the longer of both names is cut first."""
+    room = _LONGEST - len("__not_null")
+    of_table, of_column = len(table.encode()), len(column.encode())
+    while of_table + of_column > room:
+        if of_table > of_column:
+            of_table -= 1
+        else:
+            of_column -= 1
+    return f"{_cut(table, of_table)}_{_cut(column, of_column)}_not_null"
+
+
+def _cut(name: str, longest: int) -> str:
+    """The characters that fit whole into so many bytes."""
+    return name.encode()[:longest].decode(errors="ignore")
+
+
 def with_not_null_names(entry: Entry) -> Entry:
     """The entry with every NOT NULL of a table named, as pg_dump means it: `<table>_<column>_not_null`."""
     if entry.type not in _TYPES or _NOT_NULL not in entry.text:

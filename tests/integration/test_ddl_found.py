@@ -11,6 +11,7 @@ from archiver.embedded import PostgresServer
 from archiver.recovery_plan import read_history
 from tests.dumps import difference, pg_dump
 from tests.fix_archive import Setup
+from tests.fix_servers import MakeDatabase
 from tests.integration.test_ddl import check
 
 MakeSetup = Callable[..., Setup]
@@ -247,3 +248,31 @@ async def test_what_is_said_of_large_objects_does_not_stop_a_restore(make_setup:
         for tag in ("GRANT", "ALTER LARGE OBJECT", "COMMENT", "REVOKE")
     ]
     assert await check(make_setup(), statements, before) == [*left_out, "2 large objects are not archived"]
+
+
+async def test_names_of_not_null_that_an_older_source_does_not_have_are_chosen_anew(
+    make_setup: MakeSetup, make_database: MakeDatabase, pg15: PostgresServer
+) -> None:
+    setup = make_setup(make_database(pg15))
+    statements = [
+        "ALTER TABLE before RENAME id TO old_id; ALTER TABLE before RENAME new_id TO id",
+        "CREATE TABLE w (id serial PRIMARY KEY, a int CONSTRAINT mine NOT NULL); ALTER TABLE w RENAME TO ren_w",
+        "CREATE TABLE parent (a int NOT NULL); CREATE TABLE child () INHERITS (parent); ALTER TABLE parent RENAME a TO b",
+        "CREATE TABLE p (k int NOT NULL) PARTITION BY LIST (k); CREATE TABLE p1 PARTITION OF p DEFAULT; ALTER TABLE p RENAME TO ren_p",
+        "CREATE TABLE q (l int NOT NULL) PARTITION BY LIST (l); CREATE TABLE q1 (i int NOT NULL); ALTER TABLE q1 RENAME i TO l",
+        "ALTER TABLE q ATTACH PARTITION q1 DEFAULT; ALTER TABLE q RENAME TO ren_q",
+        'CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w; CREATE FOREIGN TABLE "f-t" (a int NOT NULL) SERVER s',
+        'ALTER FOREIGN TABLE "f-t" RENAME a TO "b ""c"""; ALTER TABLE ren_w OWNER TO CURRENT_USER',
+    ]
+    with setup.connect() as conn:
+        conn.execute("CREATE TABLE before (id int NOT NULL, new_id int NOT NULL)")
+        await setup.init()
+        async with setup.daemon():
+            await setup.archived()
+            for statement in statements:
+                conn.execute(statement)
+            await setup.archived()
+    restored, _ = await setup.restore()
+    expected, found = ({*pg_dump(dsn, "--schema-only")} for dsn in (setup.dsn, restored))
+    left = {line.split()[-3] for line in found - expected if "NOT NULL" in line}
+    assert left == {"ren_p_k_not_null", "q_l_not_null", "q1_i_not_null"}  # a partition's, and where one differs

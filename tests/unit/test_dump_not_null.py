@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from archiver.format.dump import Entry, for_restore, split
-from archiver.format.dump_not_null import means_names, with_not_null_names
+from archiver.format.dump_not_null import chosen_name, means_names, with_not_null_names
 
 PREAMBLE = (
     "--\n-- PostgreSQL database dump\n--\n\n-- Dumped from database version {}\n-- Dumped by pg_dump version 18.6\n"
@@ -36,3 +36,17 @@ def test_a_name_that_the_server_would_shorten_is_not_given() -> None:
     text = f"CREATE TABLE t ({fits} int NOT NULL, {long} int NOT NULL);\n"
     named = with_not_null_names(Entry(text, type="TABLE")).text
     assert named == text.replace(f"{fits} int NOT NULL,", f'{fits} int CONSTRAINT "t_{fits}_not_null" NOT NULL,')
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "name"),
+    [
+        ("t", "a", "t_a_not_null"),
+        ("t" * 60, "a", f"{'t' * 52}_a_not_null"),
+        ("t" * 40, "c" * 40, f"{'t' * 27}_{'c' * 26}_not_null"),
+        ("ä" * 31, "c", f"{'ä' * 26}_c_not_null"),
+        ("ä" * 31, "cc", f"{'ä' * 25}_cc_not_null"),
+    ],
+)
+def test_the_name_that_a_server_chooses_is_cut_to_fit(table: str, column: str, name: str) -> None:
+    assert chosen_name(table, column) == name
