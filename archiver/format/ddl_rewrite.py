@@ -243,9 +243,13 @@ class _Rewriting:
         return bool(self.stmt.grantees)
 
     def _is_temporary(self, relation: Any) -> bool:
-        return relation.schemaname == "pg_temp" or (
-            relation.schemaname is None and relation.relname in self.event.temporary
-        )
+        if relation.schemaname is None:
+            return relation.relname in self.event.temporary
+        return re.fullmatch(r"pg_temp(_\d+)?", relation.schemaname) is not None
+
+    def statistics(self) -> bool:
+        """Of a temporary table they stand in another schema than it."""
+        return not any(map(self._is_temporary, self.stmt.relations))
 
     def default_privileges(self) -> bool:
         self.stmt.action.grantees = self._keep_roles(self.stmt.action.grantees)
@@ -320,6 +324,7 @@ _USER_TRIGGERS: Final[Mapping[Any, Any]] = {
 """The triggers of foreign keys are the system's: no dump shows whether they are enabled."""
 _STEPS: Final[Mapping[type[Any], Any]] = {
     ast.GrantStmt: _Rewriting.grant,
+    ast.CreateStatsStmt: _Rewriting.statistics,
     ast.AlterDefaultPrivilegesStmt: _Rewriting.default_privileges,
     ast.AlterOwnerStmt: _Rewriting.owner,
     ast.CreatePolicyStmt: _Rewriting.policy,

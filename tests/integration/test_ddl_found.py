@@ -81,6 +81,10 @@ FOUND: dict[str, list[str]] = {
         "ALTER TABLE p DETACH PARTITION p3 CONCURRENTLY",
         "INSERT INTO p3 SELECT generate_series(1, 9)",
     ],
+    "statistics of a temporary table, which stand in another schema": [
+        "CREATE TEMP TABLE st (a int, b int); CREATE STATISTICS s ON a, b FROM st; CREATE STATISTICS public.t ON a, b FROM pg_temp.st",
+        "CREATE TABLE kept (a int, b int); DROP STATISTICS s; CREATE STATISTICS s ON a, b FROM kept; DROP TABLE st",
+    ],
     "drops of whatever has a name that needs quotes": [
         'CREATE SCHEMA "a-b"; SET search_path = "a-b", public; CREATE TABLE "a-b" ("a-b" int); CREATE SEQUENCE "q-r"; CREATE TYPE "o-p" AS (a int)',
         'CREATE FOREIGN DATA WRAPPER "a-b"; CREATE SERVER "a-b" FOREIGN DATA WRAPPER "a-b"; CREATE FOREIGN TABLE "f-t" () SERVER "a-b"',

@@ -239,6 +239,14 @@ def test_grants_on_temporary_tables_do_not_travel() -> None:
 
 
 @pytest.mark.parametrize(
+    ("table", "travels"), [("a", False), ("pg_temp.c", False), ("pg_temp_3.c", False), ("public.a", True), ("b", True)]
+)
+def test_statistics_of_temporary_tables_do_not_travel(table: str, travels: bool) -> None:
+    text = f"CREATE STATISTICS s ON x, y FROM {table}"
+    assert rewritten(text, temporary=frozenset({"a"})) == [text] * travels
+
+
+@pytest.mark.parametrize(
     ("value", "type_", "literal"),
     [
         ('{"2026-01-01 00:00:00+00"}', "timestamp with time zone", "'2026-01-01 00:00:00+00'"),
