@@ -31,6 +31,7 @@ OLDEST_MAJOR: Final = 14
 
 _SERVER: Final[LiteralString] = """
 select current_setting('wal_level') as wal_level,
+       current_setting('server_encoding') as encoding,
        pg_catalog.pg_is_in_recovery() as standby,
        current_setting('max_replication_slots')::int as slots,
        (select count(*) from pg_catalog.pg_replication_slots)::int as slots_used,
@@ -41,13 +42,14 @@ select current_setting('wal_level') as wal_level,
 
 
 async def check_server(conn: Conn, source: SourceSection) -> list[Check]:
-    """TLS, version, wal_level, room for slots and walsenders, and what the server keeps for a slot."""
+    """TLS, version, encoding, wal_level, room for slots and walsenders, and what the server keeps for a slot."""
     [facts] = await look_up(conn, _SERVER)
     slot = await slot_info(conn, source.slot)
     streaming = slot is not None and slot.active
     return [
         _tls(conn),
         _version(conn.info.server_version),
+        _encoding(facts["encoding"]),
         _wal_level(facts["wal_level"]),
         _primary(facts["standby"]),
         _room("replication slots", "max_replication_slots", facts["slots"], facts["slots_used"], 1 if slot else 2),
@@ -72,6 +74,13 @@ def _version(version: int) -> Check:
         hint = f"Upgrade the server to PostgreSQL {OLDEST_MAJOR} or later."
         return Check("version", "fail", f"PostgreSQL {major} cannot stream transactions in progress", hint)
     return Check("version", "ok", f"PostgreSQL {major}")
+
+
+def _encoding(name: str) -> Check:
+    if name != "SQL_ASCII":
+        return Check("encoding", "ok", name)
+    detail = "SQL_ASCII, which takes any bytes: a base snapshot fails where they are not UTF-8"
+    return Check("encoding", "warn", detail, "Move the database to UTF8.")
 
 
 def _wal_level(level: str) -> Check:

@@ -162,6 +162,13 @@ async def restore_as_a_manager(setup: Setup, server: PostgresServer, owner: str,
     server.execute(f"DROP ROLE {manager}")
 
 
+async def test_check_warns_of_a_database_that_takes_any_bytes(make_setup: MakeSetup, server: PostgresServer) -> None:
+    name = f"ascii_{secrets.token_hex(6)}"
+    server.execute(f"CREATE DATABASE {name} ENCODING SQL_ASCII LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+    assert (await findings(make_setup(server.dsn(name))))["encoding"][0] == "warn"
+    drop_database(server, name)
+
+
 async def test_check_names_event_triggers_that_fire_before_archivers(setup: Setup) -> None:
     with setup.connect() as conn:
         conn.execute("CREATE FUNCTION f() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'")
