@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Final, LiteralString
 
-from archiver.postgres import ddl_indexes, ddl_moments, ddl_rewrites, table_triggers
+from archiver.postgres import ddl_indexes, ddl_likes, ddl_moments, ddl_rewrites, table_triggers
 from archiver.postgres.ddl_rewrites import ROWS_LIMIT
 from archiver.postgres.table_triggers import ListedPublication
 
@@ -254,6 +254,10 @@ BEGIN
     IF tag IN ('CREATE TABLE', 'ALTER TABLE') AND message ->> 'source' ~* E'\\\\m(like|partition)\\\\M' THEN
         message := message || jsonb_build_object('indexes', archiver.new_indexes(tables));
     END IF;
+    IF tag IN ('CREATE TABLE', 'CREATE SCHEMA')
+       AND archiver.likes_temporary(message ->> 'source', nullif(message -> 'bodies', 'null')) THEN
+        PERFORM pg_logical_emit_message(true, 'archiver.ddl_lost', tag || ' like a temporary table');
+    END IF;
     IF archiver.names_moment(message ->> 'source') THEN
         message := message || jsonb_build_object('defaults', archiver.defaults_of(tables));
         PERFORM archiver.record_moments(tag, message ->> 'source');
@@ -348,6 +352,7 @@ _FUNCTIONS: Final = (
     _MISSING,
     *ddl_moments.FUNCTIONS,
     *ddl_indexes.FUNCTIONS,
+    *ddl_likes.FUNCTIONS,
     *ddl_rewrites.FUNCTIONS,
     _END,
     _RECORD,

@@ -153,7 +153,43 @@ async def test_it_comes_back(make_setup: MakeSetup, found: str) -> None:
 async def test_what_a_literal_of_the_moment_became_is_taken_from_a_base_snapshot(
     make_setup: MakeSetup, statement: str
 ) -> None:
+    await comes_from_a_base_snapshot(make_setup(), statement)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE p (LIKE st INCLUDING ALL)",
+        'CREATE TABLE p (b text, like\n"A ""b""" EXCLUDING ALL)',
+        "CREATE SCHEMA s CREATE TABLE p (LIKE pg_temp.ST)",
+        "DO $$ BEGIN CREATE TABLE p (LIKE st); END $$",
+        'CREATE FUNCTION f() RETURNS void LANGUAGE sql AS \'CREATE TABLE p (LIKE "A ""b""")\'; SELECT f()',
+    ],
+)
+async def test_a_table_made_like_a_temporary_one_is_taken_from_a_base_snapshot(
+    make_setup: MakeSetup, statement: str
+) -> None:
+    temporary = (
+        'CREATE TEMP TABLE st (id int PRIMARY KEY, v text CHECK (v > \'\')); CREATE TEMP TABLE "A ""b""" (c int)'
+    )
+    await comes_from_a_base_snapshot(make_setup(), f"{temporary}; {statement}")
+
+
+async def test_words_that_look_like_it_cost_no_base_snapshot(make_setup: MakeSetup) -> None:
     setup = make_setup()
+    await setup.init()
+    with setup.connect() as conn:
+        conn.execute("CREATE TEMP TABLE st (a int)")
+        for text in (
+            "CREATE TABLE st (a int)",
+            "CREATE TABLE u (v text CHECK (v LIKE 'st'), LIKE t)",
+            "CREATE TABLE u (LIKE public.st)",
+            'CREATE TABLE u (LIKE "ST")',
+        ):
+            assert conn.execute("SELECT archiver.likes_temporary(%s, NULL)", [text]).fetchone() == (False,)
+
+
+async def comes_from_a_base_snapshot(setup: Setup, statement: str) -> None:
     with setup.connect() as conn:
         conn.execute("CREATE TABLE t (at timestamptz)")
         await setup.init()
