@@ -8,12 +8,13 @@ it is verified. What cannot be reached exactly is an error.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from itertools import pairwise
 from time import monotonic
-from typing import Any, Final, LiteralString
+from typing import Any, Final
 
 import psycopg
 import structlog
@@ -28,11 +29,11 @@ from archiver.format.seal import inflate
 from archiver.policy.builds import builds_of
 from archiver.policy.sequence_log import SequenceState, SequenceStates
 from archiver.policy.target import Plan
-from archiver.postgres import always_triggers, load, not_null_names, relations
+from archiver.postgres import always_triggers, calling, load, not_null_names, relations
 from archiver.postgres.build import build_all
 from archiver.postgres.roles import create_roles
 from archiver.postgres.sequences import raise_to_columns, set_sequences
-from archiver.postgres.session import connect, postgres_error
+from archiver.postgres.session import connect
 from archiver.recovery_plan import identity, missing_roles, settle
 from archiver.replay import Replay
 from archiver.snapshots import Index, IndexedTable, part_place, read_index
@@ -93,6 +94,7 @@ class _Restore:
         self._progress = progress
         self._summary = Summary(last_commit=plan.last_commit)
         self._sequences = SequenceStates()
+        self._path: str | None = None
 
     async def run(self) -> Summary:
         conn = await connect(self._dsn, purpose="restore")
@@ -105,6 +107,8 @@ class _Restore:
             self._summary.rows_loaded = self._plan.snapshot.rows
             for recorded in (await self._done(conn)).values():
                 self._summary.warnings += recorded if isinstance(recorded, list) else []
+            self._path = index.database.search_path
+            await load.expect_path(conn, self._path)
             if self._with_globals:
                 await self._create_roles(conn, index)
             script = await self._script(conn, index)
@@ -182,7 +186,7 @@ class _Restore:
 
         async def work() -> None:
             nonlocal finished
-            async with load.worker(self._dsn, purpose="restore") as worker:
+            async with self._worker() as worker:
                 while queue:
                     table, number = queue.pop()
                     await self._load_part(worker, table, number, refs[number])
@@ -221,13 +225,7 @@ class _Restore:
         if not means_names(script.preamble):
             await not_null_names.give_names(conn)
         self._skip(await load.apply_settings(conn, index.database.settings, await load.existing_roles(conn)))
-        await self._execute(conn, "ANALYZE")
-
-    async def _execute(self, conn: psycopg.AsyncConnection[Any], statement: LiteralString) -> None:
-        try:
-            await conn.execute(statement)
-        except psycopg.Error as exc:
-            raise postgres_error(exc, statement) from exc
+        self._skip(await calling.analyze(conn))
 
     async def _build(
         self,
@@ -245,7 +243,7 @@ class _Restore:
         builds = builds_of(entries, self._sizes(index))
         self._skip(
             await build_all(
-                self._dsn,
+                self._worker,
                 builds,
                 preamble=preamble,
                 jobs=self._jobs,
@@ -270,7 +268,7 @@ class _Restore:
     async def _replay(self, conn: psycopg.AsyncConnection[Any], index: Index, _script: dump.Script) -> None:
         done = (await self._done(conn)).get("replay")
         replay = Replay(self._archive, self._plan, index, done)
-        async with load.worker(self._dsn, purpose="replay") as worker:
+        async with self._worker("replay") as worker:
             await replay.run(worker, partial(self._progress, "replay"))
         self._sequences = replay.sequences
         self._summary.transactions_replayed = replay.transactions
@@ -284,6 +282,9 @@ class _Restore:
         await raise_to_columns(conn)
 
     # --- reporting ---
+
+    def _worker(self, purpose: str = "restore") -> AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]:
+        return load.worker(self._dsn, purpose=purpose, path=self._path)
 
     async def _record(self, conn: psycopg.AsyncConnection[Any], **values: Any) -> None:
         """What is done: a step's value is the list of its warnings, so that a restore that goes on has them too."""

@@ -29,7 +29,7 @@ from archiver.format.pgmessages import LogicalMessage, Relation, RowMessage
 from archiver.lsn import Lsn
 from archiver.policy.batch import Batch, Phase, TableBatch
 from archiver.policy.transactions import Change, SourceTransaction, Truncated
-from archiver.postgres import apply_sql
+from archiver.postgres import apply_sql, search_path
 from archiver.postgres.apply_rows import TableWriter, send_bytes_as_text
 from archiver.postgres.renames import Renames
 from archiver.postgres.session import postgres_error
@@ -230,7 +230,8 @@ class Applier:
         await self._settle()
         await self._before_rows()
         tables = [await look_up(self._cursor, relation) for relation in change.relations]
-        await self._cursor.execute(apply_sql.truncate(tables, restart_identity=change.restart_identity))
+        async with search_path.of_users(self._conn):
+            await self._cursor.execute(apply_sql.truncate(tables, restart_identity=change.restart_identity))
 
     # --- tables
 
@@ -289,18 +290,25 @@ class Applier:
         span: str,
         commit: tuple[CommitHook, SourceTransaction] | None,
     ) -> None:
-        if work or commit is not None:
-            await self._before_rows()
+        if not work and commit is None:
+            return
+        await self._before_rows()
+        with self._errors(f"{_TARGET}, {span}"):
+            async with search_path.of_users(self._conn):
+                await self._write_tables(work, span)
+                if commit is not None:  # where deferred constraints look at their rows
+                    await self._commit(*commit)
+
+    async def _write_tables(self, work: Sequence[_Work], span: str) -> None:
         for table in work:
             with self._errors(f"{table.writer.relation}, {span}"):
                 await self._write(table)
-        if commit is not None:
-            record, last = commit
-            with self._errors(f"{_TARGET}, {span}"):
-                async with self._conn.cursor() as cursor:
-                    await record(cursor, last)
-                await self._conn.commit()
-            self._deferred = False
+
+    async def _commit(self, record: CommitHook, last: SourceTransaction) -> None:
+        async with self._conn.cursor() as cursor:
+            await record(cursor, last)
+        await self._conn.commit()
+        self._deferred = False
 
     async def _write(self, table: _Work) -> None:
         if not self._deferred:

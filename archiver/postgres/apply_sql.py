@@ -94,9 +94,12 @@ class Statements:
     def _delete_copies(self, given: Composable, narrow: int | None) -> bytes:
         """One scan at most, and no sort of what does not match; then by place: a join would scan once more."""
         names = [SQL("r"), self._copies, *(SQL("narrow") for _ in _listed(narrow))]
-        where = [SQL(" WHERE {} IN (SELECT narrow FROM g)").format(each) for each in self._of("t", _listed(narrow))]
+        where = [
+            SQL(" WHERE {} OPERATOR(pg_catalog.=) ANY (SELECT narrow FROM g)").format(each)
+            for each in self._of("t", _listed(narrow))
+        ]
         return _bytes(
-            "WITH g ({}) AS ({}), w AS (SELECT r, pg_catalog.sum({}) AS copies FROM g GROUP BY 1),"
+            "WITH g ({}) AS ({}), w AS (SELECT r, pg_catalog.sum({})::int8 AS copies FROM g GROUP BY 1),"
             " f AS (SELECT c.at, w.copies, pg_catalog.row_number() OVER (PARTITION BY w.r) AS n"
             " FROM (SELECT t.ctid AS at, {} AS r FROM ONLY {} t{} OFFSET 0) c JOIN w ON w.r = c.r)"
             " DELETE FROM ONLY {} t WHERE t.ctid = ANY (ARRAY(SELECT f.at FROM f WHERE f.n <= f.copies))",

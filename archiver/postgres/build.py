@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import psycopg
@@ -16,7 +17,7 @@ from archiver.tasks import task_group
 
 
 async def build_all(
-    dsn: str,
+    worker: Callable[[], AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]],
     builds: Iterable[Build],
     *,
     preamble: Entry,
@@ -24,8 +25,9 @@ async def build_all(
     done: frozenset[str],
     on_built: Callable[[int, int], None],
 ) -> list[Skipped]:
-    """Do what is not `done`, the keys of progress. `on_built` is called with how many are built, and of how many.
+    """Do what is not `done`, the keys of progress, each job with a `worker`.
 
+    `on_built` is called with how many are built, and of how many.
     Returns what the target refused and can do without. Raises PostgresError that names the entry.
     """
     todo = [build for build in builds if progress_key(build.entry) not in done]
@@ -40,7 +42,7 @@ async def build_all(
 
     async def work() -> None:
         nonlocal built
-        async with load.worker(dsn, purpose="restore") as conn:
+        async with worker() as conn:
             while build := await take():
                 skipped.extend(await _build(conn, preamble, build.entry))
                 built += 1

@@ -306,8 +306,8 @@ class DdlReplay:
             await self._conn.execute(sql.SQL("ALTER ROLE {} NOSUPERUSER").format(sql.Identifier(event.role)))
         names = {*event.settings, *_ALWAYS}
         await self._conn.execute(
-            "SELECT pg_catalog.set_config(s.name, s.reset_val, true) FROM pg_catalog.pg_settings s"
-            " WHERE pg_catalog.lower(s.name) = ANY (%s)",
+            "SELECT pg_catalog.set_config(s.name, CASE s.name WHEN 'search_path' THEN '' ELSE s.reset_val END, true)"
+            " FROM pg_catalog.pg_settings s WHERE pg_catalog.lower(s.name) = ANY (%s)",
             [[name.lower() for name in names]],
         )
 

@@ -13,7 +13,7 @@ import psycopg
 from psycopg import sql
 
 from archiver.format.dump_roles import Skipped
-from archiver.postgres import unchecked_keys
+from archiver.postgres import search_path, unchecked_keys
 
 Conn = psycopg.AsyncConnection[Any]
 
@@ -96,7 +96,7 @@ class ForeignKeys:
         for rel, table, name, definition, valid, comment, partitioned, _ in await _dropped(conn):
             checked = valid and (validated or partitioned)
             try:
-                async with conn.transaction():
+                async with conn.transaction(), search_path.of_users(conn):
                     for statement in _statements(table, name, definition, comment, valid=checked):
                         await conn.execute(statement)
                     await conn.execute(_FORGET, (rel, name))

@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 from archiver.errors import PostgresError
 from archiver.format.dump import Entry
 from archiver.format.dump_roles import Skipped, split_ownership
-from archiver.postgres import unchecked_keys
+from archiver.postgres import calling, search_path, unchecked_keys
 from archiver.postgres.session import connect, fetch, postgres_error
 from archiver.postgres.snapshot_tables import copy_in_query
 
@@ -93,10 +93,14 @@ async def claim(conn: psycopg.AsyncConnection[Any]) -> None:
 
 
 @asynccontextmanager
-async def worker(dsn: str, *, purpose: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-    """One more connection of a restore that has claimed the target. Raises PostgresError."""
+async def worker(dsn: str, *, purpose: str, path: str | None = None) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    """One more connection of a restore that has claimed the target. Raises PostgresError.
+
+    `path` is the search_path that functions of the database expect, where it is not the server's own.
+    """
     conn = await connect(dsn, purpose=purpose)
     try:
+        await expect_path(conn, path)
         await _prepare(conn)
         await conn.execute(_SHARE, (_AT_WORK,))
         yield conn
@@ -104,6 +108,15 @@ async def worker(dsn: str, *, purpose: str) -> AsyncIterator[psycopg.AsyncConnec
         raise postgres_error(exc, purpose) from exc
     finally:
         await conn.close()
+
+
+async def expect_path(conn: psycopg.AsyncConnection[Any], path: str | None) -> None:
+    """Have functions of the database find what they name, before its settings are restored. Raises PostgresError."""
+    try:
+        if path is not None:
+            await search_path.put_aside(conn, path)
+    except psycopg.Error as exc:
+        raise postgres_error(exc, "search_path") from exc
 
 
 async def _prepare(conn: psycopg.AsyncConnection[Any]) -> None:
@@ -168,6 +181,7 @@ services do not give: what the target refuses for lack of privilege is left out 
 _LACKING: Final = (
     psycopg.errors.InsufficientPrivilege,
     psycopg.errors.UndefinedObject,  # what stands on something left out before: a comment, a publication's table
+    psycopg.errors.UndefinedTable,  # the same: the comment on an index
     psycopg.errors.InvalidParameterValue,  # a SECURITY LABEL whose provider is not loaded
 )
 
@@ -210,7 +224,13 @@ async def _add_foreign_key(conn: psycopg.AsyncConnection[Any], entry: Entry) -> 
 async def _run_owned(conn: psycopg.AsyncConnection[Any], entry: Entry) -> list[Skipped]:
     """Create an object, then give it to its owner; an owner who may not have it there is for the report."""
     bare, given = split_ownership(entry)
+    if bare.type in calling.TYPES:
+        return await calling.make(conn, bare) or await _give(conn, entry, given)
     await _run(conn, bare.sql, entry.label)
+    return await _give(conn, entry, given)
+
+
+async def _give(conn: psycopg.AsyncConnection[Any], entry: Entry, given: Iterable[str]) -> list[Skipped]:
     denied = psycopg.errors.InsufficientPrivilege
     refused = [await attempt(conn, [part.encode()], entry.label, part.strip(), denied) for part in given]
     return [skipped for skipped in refused if skipped is not None]
@@ -234,7 +254,8 @@ async def refresh_views(conn: psycopg.AsyncConnection[Any], views: Sequence[tupl
 async def _refresh(conn: psycopg.AsyncConnection[Any], view: tuple[str, str]) -> Skipped | None:
     label = f"MATERIALIZED VIEW {'.'.join(view)}"
     query = sql.SQL("REFRESH MATERIALIZED VIEW {}").format(sql.Identifier(*view))
-    return await attempt(conn, [query], label, "REFRESH MATERIALIZED VIEW", psycopg.DatabaseError)
+    queries = [search_path.ENTER.encode(), query.as_bytes(), search_path.LEAVE.encode()]
+    return await attempt(conn, queries, label, "REFRESH MATERIALIZED VIEW", psycopg.DatabaseError)
 
 
 async def apply_settings(
@@ -298,7 +319,7 @@ async def copy_in(
 ) -> int:
     """COPY text into a table; returns its count of rows. A chunk may end anywhere; large ones are cheaper."""
     try:
-        async with conn.cursor() as cur:
+        async with search_path.of_users(conn), conn.cursor() as cur:
             async with cur.copy(copy_in_query(schema, table, columns)) as copy:
                 async for chunk in chunks:
                     await copy.write(chunk)

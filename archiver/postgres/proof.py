@@ -14,6 +14,7 @@ from psycopg.rows import dict_row
 
 from archiver.format.digest import RowDigest
 from archiver.policy.drill import TableState
+from archiver.postgres import search_path
 from archiver.postgres.session import connect, fetch, postgres_error
 from archiver.postgres.snapshot import digest_table
 from archiver.postgres.snapshot_tables import TableInfo, list_tables
@@ -66,8 +67,7 @@ async def with_rows(dsn: str, tables: Sequence[TableInfo]) -> list[str]:
 
 async def _has_row(conn: psycopg.AsyncConnection[Any], table: TableInfo) -> bool:
     query = sql.SQL("SELECT EXISTS (SELECT FROM ONLY {})").format(sql.Identifier(table.schema, table.name))
-    [(found,)] = await fetch(conn, query, f"table {table.label}")
-    return bool(found)
+    return await _is_true(conn, query, f"table {table.label}")
 
 
 _NOT_VALIDATED: Final[LiteralString] = """
@@ -150,7 +150,12 @@ async def _dangles(conn: psycopg.AsyncConnection[Any], key: dict[str, Any]) -> b
         _only(key["parent_plain"], key["parent_schema"], key["parent"]),
         sql.SQL(" AND ").join(equal),
     )
-    [(found,)] = await fetch(conn, query, f"foreign key {key['key']}")
+    return await _is_true(conn, query, f"foreign key {key['key']}")
+
+
+async def _is_true(conn: psycopg.AsyncConnection[Any], query: sql.Composed, where: str) -> bool:
+    async with search_path.of_users(conn):
+        [(found,)] = await fetch(conn, query, where)
     return bool(found)
 
 
@@ -164,7 +169,8 @@ async def ask(conn: psycopg.AsyncConnection[Any], query: str) -> list[str | None
     try:
         async with conn.transaction():
             await conn.execute("SET TRANSACTION READ ONLY")
-            result = (await conn.execute(query.encode())).pgresult
+            async with search_path.of_users(conn):
+                result = (await conn.execute(query.encode())).pgresult
     except psycopg.Error as exc:
         raise postgres_error(exc, "drill.query") from exc
     if result is None or result.ntuples == 0:

@@ -13,7 +13,7 @@ import psycopg
 from psycopg import sql
 
 from archiver.format.own_messages import ComputedRows
-from archiver.postgres import unvalidated
+from archiver.postgres import search_path, unvalidated
 
 _PUBLICATIONS: Final[LiteralString] = """
 SELECT pubname::text, pg_catalog.concat_ws(', ', CASE WHEN pubinsert THEN 'insert' END,
@@ -26,7 +26,7 @@ async def write(conn: psycopg.AsyncConnection[Any], found: ComputedRows) -> None
     """All errors are psycopg's."""
     if found.first:
         table = sql.Identifier(found.schema, found.name)
-        async with _unpublished(conn):
+        async with _unpublished(conn), search_path.of_users(conn):
             await conn.execute(sql.SQL("DELETE FROM ONLY {}").format(table))
     if found.rows:
         async with unvalidated.set_aside(conn, found.schema, found.name):
@@ -54,14 +54,13 @@ async def _insert(conn: psycopg.AsyncConnection[Any], found: ComputedRows) -> No
         [found.schema, found.name],
     )
     columns = [sql.Identifier(column) for (column,) in await cursor.fetchall()]
-    await cursor.execute(
-        sql.SQL(
-            "INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE"
-            " SELECT {values} FROM (SELECT (line::{table}).* FROM pg_catalog.unnest($1::text[]) AS line) AS r"
-        ).format(
-            table=sql.Identifier(found.schema, found.name),
-            columns=sql.SQL(", ").join(columns),
-            values=sql.SQL(", ").join(sql.SQL("r.{}").format(column) for column in columns),
-        ),
-        [found.rows],
+    insert = sql.SQL(
+        "INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE"
+        " SELECT {values} FROM (SELECT (line::{table}).* FROM pg_catalog.unnest($1::text[]) AS line) AS r"
+    ).format(
+        table=sql.Identifier(found.schema, found.name),
+        columns=sql.SQL(", ").join(columns),
+        values=sql.SQL(", ").join(sql.SQL("r.{}").format(column) for column in columns),
     )
+    async with search_path.of_users(conn):
+        await cursor.execute(insert, [found.rows])

@@ -17,6 +17,7 @@ from psycopg.rows import dict_row
 
 from archiver.errors import PostgresError
 from archiver.policy.sequence_log import SequenceState, furthest
+from archiver.postgres import search_path
 from archiver.postgres.session import postgres_error
 
 
@@ -157,7 +158,8 @@ async def behind_columns(conn: psycopg.AsyncConnection[Any]) -> list[SequenceSta
     try:
         async with conn.cursor(row_factory=dict_row) as cur:
             uses = await (await cur.execute(_USES)).fetchall()
-        reached = [state for use in uses if (state := await _reached(conn, use)) is not None]
+        async with search_path.of_users(conn):
+            reached = [state for use in uses if (state := await _reached(conn, use)) is not None]
     except psycopg.Error as exc:
         raise postgres_error(exc, "comparing sequences with their columns") from exc
     needed = furthest(reached)

@@ -18,6 +18,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from archiver.errors import ConfigError, PostgresError, PostgresUnavailable
+from archiver.postgres import search_path
 
 SESSION: Final[dict[str, str]] = {
     "DateStyle": "ISO,MDY",
@@ -35,7 +36,9 @@ SESSION: Final[dict[str, str]] = {
     "idle_in_transaction_session_timeout": "0",
     "idle_session_timeout": "0",
 }
-"""Settings of every session, sent at connection start: a replication connection cannot run SET before 17."""
+"""Settings of every session, sent at connection start: a replication connection cannot run SET before 17.
+
+But the search_path of others is set behind it: see archiver.postgres.search_path."""
 
 _PLAIN: Final = frozenset({"disable", "allow", "prefer"})
 _DEFAULTS: Final[dict[str, str]] = {"client_encoding": "UTF8"}
@@ -61,7 +64,17 @@ async def connect(dsn: str, *, purpose: str, replication: bool = False) -> psyco
     if not _may_be_plain(params) and _is_plain_to_elsewhere(conn):
         await conn.close()
         raise _plain_refused(where_of(params))
+    if not replication:
+        await _put_path_aside(conn, where_of(params))
     return conn
+
+
+async def _put_path_aside(conn: psycopg.AsyncConnection[Any], where: str) -> None:
+    try:
+        await search_path.put_aside(conn)
+    except psycopg.Error as exc:
+        await conn.close()
+        raise postgres_error(exc, where) from exc
 
 
 async def fetch(
@@ -79,7 +92,8 @@ def connection_params(dsn: str, *, purpose: str, replication: bool = False) -> d
     given = _parse(dsn)
     params = {**_PATIENCE, **_tls_defaults(given), **given, **_DEFAULTS}
     params["application_name"] = f"archiver {purpose}"
-    params["options"] = f"{given.get('options', '')} {_options(SESSION)}".strip()
+    later = set() if replication else {"search_path"}
+    params["options"] = f"{given.get('options', '')} {_options(SESSION, later)}".strip()
     if replication:
         params["replication"] = "database"
     return params
@@ -118,8 +132,8 @@ def _unreadable() -> ConfigError:
     )
 
 
-def _options(settings: dict[str, str]) -> str:
-    return " ".join(f"-c {name}={value}" for name, value in settings.items())
+def _options(settings: dict[str, str], later: set[str]) -> str:
+    return " ".join(f"-c {name}={value}" for name, value in settings.items() if name not in later)
 
 
 def _secrets(params: dict[str, Any]) -> list[str]:

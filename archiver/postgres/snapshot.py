@@ -23,6 +23,7 @@ from psycopg.waiting import Ready, Wait
 from archiver.errors import PostgresUnavailable
 from archiver.format.digest import RowDigest
 from archiver.policy.parts import PageRange
+from archiver.postgres import search_path
 from archiver.postgres.session import connect, fetch, postgres_error
 from archiver.postgres.snapshot_tables import TableInfo, copy_out_query
 
@@ -105,7 +106,7 @@ async def copy_range(
     a row). Whoever may stop early closes the generator (`contextlib.aclosing`): that cancels the COPY.
     """
     try:
-        async with conn.cursor() as cur, cur.copy(copy_out_query(table, pages)):
+        async with search_path.of_users(conn), conn.cursor() as cur, cur.copy(copy_out_query(table, pages)):
             reader = _BatchReader(conn.pgconn)
             while rows := await conn.wait(reader.next_batch()):
                 yield rows
@@ -195,6 +196,13 @@ class DatabaseInfo:
     materialized_views: list[tuple[str, str, bool]]
     settings: list[tuple[str, str]]
     roles: list[str]
+
+    @property
+    def search_path(self) -> str | None:
+        """That of ALTER DATABASE, if there is one."""
+        prefix = "search_path="
+        given = (setting for role, setting in self.settings if not role and setting.startswith(prefix))
+        return next((setting.removeprefix(prefix) for setting in given), None)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -15,6 +15,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from archiver.policy.parts import PageRange
+from archiver.postgres import search_path
 from archiver.postgres.session import postgres_error
 
 
@@ -102,11 +103,15 @@ async def list_tables(conn: psycopg.AsyncConnection[Any]) -> list[TableInfo]:
 
 
 def copy_out_query(table: TableInfo, pages: PageRange) -> sql.Composed:
-    """COPY of the rows in a range of pages, of this table alone: rows of inheritance children are their own."""
-    return sql.SQL("COPY (SELECT {} FROM ONLY {} {}) TO STDOUT").format(
+    """COPY of the rows in a range of pages, of this table alone: rows of inheritance children are their own.
+
+    It leaves `search_path.of_users` once it is planned: the text of a row names things in full.
+    """
+    return sql.SQL("COPY (SELECT * FROM (SELECT {} FROM ONLY {} {}) AS r WHERE ({}) = '') TO STDOUT").format(
         sql.SQL(", ").join(map(sql.Identifier, table.columns)),
         sql.Identifier(table.schema, table.name),
         _where(table, pages),
+        sql.SQL(search_path.LEAVE),
     )
 
 

@@ -15,6 +15,7 @@ import psycopg
 
 from archiver.format.dump import IDENTIFIER
 from archiver.format.dump_roles import Skipped
+from archiver.postgres import search_path
 
 Conn = psycopg.AsyncConnection[Any]
 
@@ -78,6 +79,6 @@ async def _reason(conn: Conn, find: LiteralString, values: list[str | None]) -> 
 
 
 async def _run(conn: Conn, statement: str, behind: Iterable[bytes]) -> None:
-    async with conn.transaction():
+    async with conn.transaction(), search_path.of_users(conn):
         for query in (statement.encode(), *behind):
             await conn.execute(query)
