@@ -37,7 +37,7 @@ async def make(conn: Conn, entry: Entry) -> list[Skipped]:
         async with conn.transaction():
             await conn.execute(entry.sql.encode())
     except psycopg.Error as exc:
-        if not _in_a_function(exc):
+        if not _may_lack(entry, exc):
             raise postgres_error(exc, entry.label) from exc
         return await _make_with_path(conn, entry)
     return []
@@ -48,9 +48,9 @@ async def _make_with_path(conn: Conn, entry: Entry) -> list[Skipped]:
         async with conn.transaction(), search_path.of_users(conn):
             await conn.execute(entry.sql.encode())
     except psycopg.Error as exc:
-        if entry.type not in _OVER_ROWS or not _in_a_function(exc):
+        if entry.type not in _OVER_ROWS or not _may_lack(entry, exc):
             raise postgres_error(exc, entry.label) from exc
-        return [Skipped(entry.label, f"a function that it calls: {postgres_error(exc).message}", entry.sql)]
+        return [Skipped(entry.label, postgres_error(exc).message, entry.sql)]
     return []
 
 
@@ -62,8 +62,13 @@ async def analyze(conn: Conn) -> list[Skipped]:
     except psycopg.Error as exc:
         if not _in_a_function(exc):
             raise postgres_error(exc, "ANALYZE") from exc
-        return [Skipped("ANALYZE", f"a function of an index: {postgres_error(exc).message}", "ANALYZE")]
+        return [Skipped("ANALYZE", postgres_error(exc).message, "ANALYZE")]
     return []
+
+
+def _may_lack(entry: Entry, exc: psycopg.Error) -> bool:
+    """A partition's index may have been left out itself."""
+    return _in_a_function(exc) or (isinstance(exc, _NOT_FOUND) and entry.type == "INDEX ATTACH")
 
 
 def _in_a_function(exc: psycopg.Error) -> bool:
