@@ -17,8 +17,9 @@ demo: install  ## archive a live shop, break it, restore it to the second before
 
 JOBS ?= 4
 
-test: install  ## all tests: real PostgreSQL, real S3 servers; JOBS of them at a time
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+test: install  ## all tests: real PostgreSQL, real S3 servers; JOBS of them at a time, then those that measure
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
 VERSIONS ?= .versions
 

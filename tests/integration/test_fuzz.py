@@ -17,7 +17,7 @@ def lab() -> Iterator[Lab]:
         yield opened
 
 
-@pytest.mark.parametrize("seed", range(1, 31))
+@pytest.mark.parametrize("seed", range(1, 23))
 async def test_every_restore_of_a_random_history_equals_the_source_at_that_commit(lab: Lab, seed: int) -> None:
     assert await lab.attempt(of_seed(seed, STEPS)) == []
     assert lab.outcomes.count("ok") > STEPS / 2

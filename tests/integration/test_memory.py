@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.fix_archive import Setup
 
 LIMIT_KIB = 256 * 1024
@@ -34,6 +36,7 @@ def peak_kib(pid: int) -> int:
     return int(match[1])
 
 
+@pytest.mark.alone
 async def test_a_huge_transaction_and_a_base_snapshot_fit_into_256_mib(
     make_setup: Callable[..., Setup], tmp_path: Path
 ) -> None:
