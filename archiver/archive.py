@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 from uuid import UUID, uuid4
@@ -16,13 +16,18 @@ from uuid import UUID, uuid4
 from archiver.errors import ConfigError, IntegrityError, ObjectExists, ObjectNotFound
 from archiver.format import layout, manifest
 from archiver.format import wrap as wrapping
-from archiver.format.manifest import Archive, Fence, ObjectRef
+from archiver.format.journal import Point
+from archiver.format.manifest import Archive, Changes, Entry, Fence, ObjectRef, RestorePoint
+from archiver.format.names import open_name, seal_name
 from archiver.format.seal import Identity, Kind, Sealer, unseal
 from archiver.format.wrap import Purpose
 from archiver.keys import SIGNING, Kek, Keyring
 from archiver.lsn import Lsn
 from archiver.manifest_log import ManifestLog
 from archiver.store.mirror import Mirror
+
+Names = dict[str, str]
+"""Of restore points, by how they are sealed."""
 
 
 class OpenArchive:
@@ -69,6 +74,21 @@ class OpenArchive:
             raise IntegrityError("an object of the archive is missing in every region", where=ref.key) from exc
         secret = await self.keys.secret(ref.key_id)
         return await asyncio.to_thread(unseal, data, self._identity(place, ref.writer, ref.key_id), secret)
+
+    async def seal_point(self, point: Point, time: datetime) -> RestorePoint:
+        """A restore point as a manifest may show it."""
+        key_id = await self.keys.data_key("changes", datetime.now(UTC))
+        sealed = seal_name(await self.keys.secret(key_id), self.identity.archive, point.lsn, point.name)
+        return RestorePoint(lsn=point.lsn, time=time, key_id=key_id, sealed=sealed)
+
+    async def names_of(self, entries: Iterable[Entry]) -> Names:
+        """The names of the restore points that the log tells of. Raises IntegrityError, WrongKey."""
+        points = [point for entry in entries if isinstance(entry, Changes) for point in entry.restore_points]
+        archive = self.identity.archive
+        return {
+            point.sealed: open_name(await self.keys.secret(point.key_id), archive, point.lsn, point.sealed)
+            for point in points
+        }
 
     def _identity(self, place: Place, writer: UUID, key_id: str) -> Identity:
         return Identity(

@@ -23,6 +23,7 @@ from archiver.archive import OpenArchive, Place
 from archiver.config import SegmentSection, SourceSection
 from archiver.errors import PostgresError, SlotLost
 from archiver.format import layout, pgoutput, segment
+from archiver.format.journal import words_for
 from archiver.format.manifest import Catalog, Changes, Lost, ObjectRef
 from archiver.format.seal import Kind
 from archiver.lsn import Lsn
@@ -31,6 +32,7 @@ from archiver.policy import rotation, schema_watch
 from archiver.policy.schema_watch import SchemaWatch
 from archiver.policy.sequence_log import SequenceLog
 from archiver.policy.stream import ChangeStream, Cut
+from archiver.postgres.install import trusts_journal
 from archiver.postgres.replication import ReplicationStream
 from archiver.postgres.replication_slot import SystemIdentity, slot_info
 from archiver.postgres.sequences import read_sequences
@@ -82,6 +84,7 @@ class Capture:
         self._durable = start
         self._system = system
         self._connection = 0
+        self._trusts_journal = False
         self._samples: deque[Sample] = deque(maxlen=_SAMPLES)
         self._sequences = SequenceLog()
         self._catalog = catalog
@@ -118,6 +121,7 @@ class Capture:
         self._stream, self._unread = stream, 0
         try:
             await self._require_unmoved(stream)
+            self._trusts_journal = await self._monitor.ask(trusts_journal, SLOT_SECONDS)
             self.streaming = True
             log.info("capturing", slot=self._source.slot, lsn=str(self.durable))
             async with task_group() as tasks:
@@ -192,6 +196,7 @@ class Capture:
             cut_at = loop_time()
             while not stop.is_set():
                 frames = await stream.receive(min(0.25, limits.max_age.total_seconds() / 4))
+                changes.trusts_journal = self._trusts_journal
                 changes.feed(frames)
                 self._count(changes)
                 age = timedelta(seconds=loop_time() - cut_at)
@@ -229,6 +234,7 @@ class Capture:
             told = await self._add_sequences(cut)
             await self._watch_schema(cut)
             catalog = self._watch.catalog
+        points = [await self._archive.seal_point(point, time) for point, time in cut.points]
         worth_storing = cut.messages > 0 or len(cut.body) > size
         return cut.entry(
             self._connection,
@@ -236,6 +242,7 @@ class Capture:
             covered_until=sample.time if sample else self.covered_until,
             sequences=told,
             catalog=catalog,
+            restore_points=points,
             stored=await self._store(cut) if worth_storing else None,
         )
 
@@ -261,7 +268,10 @@ class Capture:
                 log.warning("catalog not read", error=str(exc), attempt=attempt)
                 await asyncio.sleep(1)
             else:
+                self._trusts_journal = look.trusts_journal
                 lost = self._watch.judge(look, cut.start)
+                if look.strangers:
+                    log.warning("the catalog does not show what the stream described", tables=look.strangers)
                 cut.lost += [lost] if lost else []
                 return
         if cut.end > cut.start and not self._watch.is_captured:
@@ -289,7 +299,7 @@ class Capture:
                 "a schema change was not captured: a base snapshot follows",
                 lsn=str(lost.lsn),
                 since=str(lost.since) if lost.since is not None else None,
-                reason=lost.reason,
+                reason=words_for(lost.reason),
             )
         self._durable = Position(entry.ordinal + 1, entry.end_lsn)
         self.covered_until = entry.covered_until

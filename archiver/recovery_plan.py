@@ -30,7 +30,8 @@ from archiver.snapshots import Index
 
 async def read_history(archive: OpenArchive) -> History:
     """The whole verified log, as what can be restored from it."""
-    return History([signed.entry async for signed in archive.log.scan()])
+    entries = [signed.entry async for signed in archive.log.scan()]
+    return History(entries, await archive.names_of(entries))
 
 
 async def make_plan(

@@ -74,7 +74,7 @@ class Replay:
         with _few_searches_for_cycles():
             async with Applier.open(
                 conn,
-                on_message=ddl.handlers,
+                on_entry=ddl.handlers,
                 concerns=ddl.concerns,
                 before_rows=ddl.before_rows,
                 renames=self._renames,

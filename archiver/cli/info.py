@@ -48,14 +48,14 @@ async def _gather(config: Config) -> Facts:
         entries = [signed.entry for signed in log]
         regions = await asyncio.gather(*(_region(store, head) for store in archive.store.stores))
         source = await _source(config.source) if config.source else None
-        return _describe(archive, entries, head) | {
+        history = History(entries, await archive.names_of(entries))
+        return _describe(archive, history, entries, head) | {
             "regions": [found | {"url": region.url} for found, region in zip(regions, config.region, strict=True)],
             "source": source,
         }
 
 
-def _describe(archive: OpenArchive, entries: Sequence[Entry], head: int) -> Facts:
-    history = History(entries)
+def _describe(archive: OpenArchive, history: History, entries: Sequence[Entry], head: int) -> Facts:
     identity = archive.identity
     window = history.window
     objects = _objects(history)

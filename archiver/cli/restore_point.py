@@ -11,13 +11,12 @@ from archiver.cli.options import ConfigOption, JsonOption, load, opened, run_asy
 from archiver.cli.output import print_json, say
 from archiver.config import Config
 from archiver.errors import UsageError
+from archiver.format.journal import MAX_NAME
 from archiver.lsn import Lsn
 from archiver.postgres.replication_slot import identify
 from archiver.postgres.session import connect
 from archiver.postgres.setup import name_restore_point
 from archiver.recovery_plan import read_history
-
-LONGEST = 63
 
 
 def restore_point(
@@ -29,8 +28,8 @@ def restore_point(
 
     Example: archiver restore-point before-release-42 -c archiver.toml
     """
-    if not name.isprintable() or not 0 < len(name) <= LONGEST:
-        raise UsageError("not a name for a restore point", hint=f"Use 1 to {LONGEST} printable characters.")
+    if not name.isprintable() or not 0 < len(name.encode()) <= MAX_NAME:
+        raise UsageError("not a name for a restore point", hint=f"Use 1 to {MAX_NAME} bytes of printable characters.")
     lsn = run_async(_write(load(config), name))
     if as_json:
         print_json({"name": name, "lsn": str(lsn)})
@@ -42,10 +41,9 @@ async def _write(config: Config, name: str) -> Lsn:
     source = config.require_source()
     async with opened(config) as archive:
         history = await read_history(archive)
-        known = history.find_restore_point(name)
-        if known is not None:
+        if known := history.find_restore_points(name):
             hint = "Choose another name; archiver info lists those that are taken."
-            raise UsageError(f"there is a restore point {name!r} already", where=str(known.lsn), hint=hint)
+            raise UsageError(f"there is a restore point {name!r} already", where=str(known[0].lsn), hint=hint)
         system = await identify(source.dsn, purpose="restore point")
         require_same_database(archive.identity, system.database)
         require_same_server(history.system_identifier or archive.identity.system_identifier, system.system_id)

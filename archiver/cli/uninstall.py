@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from archiver.cli.options import ConfigOption, YesOption, load, run_async
-from archiver.cli.output import confirm, say
+from archiver.cli.output import confirm, note, say
 from archiver.config import SourceSection
 from archiver.postgres.replication_slot import drop_slot
 from archiver.postgres.session import connect
@@ -30,7 +30,9 @@ async def _remove(source: SourceSection) -> None:
     try:
         dropped = await drop_slot(conn, source.slot)
         say(f"replication slot {source.slot}: {'dropped' if dropped else 'was not there'}")
-        await remove_all(conn, source.publication)
+        left = await remove_all(conn, source.publication)
         say(f"publication {source.publication}, event triggers and schema archiver: gone")
+        if left:
+            note(f"schema archiver holds what is not archiver's, and stays: {', '.join(left)}")
     finally:
         await conn.close()

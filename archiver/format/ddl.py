@@ -1,13 +1,12 @@
-"""DDL events of the stream: a message's JSON in, the statements that do the same at a target out.
+"""DDL events of the stream: an entry of the journal in, the statements that do the same at a target out.
 
-In: the content of an `archiver.ddl` message, as archiver.postgres.ddl_triggers writes it. Out: an `Event`, the one
-statement that fired it, and the SQL to run in its place. It parses with PostgreSQL's own grammar (pglast) and
-never guesses: what it cannot place raises IntegrityError.
+In: what an entry of kind DDL says, as archiver.postgres.triggers writes it, and the text that it refers to. Out: an
+`Event`, the one statement that fired it, and the SQL to run in its place. It parses with PostgreSQL's own grammar
+(pglast) and never guesses: what it cannot place raises IntegrityError.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,30 @@ RUNS_SCRIPTS: Final = frozenset({"CREATE EXTENSION", "ALTER EXTENSION"})
 """What happens between their two events is done by the extension's own script, at the target too."""
 
 
+class Text:
+    """A text that several events refer to, or the bodies of the functions of one name: it is parsed once."""
+
+    def __init__(self, source: str = "", bodies: Sequence[str] = ()) -> None:
+        self.source = source
+        self.bodies = bodies
+        self._parsed: dict[bool, list[Parsed]] = {}
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> Text:
+        """Raises IntegrityError."""
+        source, bodies = said.get("source") or "", said.get("bodies") or ()
+        if not isinstance(source, str) or not all(isinstance(body, str) for body in bodies):
+            raise IntegrityError("an entry of the journal about a text cannot be read", hint=_NEWER)
+        return cls(source, bodies)
+
+    def statements(self, event: Event) -> list[Parsed]:
+        """Those that fire events. Raises IntegrityError."""
+        standard = _is_standard(event)
+        if standard not in self._parsed:
+            self._parsed[standard] = _firing(event, self.source)
+        return self._parsed[standard]
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One event of the source. `kind` is that of PostgreSQL: ddl_command_start, ddl_command_end or sql_drop."""
@@ -37,7 +60,7 @@ class Event:
     session_role: str | None = None
     source: str = ""
     place: int = 1
-    bodies: Sequence[str] = ()
+    text: Text | None = None
     objects: Sequence[Mapping[str, Any]] = ()
     temporary: frozenset[str] = frozenset()
     created: Sequence[Mapping[str, Any]] = ()
@@ -46,29 +69,50 @@ class Event:
     indexes: Sequence[Mapping[str, str]] = ()
 
 
-def parse_event(content: bytes) -> Event:
-    """Raises IntegrityError for what no trigger of archiver wrote."""
+SETTINGS: Final = (
+    *("search_path", "DateStyle", "IntervalStyle", "TimeZone", "standard_conforming_strings", "backslash_quote"),
+    *("array_nulls", "transform_null_equals", "xmloption", "bytea_output", "extra_float_digits", "lc_monetary"),
+    *("lc_numeric", "lc_time", "default_table_access_method", "default_toast_compression"),
+    *("default_text_search_config", "createrole_self_grant", "quote_all_identifiers"),
+)
+"""What a statement's meaning depends on: the triggers tell of these, and a restore sets no others."""
+
+
+def parse_event(said: Mapping[str, Any], text: Text | None = None) -> Event:
+    """`text`: what the event refers to, if it does. Raises IntegrityError for what no trigger of archiver wrote."""
     try:
-        raw = json.loads(content)
+        text = None if said.get("text") is None else _given(text)
         return Event(
-            kind=raw["event"],
-            tag=raw["tag"],
-            role=raw["role"],
-            settings=raw["settings"],
-            schemas=[schema for schema in raw["schemas"] or () if not schema.startswith("pg_temp")],
-            session_role=raw.get("session_role"),
-            source=raw.get("source") or "",
-            place=raw.get("place", 1),
-            bodies=raw.get("bodies") or (),
-            objects=raw.get("objects") or (),
-            temporary=frozenset(raw.get("temporary") or ()),
-            created=raw.get("created") or (),
-            missing=raw.get("missing"),
-            defaults=raw.get("defaults") or (),
-            indexes=raw.get("indexes") or (),
+            kind=said["event"],
+            tag=said["tag"],
+            role=said["role"],
+            settings=_known_settings(said["settings"]),
+            schemas=[schema for schema in said["schemas"] or () if not schema.startswith("pg_temp")],
+            session_role=said.get("session_role"),
+            source=said.get("source") or (text.source if text else ""),
+            place=said.get("place", 1),
+            text=text,
+            objects=said.get("objects") or (),
+            temporary=frozenset(said.get("temporary") or ()),
+            created=said.get("created") or (),
+            missing=said.get("missing"),
+            defaults=said.get("defaults") or (),
+            indexes=said.get("indexes") or (),
         )
-    except (ValueError, KeyError, TypeError, RecursionError) as exc:
-        raise IntegrityError("a DDL message of the stream cannot be read", hint=_NEWER) from exc
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise IntegrityError("an entry of the journal about DDL cannot be read", hint=_NEWER) from exc
+
+
+def _given(text: Text | None) -> Text:
+    if text is None:
+        raise ValueError("a text that is not there")
+    return text
+
+
+def _known_settings(said: Mapping[str, str | None]) -> Mapping[str, str | None]:
+    if not said.keys() <= set(SETTINGS):
+        raise ValueError("a setting that no trigger tells of")
+    return said
 
 
 _NEWER: Final = "It may come from a later version of archiver: restore with that one."
@@ -82,10 +126,20 @@ _STATEMENT: Final = 'SQL statement "'
 def statement_of(event: Event) -> str:
     """The text of the statement that fired an end event. Raises IntegrityError if it cannot be told."""
     if match := _FUNCTION.match(event.source):
-        found = [each for body in event.bodies if (each := _nth(_split(event, body), int(match[1])))]
+        bodies = event.text.bodies if event.text else ()
+        found = [each for body in bodies if (each := _nth(_split(event, body), int(match[1])))]
         return _choose(event, found, 1)
-    text = _quoted(event) if event.source.startswith(_STATEMENT) else event.source
-    return _choose(event, [each for each in _split(event, text) if fires(each.stmt)], event.place)
+    statements = event.text.statements(event) if event.text else _firing(event, event.source)
+    return _choose(event, statements, event.place)
+
+
+def _firing(event: Event, source: str) -> list[Parsed]:
+    text = _quoted(event, source) if source.startswith(_STATEMENT) else source
+    return [each for each in _split(event, text) if fires(each.stmt)]
+
+
+def _is_standard(event: Event) -> bool:
+    return event.settings.get("standard_conforming_strings") != "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +159,7 @@ def parse(text: str) -> list[Parsed]:
 
 
 def _split(event: Event, text: str) -> list[Parsed]:
-    if event.settings.get("standard_conforming_strings") == "off":
+    if not _is_standard(event):
         text = with_standard_strings(text)
     try:
         return parse(text)
@@ -113,12 +167,12 @@ def _split(event: Event, text: str) -> list[Parsed]:
         raise _unreadable(event, text) from exc
 
 
-def _quoted(event: Event) -> str:
+def _quoted(event: Event, source: str) -> str:
     """The statement in a line of context. It may hold quotes and line breaks itself: its end is where it parses."""
-    text = event.source[len(_STATEMENT) :]
+    text = source[len(_STATEMENT) :]
     for match in re.finditer(r'"(?=\n|\Z)', text):
         candidate = text[: match.start()]
-        if event.settings.get("standard_conforming_strings") == "off":
+        if not _is_standard(event):
             candidate = with_standard_strings(candidate)
         if _parses(candidate):
             return candidate

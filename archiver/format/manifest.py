@@ -27,8 +27,8 @@ from archiver.errors import IntegrityError
 from archiver.lsn import Lsn
 
 MAX_BYTES = 64 << 20  # a manifest lists at most every part of one base snapshot
-_MANIFEST_CONTEXT = b"archiver manifest v1\0"
-_ARCHIVE_CONTEXT = b"archiver archive v1\0"
+_MANIFEST_CONTEXT = b"archiver manifest v2\0"
+_ARCHIVE_CONTEXT = b"archiver archive v2\0"
 M = TypeVar("M", bound="Model")
 
 
@@ -87,30 +87,35 @@ class CommitRef(Model):
 
 
 class RestorePoint(Model):
-    name: str
+    """A named LSN. `sealed` is the name, under the data key `key_id` (format/names.py); `time` is its commit's."""
+
     lsn: LsnField
     time: TimeField
+    key_id: str
+    sealed: Annotated[str, Field(pattern=r"^[0-9a-f]{224}$")]
 
 
 class Lost(Model):
     """Something that the stream could not carry, committed at `lsn`: what comes after needs a new base snapshot.
 
-    With `since`, it was committed somewhere after that and at or before `lsn`.
+    With `since`, it was committed somewhere after that and at or before `lsn`. `reason` is a code of format/journal.py:
+    what it was, and its name, stand in the change segment alone.
     """
 
     lsn: LsnField
-    reason: str
+    reason: Annotated[str, Field(pattern=r"^[a-z-]{1,40}$")]
     since: LsnField | None = Field(default=None, exclude_if=_is_empty)
 
 
 class Catalog(Model):
     """What the source's catalog was seen to be: every commit at or before `lsn` is in its digest.
 
-    `digest` is null where event triggers capture schema changes.
+    `digest` is null where event triggers capture schema changes. `losses` counts how often they failed altogether.
     """
 
     digest: str | None
     lsn: LsnField
+    losses: int | None = None
 
 
 class Changes(Model):
@@ -211,7 +216,7 @@ Entry = Changes | Snapshot | Gap | Fence | Drill
 class Manifest(Model):
     """One entry of the manifest log. `prev` is the SHA-256 of the stored bytes of the manifest before it."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     archive: UUID
     seq: int
     prev: Sha256 | None
@@ -223,7 +228,7 @@ class Manifest(Model):
 class Archive(Model):
     """archive.json: what this archive is, and the key that signs it. Written once."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     archive: UUID
     name: str
     system_identifier: str
@@ -268,7 +273,10 @@ def _sign(model: Model, context: bytes, key: Ed25519PrivateKey) -> bytes:
 
 
 def sign(manifest: Manifest, key: Ed25519PrivateKey) -> Signed:
-    return Signed(manifest, _sign(manifest, _MANIFEST_CONTEXT, key))
+    """Raises IntegrityError for what no reader would accept: it must not be stored."""
+    data = _sign(manifest, _MANIFEST_CONTEXT, key)
+    parse(data, key.public_key())
+    return Signed(manifest, data)
 
 
 def sign_archive(archive: Archive, key: Ed25519PrivateKey) -> bytes:

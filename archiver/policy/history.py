@@ -7,24 +7,27 @@ inside of one. Nearly every archive has just one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
 
-from archiver.format.manifest import Changes, CommitRef, Entry, Gap, RestorePoint, Snapshot
+from archiver.format.manifest import Changes, CommitRef, Entry, Gap, Snapshot
 from archiver.lsn import Lsn
-from archiver.policy.target import Epoch, Plan, Target, ToLsn, ToName, ToTime, Window
+from archiver.policy.target import Epoch, NamedPoint, Plan, Target, ToLsn, ToName, ToTime, Window, ambiguous
 
 
 class History:
-    """The entries of a manifest log; the lists hold those of all epochs, in their order."""
+    """The entries of a manifest log; the lists hold those of all epochs, in their order.
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
-        self.epochs = list(_epochs(entries))
+    `names` are those of restore points, by how they are sealed.
+    """
+
+    def __init__(self, entries: Sequence[Entry], names: Mapping[str, str] | None = None) -> None:
+        self.epochs = list(_epochs(entries, names))
         self.changes: list[Changes] = [changes for epoch in self.epochs for changes in epoch.changes]
         self.snapshots: list[Snapshot] = [snapshot for epoch in self.epochs for snapshot in epoch.snapshots]
         self.gaps = [entry for entry in entries if isinstance(entry, Gap)]
-        self.restore_points: list[RestorePoint] = [point for epoch in self.epochs for point in epoch.restore_points]
+        self.restore_points: list[NamedPoint] = [point for epoch in self.epochs for point in epoch.restore_points]
 
     @property
     def system_identifier(self) -> str | None:
@@ -52,26 +55,28 @@ class History:
         """Decide; see Epoch.plan. Raises TargetUnreachable."""
         return self._epoch(target, snapshot_id).plan(target, boundary_commits, now, snapshot_id)
 
-    def find_restore_point(self, name: str) -> RestorePoint | None:
-        """The newest restore point of that name."""
-        return next((point for point in reversed(self.restore_points) if point.name == name), None)
+    def find_restore_points(self, name: str) -> list[NamedPoint]:
+        """Those of that name, in all epochs."""
+        return [point for point in self.restore_points if point.name == name]
 
     def _epoch(self, target: Target, snapshot_id: UUID | None) -> Epoch:
         """The newest epoch that holds the target, by default the last: what is wrong with the target it says best."""
+        if isinstance(target, ToName) and len(points := self.find_restore_points(target.name)) > 1:
+            raise ambiguous(target.name, points)
         holding = (epoch for epoch in reversed(self.epochs) if _holds(epoch, target, snapshot_id))
         return next(holding, self.epochs[0] if isinstance(target, ToTime) else self.epochs[-1])
 
 
-def _epochs(entries: Sequence[Entry]) -> Iterator[Epoch]:
+def _epochs(entries: Sequence[Entry], names: Mapping[str, str] | None) -> Iterator[Epoch]:
     part: list[Entry] = []
     before: Gap | None = None
     for entry in entries:
         if isinstance(entry, Gap) and entry.new_history:
-            yield Epoch(part, before, entry)
+            yield Epoch(part, before, entry, names)
             part, before = [], entry
         else:
             part.append(entry)
-    yield Epoch(part, before)
+    yield Epoch(part, before, names=names)
 
 
 def _holds(epoch: Epoch, target: Target, snapshot_id: UUID | None) -> bool:
@@ -84,6 +89,6 @@ def _holds(epoch: Epoch, target: Target, snapshot_id: UUID | None) -> bool:
         case ToLsn(lsn):
             return bool(epoch.snapshots) and epoch.snapshots[0].lsn <= lsn <= epoch.end
         case ToName(name):
-            return epoch.find_restore_point(name) is not None
+            return bool(epoch.find_restore_points(name))
         case _:
             return True

@@ -22,18 +22,20 @@ NOWHERE: Final = Lsn(0)
 ColumnShape = tuple[str, int, int]
 """Name, OID of the type, and its modifier."""
 
-CHANGED: Final = "the schema changed, and no event trigger captured how"
-CHANGED_BACK: Final = "the schema changed, and back again before it could be looked at"
-CAPTURE_BEGAN: Final = "event triggers capture schema changes from here on; what changed before is not known"
-CAPTURE_ENDED: Final = "the event triggers that capture schema changes are gone or disabled"
-NOT_SEEN: Final = "the source's catalog could not be read: whether the schema changed is not known"
+CHANGED: Final = "changed"
+CHANGED_BACK: Final = "changed-back"
+CAPTURE_BEGAN: Final = "capture-began"
+CAPTURE_ENDED: Final = "capture-ended"
+UNCOUNTED: Final = "uncounted"
+NOT_SEEN: Final = "not-seen"
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
     """What the catalog showed; `digest` is None where event triggers capture DDL.
 
-    `strangers` are tables that the stream described, and that the catalog has not, or not so.
+    `strangers` are tables that the stream described, and that the catalog has not, or not so. `losses` counts what
+    event triggers could not even write into the journal, None where there is none that is archiver's own.
 
     The source stood at `before` when the look began, and at `after` when it had ended. Transactions that were
     `running`, and those that got a number from `next_xid` on, it does not show.
@@ -45,6 +47,11 @@ class Look:
     running: frozenset[int]
     next_xid: int
     strangers: tuple[str, ...] = ()
+    losses: int | None = None
+
+    @property
+    def trusts_journal(self) -> bool:
+        return self.losses is not None
 
 
 def is_stranger(relation: Relation, name: str | None, columns: Sequence[ColumnShape]) -> bool:
@@ -66,6 +73,7 @@ class SchemaWatch:
         self._floor = known.lsn if known else start
         self._told = told
         self._last: Look | None = None
+        self._failed_before: int | None = None
         self._looks: deque[tuple[Lsn, int]] = deque(maxlen=_LOOKS)
 
     @property
@@ -84,14 +92,31 @@ class SchemaWatch:
         since = self._shown_until(ended) if self._last else self._floor
         self._last = look
         self._looks.append((look.before, look.next_xid))
-        self.catalog = Catalog(digest=look.digest, lsn=self._shown_until(look.running))
+        failed, losses = self._count(known, look)
+        self.catalog = Catalog(digest=look.digest, lsn=self._shown_until(look.running), losses=losses)
         reason = _reason(known, look)
         if reason is None and look.strangers and start >= self._told:
-            reason = f"{CHANGED_BACK}: {', '.join(look.strangers)}"
+            reason = CHANGED_BACK
+        if reason is None and failed:
+            reason = UNCOUNTED
         if reason is None:
             return None
         self._told = look.after
         return Lost(lsn=look.after, since=since, reason=reason)
+
+    def _count(self, known: Catalog | None, look: Look) -> tuple[bool, int | None]:
+        """Whether a trigger failed since, or in a transaction that may have ended only now; and what is counted so far.
+
+        What such a transaction did is committed later than its failure was counted.
+        """
+        counted = known.losses if known else None
+        if counted is None or look.losses is None or look.losses == counted:
+            self._failed_before = None
+            return False, look.losses
+        if self._failed_before is None:
+            self._failed_before = look.next_xid
+        settled = min(look.running, default=look.next_xid) >= self._failed_before
+        return True, look.losses if settled else counted
 
     def _shown_until(self, unseen: Set[int]) -> Lsn:
         """The last LSN at which none of these transactions had begun: up to there everything was shown.

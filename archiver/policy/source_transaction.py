@@ -10,17 +10,15 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from archiver.errors import IntegrityError
-from archiver.format.own_messages import subtransaction
+from archiver.format import journal
 from archiver.format.pgoutput import (
     ROW_TAGS,
     Commit,
     Delete,
     Insert,
-    LogicalMessage,
     Relation,
     RowMessage,
     StreamCommit,
-    Tag,
     Truncate,
     Update,
     decode,
@@ -39,8 +37,8 @@ class Truncated(NamedTuple):
     restart_identity: bool
 
 
-# With NO_RELATION beside a Truncated or a LogicalMessage.
-Change = tuple[Relation, RowMessage | Truncated | LogicalMessage]
+# With NO_RELATION beside a Truncated or an entry of the journal.
+Change = tuple[Relation, RowMessage | Truncated | journal.Entry]
 
 
 class SourceTransaction:
@@ -52,7 +50,7 @@ class SourceTransaction:
 
     __slots__ = (
         "_aborted",
-        "_has_logical",
+        "_has_journal",
         "_messages",
         "_relations",
         "_streamed",
@@ -78,7 +76,7 @@ class SourceTransaction:
         self._messages = opened.messages
         self._streamed = opened.streamed
         self._aborted = opened.aborted
-        self._has_logical = opened.has_logical
+        self._has_journal = opened.has_journal
         self._relations = relations
 
     def changes(self) -> Iterator[Change]:
@@ -94,18 +92,17 @@ class SourceTransaction:
                 relation = seen.get(row.relation_id) or self._look_up(seen, row.relation_id)
                 if type(row) is not Insert or len(row.new) != len(relation.columns):
                     _check_width(relation, row)
-                yield relation, row
+                if relation.namespace != journal.SCHEMA:
+                    yield relation, row
+                elif type(row) is Insert and journal.is_journal(relation):
+                    yield NO_RELATION, journal.parse_entry(relation, row.new)
             else:
                 yield from self._other(message, seen)
 
-    def logical_messages(self) -> Iterator[LogicalMessage]:
-        """Its logical messages alone, for one who must look ahead. Costs nothing where there are none."""
-        for message in self._messages if self._has_logical else ():
-            if message[0] == Tag.MESSAGE and not (self._aborted and message[XID_FIELD] in self._aborted):
-                decoded = decode(message, streamed=self._streamed)
-                assert isinstance(decoded, LogicalMessage)
-                if not self._undone(decoded):
-                    yield decoded
+    def entries(self) -> Iterator[journal.Entry]:
+        """Its entries of the journal alone, for one who must look ahead. Costs nothing where there are none."""
+        if self._has_journal:
+            yield from (change for _, change in self.changes() if isinstance(change, journal.Entry))
 
     def close(self) -> None:
         """Free the memory or the file. Needed only to free it early."""
@@ -116,15 +113,9 @@ class SourceTransaction:
         if isinstance(decoded, Relation):
             seen[decoded.id] = decoded
         elif isinstance(decoded, Truncate):
-            relations = tuple(self._look_up(seen, oid) for oid in decoded.relation_ids)
+            named = (self._look_up(seen, oid) for oid in decoded.relation_ids)
+            relations = tuple(relation for relation in named if not journal.is_own(relation))
             yield NO_RELATION, Truncated(relations, decoded.restart_identity)
-        elif isinstance(decoded, LogicalMessage) and not self._undone(decoded):
-            yield NO_RELATION, decoded
-
-    def _undone(self, message: LogicalMessage) -> bool:
-        """Whether a rolled back subtransaction wrote a message: its xid field names the whole transaction."""
-        xid = subtransaction(message) if self._aborted else None
-        return xid is not None and xid.to_bytes(4, "big") in self._aborted
 
     def _look_up(self, seen: dict[int, Relation], oid: int) -> Relation:
         relation = seen.get(oid) or self._relations.get(oid)
@@ -137,7 +128,7 @@ class SourceTransaction:
 class OpenTransaction:
     """A transaction whose commit has not been seen. `complete` is False when its beginning was not read."""
 
-    __slots__ = ("aborted", "complete", "has_logical", "messages", "relations", "segment", "streamed", "xid")
+    __slots__ = ("aborted", "complete", "has_journal", "messages", "relations", "segment", "streamed", "xid")
 
     def __init__(self, xid: int, segment: int, spool: SpoolFactory, *, streamed: bool, complete: bool = True) -> None:
         self.xid = xid
@@ -145,7 +136,7 @@ class OpenTransaction:
         self.streamed = streamed
         self.complete = complete
         self.messages = MessageSpool(spool)
-        self.has_logical = False
+        self.has_journal = False
         self.relations: list[tuple[int, bytes]] = []
         self.aborted: set[bytes] = set()
 

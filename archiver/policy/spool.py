@@ -53,8 +53,9 @@ class MessageSpool:
         if self._file is None:
             self._file = self._factory()
         self._file.seek(0, 2)
-        parts = [part for message in self._messages for part in (len(message).to_bytes(_PREFIX, "big"), message)]
-        self._file.write(b"".join(parts))
+        for message in self._messages:
+            self._file.write(len(message).to_bytes(_PREFIX, "big"))
+            self._file.write(message)
         self._messages.clear()
         self.held = 0
 
@@ -72,21 +73,29 @@ class MessageSpool:
 
 
 def _read(file: SpoolFile) -> Iterator[bytes]:
-    """Split the file into messages. Reads by block and by position, so that appending meanwhile is safe."""
-    position, rest = 0, b""
-    while True:
-        file.seek(position)
-        block = file.read(_BLOCK)
-        if not block:
-            break
-        position += len(block)
-        messages, rest = _split(rest + block)
+    """Split the file into messages. Reads by block and by position, so that appending meanwhile is safe.
+
+    A message that is larger than a block is read for itself: time is linear in it, and there is no other copy.
+    """
+    position = 0
+    while block := _read_at(file, position, _BLOCK):
+        messages, used = _split(block)
+        if not used:
+            size = int.from_bytes(block[:_PREFIX], "big")
+            messages, used = [_read_at(file, position + _PREFIX, size)], _PREFIX + size
+            if len(block) < _PREFIX or len(messages[0]) < size:
+                raise IntegrityError("a spool file was cut short", hint="Free space for temporary files and try again.")
+        position += used
         yield from messages
-    if rest:
-        raise IntegrityError("a spool file was cut short", hint="Free space for temporary files and try again.")
 
 
-def _split(data: bytes) -> tuple[list[bytes], bytes]:
+def _read_at(file: SpoolFile, position: int, size: int) -> bytes:
+    file.seek(position)
+    return file.read(size)
+
+
+def _split(data: bytes) -> tuple[list[bytes], int]:
+    """The whole messages that a block begins with, and how many bytes of it they are."""
     messages, at = [], 0
     while (start := at + _PREFIX) <= len(data):
         end = start + int.from_bytes(data[at:start], "big")
@@ -94,4 +103,4 @@ def _split(data: bytes) -> tuple[list[bytes], bytes]:
             break
         messages.append(data[start:end])
         at = end
-    return messages, data[at:]
+    return messages, at

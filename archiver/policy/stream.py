@@ -1,7 +1,8 @@
 """The capture side of the change stream: what arrives on one replication connection becomes change segments.
 
 In: CopyData payloads as the walsender sent them. Out: cuts, each the plaintext of one change segment and what its
-manifest says about it. Nothing is interpreted but type byte, relation id, and LSN and time of Begin and Commit.
+manifest says about it. Nothing is interpreted but type byte, relation id, LSN and time of Begin and Commit, and the
+rows of archiver's own journal. Logical messages, which anybody may write, are dropped.
 A `ChangeStream` lives as long as its connection: after a reconnect the server repeats what was not committed.
 
 Layouts: PostgreSQL documentation, "Streaming Replication Protocol" and "Logical Replication Message Formats".
@@ -14,9 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from archiver.errors import PostgresError
+from archiver.errors import IntegrityError, PostgresError
+from archiver.format import journal, pgoutput
+from archiver.format.journal import Point
 from archiver.format.manifest import Catalog, Changes, CommitRef, Lost, ObjectRef, RestorePoint
-from archiver.format.own_messages import LOST, RESTORE_POINT
 from archiver.format.pgoutput import BEGIN, COMMIT, STREAM_ABORT, STREAM_COMMIT, from_pg_time
 from archiver.format.segment import LENGTH, Context, Relation, encode
 from archiver.lsn import Lsn
@@ -25,8 +27,9 @@ _XLOG_DATA = ord("w")
 _KEEPALIVE = ord("k")
 _HEADER = 25  # 'w', start LSN, end LSN, send time: dropped, see docs/format.md
 _ROWS = frozenset(b"IUD")
+_INSERT = ord("I")
+_OWN_SCHEMA = journal.SCHEMA.encode() + b"\0"
 _PLAIN = 0
-_LOST, _RESTORE_POINT = LOST.encode(), RESTORE_POINT.encode()
 _U32 = struct.Struct(">I")
 _KEEPALIVE_BODY = struct.Struct(">Qq?")  # WAL end, send time, reply wanted
 
@@ -45,7 +48,8 @@ class Cut:
     max_time: int | None = None
     last: tuple[int, int, int, int] | None = None  # xid, commit LSN, end LSN, commit time
     open_from: int | None = None
-    restore_points: list[RestorePoint] = field(default_factory=list)
+    points: list[tuple[Point, datetime]] = field(default_factory=list)
+    """The restore points named, each with the time of its commit."""
     lost: list[Lost] = field(default_factory=list)
     described: set[bytes] = field(default_factory=set)
     """The Relation messages of committed transactions, as they are outside of streamed ones."""
@@ -68,6 +72,7 @@ class Cut:
         sequences: bool,
         stored: ObjectRef | None,
         catalog: Catalog | None = None,
+        restore_points: Sequence[RestorePoint] = (),
     ) -> Changes:
         """What the manifest log says of this segment."""
         return Changes(
@@ -83,7 +88,7 @@ class Cut:
             max_commit_time=self.max_commit_time,
             last_commit=self.last_commit,
             open_from=self.open_from,
-            restore_points=tuple(self.restore_points),
+            restore_points=tuple(restore_points),
             lost=tuple(self.lost),
             catalog=catalog,
             sequences=sequences,
@@ -106,12 +111,18 @@ class Cut:
         return CommitRef(xid=xid, lsn=Lsn(lsn), end_lsn=Lsn(end), time=from_pg_time(time))
 
 
+_Noted = tuple[bytes, Lost | Point]
+"""What an entry of the journal says, and the subtransaction that wrote it."""
+
+
 class ChangeStream:
     """Follows one connection from `start` on; `ordinal` is that of the first change segment it will cut."""
 
     def __init__(self, start: Lsn, ordinal: int) -> None:
         self.position = start
         """Every commit that ends at or before it has arrived."""
+        self.trusts_journal = True
+        """Whether the table of that name is archiver's own: rows of another's are dropped."""
         self._messages = 0
         self._commits = 0
         self._received_bytes = 0
@@ -122,15 +133,17 @@ class ChangeStream:
         self._known: dict[int, set[bytes]] = {_PLAIN: set()}
         self._context = _PLAIN  # the xid of the streamed block that we are in
         self._begin: tuple[int, int, int] | None = None  # xid, commit time, ordinal of its first segment
-        self._lost: dict[int, list[tuple[bytes, str]]] = {}  # by context: subtransaction and reason
+        self._own: dict[bytes, pgoutput.Relation] = {}  # tables in schema archiver
+        self._own_known: set[bytes] = set()  # those that the open segment describes
+        self._noted: dict[int, list[_Noted]] = {}  # by context
         self._open: dict[int, int] = {}  # streamed transactions, and the segment in which each began
-        self._control: dict[int, Callable[[bytes], None]] = {
+        self._control: dict[int, Callable[[bytes], bool | None]] = {
             ord("B"): self._on_begin,
             ord("C"): self._on_commit,
             ord("R"): self._on_relation,
             ord("Y"): self._on_type,
             ord("T"): self._on_truncate,
-            ord("M"): self._on_message,
+            ord("M"): lambda _message: True,  # nobody asks for them
             ord("O"): lambda _message: None,
             ord("S"): self._on_stream_start,
             ord("E"): self._on_stream_stop,
@@ -147,7 +160,7 @@ class ChangeStream:
         """Take in CopyData payloads. Raises PostgresError for what no server sends."""
         try:
             self._feed(frames)
-        except (struct.error, LookupError, ValueError) as exc:
+        except (struct.error, LookupError, ValueError, IntegrityError) as exc:
             raise PostgresError(f"the server sent a replication message that cannot be read: {exc}") from exc
 
     def _feed(self, frames: Sequence[bytes]) -> None:
@@ -157,25 +170,28 @@ class ChangeStream:
         context = self._context
         at = 30 if context else 26
         known = self._known[context]
-        transport = 0
+        dropped = 0
         for frame in frames:
             if frame[0] != _XLOG_DATA:
                 self._on_transport(frame)
-                transport += 1
+                dropped += 1
                 continue
             tag = frame[_HEADER]
             if tag in _ROWS:
                 relation = frame[at : at + 4]
-                if relation not in known:
-                    self._introduce(relation)
+                if relation not in known and self._meet(relation, frame):
+                    dropped += 1
+                    continue
             else:
-                self._on_control(frame[_HEADER:], tag)
+                if self._on_control(frame[_HEADER:], tag):
+                    dropped += 1
+                    continue
                 context = self._context
                 at = 30 if context else 26
                 known = self._known[context]
             body += pack(len(frame) - _HEADER)
             body += frame[_HEADER:]
-        messages = len(frames) - transport
+        messages = len(frames) - dropped
         self._messages += messages
         self._cut.messages += messages
         self._received_bytes += sum(map(len, frames))
@@ -194,6 +210,7 @@ class ChangeStream:
         self._ordinal += 1
         self._cut = Cut(self._ordinal, self.position, self.position)
         self._known = {xid: set() for xid in self._relations}
+        self._own_known = set()
         if self._context or self._begin:
             self._cut.body += encode(Context(self._context))
         return done
@@ -205,11 +222,35 @@ class ChangeStream:
         if self._begin is None:  # all that was committed before `end` has been sent
             self.position = max(self.position, Lsn(end))
 
-    def _on_control(self, message: bytes, tag: int) -> None:
+    def _on_control(self, message: bytes, tag: int) -> bool | None:
+        """Whether a message is dropped."""
         handler = self._control.get(tag)
         if handler is None:
             raise PostgresError(f"the server sent a message of an unknown type: {chr(tag)!r}")
-        handler(message)
+        return handler(message)
+
+    def _meet(self, relation: bytes, frame: bytes) -> bool:
+        """A row of a table that this segment has not described yet, or of archiver's own. Whether it is dropped."""
+        own = self._own.get(relation)
+        if own is None:
+            self._introduce(relation)
+            return False
+        if not (self.trusts_journal and journal.is_journal(own) and frame[_HEADER] == _INSERT):
+            return True
+        if relation not in self._own_known:
+            self._introduce(relation)
+            self._known[self._context].discard(relation)  # each of its rows is to be met
+            self._own_known.add(relation)
+        self._note(own, frame[_HEADER:])
+        return False
+
+    def _note(self, relation: pgoutput.Relation, message: bytes) -> None:
+        """What an entry says that the manifest must say, too."""
+        row = pgoutput.decode_row(message, streamed=self._context != 0)
+        assert isinstance(row, pgoutput.Insert)
+        if journal.kind_of(relation, row.new) in {journal.LOST, journal.POINT}:
+            within = message[1:5] if self._context else b""
+            self._noted.setdefault(self._context, []).append((within, _noted(relation, row.new)))
 
     def _introduce(self, relation: bytes) -> None:
         """Repeat a relation's description in this segment before the first row that needs it."""
@@ -225,12 +266,12 @@ class ChangeStream:
     def _on_begin(self, message: bytes) -> None:
         _, time, xid = BEGIN.unpack_from(message)
         self._begin = (xid, time, self._ordinal)
-        self._lost.pop(_PLAIN, None)
+        self._noted.pop(_PLAIN, None)
 
     def _on_commit(self, message: bytes) -> None:
         _, lsn, end, time = COMMIT.unpack_from(message)
         self._commit(self._begin[0] if self._begin else 0, lsn, end, time)
-        self._note_lost(_PLAIN, end)
+        self._settle(_PLAIN, end, time)
         self._begin = None
 
     def _commit(self, xid: int, lsn: int, end: int, time: int) -> None:
@@ -246,9 +287,15 @@ class ChangeStream:
         at = 5 if self._context else 1
         relation = message[at : at + 4]
         self._relations[self._context][relation] = (*self._types, message)
+        self._types.clear()
+        if message.startswith(_OWN_SCHEMA, at + 4):
+            described = pgoutput.decode(message, streamed=self._context != 0)
+            assert isinstance(described, pgoutput.Relation)
+            self._own[relation] = described
+            self._own_known.add(relation)
+            return
         if not self._context:
             self._cut.described.add(message)
-        self._types.clear()
         self._known[self._context].add(relation)
 
     def _on_truncate(self, message: bytes) -> None:
@@ -259,23 +306,15 @@ class ChangeStream:
             if relation not in self._known[self._context]:
                 self._introduce(relation)
 
-    def _on_message(self, message: bytes) -> None:
-        at = 5 if self._context else 1
-        end = message.index(0, at + 9)
-        prefix, content = message[at + 9 : end], message[end + 5 :]
-        if prefix == _LOST:
-            reason = content.decode("utf-8", "replace")
-            self._lost.setdefault(self._context, []).append((message[1:at], reason))
-        if prefix != _RESTORE_POINT or self._begin is None:
+    def _settle(self, context: int, end: int, time: int) -> None:
+        """What a committed transaction said of itself counts from its commit on."""
+        if not self._noted:
             return
-        lsn = Lsn(int.from_bytes(message[at + 1 : at + 9], "big"))
-        name = content.decode("utf-8", "replace")
-        self._cut.restore_points.append(RestorePoint(name=name, lsn=lsn, time=from_pg_time(self._begin[1])))
-
-    def _note_lost(self, context: int, end: int) -> None:
-        """What a committed transaction could not carry counts from its commit on."""
-        if self._lost:
-            self._cut.lost += [Lost(lsn=Lsn(end), reason=reason) for _, reason in self._lost.pop(context, ())]
+        for _, noted in self._noted.pop(context, ()):
+            if isinstance(noted, Point):
+                self._cut.points.append((noted, from_pg_time(time)))
+            else:
+                self._cut.lost.append(noted.model_copy(update={"lsn": Lsn(end)}))
 
     def _on_stream_start(self, message: bytes) -> None:
         (xid,) = _U32.unpack_from(message, 1)
@@ -290,28 +329,40 @@ class ChangeStream:
     def _on_stream_commit(self, message: bytes) -> None:
         xid, _, lsn, end, time = STREAM_COMMIT.unpack_from(message)
         self._commit(xid, lsn, end, time)
-        self._note_lost(xid, end)
+        self._settle(xid, end, time)
         described = self._relations.get(xid, {})
         # Rows that follow are shaped as this transaction left their tables; what this segment has not said
         # of them must be said again, should they come.
         for relation, messages in described.items():
             plain = self._relations[_PLAIN][relation] = tuple(_without_xid(part) for part in messages)
-            self._cut.described.add(plain[-1])
+            if relation not in self._own:
+                self._cut.described.add(plain[-1])
             self._known[_PLAIN].discard(relation)
+            self._own_known.discard(relation)
         self._forget(xid)
 
     def _on_stream_abort(self, message: bytes) -> None:
         xid, subxid = STREAM_ABORT.unpack_from(message)
         if xid == subxid:
             self._forget(xid)
-        elif xid in self._lost:
+        elif xid in self._noted:
             gone = subxid.to_bytes(4, "big")
-            self._lost[xid] = [(within, reason) for within, reason in self._lost[xid] if within != gone]
+            self._noted[xid] = [(within, noted) for within, noted in self._noted[xid] if within != gone]
 
     def _forget(self, xid: int) -> None:
-        for by_xid in (self._open, self._relations, self._known, self._lost):
+        for by_xid in (self._open, self._relations, self._known, self._noted):
             by_xid.pop(xid, None)
 
 
 def _without_xid(message: bytes) -> bytes:
     return message[:1] + message[5:]
+
+
+def _noted(relation: pgoutput.Relation, row: pgoutput.Row) -> Lost | Point:
+    """An entry that cannot be read is a loss: nobody knows what it was to say."""
+    try:
+        entry = journal.parse_entry(relation, row)
+    except IntegrityError:
+        return Lost(lsn=Lsn(0), reason="unreadable")
+    point = journal.restore_point(entry) if entry.kind == journal.POINT else None
+    return point or Lost(lsn=Lsn(0), reason=journal.reason_of(entry))

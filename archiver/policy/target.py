@@ -6,13 +6,15 @@ lies. Out: a `Plan`, or TargetUnreachable. A target that cannot be reached exact
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 from uuid import UUID
 
 from archiver.errors import IntegrityError, TargetUnreachable, UsageError
-from archiver.format.manifest import Changes, CommitRef, Entry, Gap, Lost, RestorePoint, Snapshot, format_time
+from archiver.format.journal import words_for
+from archiver.format.manifest import Changes, CommitRef, Entry, Gap, Lost, Snapshot, format_time
 from archiver.lsn import Lsn
 
 LOAD_BYTES_PER_SECOND = 20e6  # bench/restore.py; coarse on purpose: hardware differs more than archives do
@@ -97,6 +99,14 @@ class Plan:
         return timedelta(seconds=round(1 + load + self.messages / REPLAY_MESSAGES_PER_SECOND))
 
 
+class NamedPoint(NamedTuple):
+    """A restore point; `name` is None where nobody has opened it."""
+
+    name: str | None
+    lsn: Lsn
+    time: datetime
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """What can be restored: any time from `earliest` to `latest`, but for the gaps."""
@@ -112,14 +122,24 @@ class Epoch:
     `before` and `after`: the gaps at which the source's history began anew, where there are such.
     """
 
-    def __init__(self, entries: Sequence[Entry], before: Gap | None = None, after: Gap | None = None) -> None:
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        before: Gap | None = None,
+        after: Gap | None = None,
+        names: Mapping[str, str] | None = None,
+    ) -> None:
         self.before = before
         self.after = after
         self.entries = entries
         self.changes = [entry for entry in entries if isinstance(entry, Changes)]
         self.snapshots = sorted((e for e in entries if isinstance(e, Snapshot)), key=lambda e: (e.lsn, e.consistent_at))
         self.gaps = [entry for entry in entries if isinstance(entry, Gap)]
-        self.restore_points = [point for segment in self.changes for point in segment.restore_points]
+        self.restore_points = [
+            NamedPoint((names or {}).get(point.sealed), point.lsn, point.time)
+            for segment in self.changes
+            for point in segment.restore_points
+        ]
 
     @property
     def window(self) -> Window:
@@ -163,9 +183,9 @@ class Epoch:
         segments = self._segments(target, snapshot.lsn, stop)
         return Plan(target, snapshot, segments, stop, self._last_commit(boundary_commits, stop))
 
-    def find_restore_point(self, name: str) -> RestorePoint | None:
-        """The newest restore point of that name."""
-        return next((point for point in reversed(self.restore_points) if point.name == name), None)
+    def find_restore_points(self, name: str) -> list[NamedPoint]:
+        """Those of that name."""
+        return [point for point in self.restore_points if point.name == name]
 
     def _stop(self, target: Target, commits: Sequence[CommitRef], now: datetime) -> Lsn:
         return self._stop_time(target, commits, now) if isinstance(target, ToTime) else self._stop_lsn(target)
@@ -182,15 +202,20 @@ class Epoch:
                     )
                 return lsn
             case ToName(name):
-                point = self.find_restore_point(name)
-                if point is None:
-                    known = ", ".join(sorted({p.name for p in self.restore_points})) or "none"
-                    raise TargetUnreachable(
-                        f"there is no restore point {name!r} in the archive", hint=f"Restore points: {known}."
-                    )
-                return point.lsn
+                return self._the_one(name).lsn
             case _:
                 return end
+
+    def _the_one(self, name: str) -> NamedPoint:
+        points = self.find_restore_points(name)
+        if not points:
+            known = ", ".join(sorted({point.name for point in self.restore_points if point.name})) or "none"
+            raise TargetUnreachable(
+                f"there is no restore point {name!r} in the archive", hint=f"Restore points: {known}."
+            )
+        if len(points) > 1:
+            raise ambiguous(name, points)
+        return points[0]
 
     def _stop_time(self, target: ToTime, commits: Sequence[CommitRef], now: datetime) -> Lsn:
         if target.time > now:
@@ -234,7 +259,7 @@ class Epoch:
             else "from the base snapshot on that archiver run takes after it"
         )
         return TargetUnreachable(
-            f"the target {target} is behind a schema change that was not captured: {lost.reason}",
+            f"the target {target} is after a schema change that was not captured: {words_for(lost.reason)}",
             where=f"it was committed {where}",
             hint=f"What can be reached: up to --target-lsn {before}, and {then}.",
         )
@@ -302,6 +327,16 @@ class Epoch:
             return "There is no base snapshot yet; archiver run takes the first one, or archiver snapshot."
         latest = format_time(window.latest) if window.latest else "its base snapshot"
         return f"The archive can be restored to any time from {format_time(window.earliest)} to {latest}."
+
+
+def ambiguous(name: str, points: Sequence[NamedPoint]) -> TargetUnreachable:
+    """The refusal of a name that several restore points have: which one is meant nobody knows."""
+    meant = ", ".join(f"{point.lsn} ({format_time(point.time)})" for point in points)
+    return TargetUnreachable(
+        f"there are {len(points)} restore points {name!r}",
+        where=meant,
+        hint="Say which one: --target-lsn with one of these positions.",
+    )
 
 
 def _hides(lost: Lost, start: Lsn, stop: Lsn) -> bool:

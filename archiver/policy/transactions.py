@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Final
 
 from archiver.errors import IntegrityError
+from archiver.format import journal
 from archiver.format.pgoutput import (
     ROW_TAGS,
     Commit,
@@ -37,8 +38,9 @@ __all__ = ["Change", "SourceTransaction", "TransactionAssembler", "Truncated"]
 
 DEFAULT_MEMORY: Final = 32 << 20
 
-_KEPT: Final = ROW_TAGS | {Tag.TRUNCATE, Tag.MESSAGE, Tag.RELATION}
-_IGNORED: Final = frozenset({Tag.ORIGIN, Tag.TYPE})
+_KEPT: Final = ROW_TAGS | {Tag.TRUNCATE, Tag.RELATION}
+_IGNORED: Final = frozenset({Tag.ORIGIN, Tag.TYPE, Tag.MESSAGE})
+_JOURNAL: Final = f"{journal.SCHEMA}\0{journal.TABLE}\0".encode()
 
 
 class TransactionAssembler:
@@ -71,6 +73,7 @@ class TransactionAssembler:
         self._plain: OpenTransaction | None = None
         self._current: OpenTransaction | None = None
         self._held = 0
+        self._journals: set[bytes] = set()  # the relation ids of archiver's own journal
 
     # --- borders
 
@@ -106,6 +109,7 @@ class TransactionAssembler:
         relation = decode(message, streamed=xid != 0)
         if self.done or not isinstance(relation, Relation):
             return
+        self._learn(message, 5 if xid else 1)
         if xid:
             self._keep(self._stream(xid, first=False), message)
         elif self._plain is not None:
@@ -128,10 +132,12 @@ class TransactionAssembler:
         tag = message[0] if message else 0
         current = self._current
         if tag in ROW_TAGS and current is not None and current.complete:
+            if self._journals and message[5 if current.streamed else 1 :][:4] in self._journals:
+                current.has_journal = True
             self._append(current, message)
             return None
         if tag in _KEPT:
-            self._take(message, tag)
+            self._take(message)
             return None
         if tag in _IGNORED:
             return None
@@ -140,18 +146,16 @@ class TransactionAssembler:
             raise IntegrityError(f"unexpected message {message[:1]!r} in the stream")
         return handler(self, message)
 
-    def _take(self, message: bytes, tag: int) -> None:
+    def _take(self, message: bytes) -> None:
         current = self._current
-        if tag == Tag.MESSAGE and self._is_loose(message, current):
-            return
         if current is None:
             # The rest of a transaction that began before the first segment read.
             self._plain = self._current = current = self._open(0, streamed=False, complete=False)
-        current.has_logical |= tag == Tag.MESSAGE
         self._keep(current, message)
 
     def _keep(self, opened: OpenTransaction, message: bytes) -> None:
         if message[0] == Tag.RELATION:
+            self._learn(message, 5 if opened.streamed else 1)
             self._arrival += 1
             opened.relations.append((self._arrival, message))
         if opened.complete:
@@ -162,13 +166,9 @@ class TransactionAssembler:
         if self._held > self._memory:
             self._spill_largest()
 
-    def _is_loose(self, message: bytes, current: OpenTransaction | None) -> bool:
-        """Whether a logical message belongs to no transaction. Raises IntegrityError for one that is malformed."""
-        streamed = current is not None and current.streamed
-        if message[5 if streamed else 1 :][:1] != b"\0":
-            return False
-        decode(message, streamed=streamed)
-        return True
+    def _learn(self, message: bytes, at: int) -> None:
+        if message.startswith(_JOURNAL, at + 4):
+            self._journals.add(message[at : at + 4])
 
     def _spill_largest(self) -> None:
         opened = [*self._streams.values(), *([self._plain] if self._plain else [])]

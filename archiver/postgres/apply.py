@@ -16,6 +16,7 @@ else that needs it waits for that task first.
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -25,7 +26,8 @@ from typing import Any, Final, NamedTuple
 import psycopg
 
 from archiver.errors import IntegrityError, PostgresError
-from archiver.format.pgmessages import LogicalMessage, Relation, RowMessage
+from archiver.format.journal import DDL, Entry
+from archiver.format.pgmessages import Relation, RowMessage
 from archiver.lsn import Lsn
 from archiver.policy.batch import Batch, Phase, TableBatch
 from archiver.policy.transactions import Change, SourceTransaction, Truncated
@@ -35,8 +37,8 @@ from archiver.postgres.renames import Renames
 from archiver.postgres.session import postgres_error
 from archiver.postgres.tables import look_up
 
-MessageHandler = Callable[[psycopg.AsyncConnection[Any], LogicalMessage], Awaitable[None]]
-Concerns = Callable[[LogicalMessage], bool]
+EntryHandler = Callable[[psycopg.AsyncConnection[Any], Entry], Awaitable[None]]
+Concerns = Callable[[Entry], bool]
 BeforeRows = Callable[[], Awaitable[None]]
 CommitHook = Callable[[psycopg.AsyncCursor[Any], SourceTransaction], Awaitable[None]]
 
@@ -47,7 +49,7 @@ async def _nothing() -> None:
 
 _TARGET: Final = "the target"
 _CHANGES_AT_ONCE: Final = 1000  # some milliseconds of decoding; then what is being written gets its turn
-_NO_ROWS: Final = (Truncated, LogicalMessage)
+_NO_ROWS: Final = (Truncated, Entry)
 # Beside the canonical session of archiver.postgres.session. Deferred constraints hold at source commits only,
 # which is where the target commits too.
 _SETTINGS: Final[Mapping[str, str]] = {
@@ -73,8 +75,8 @@ class Applier:
     """Applies source transactions in commit order. Make one with `async with Applier.open(conn) as applier`.
 
     Where the role may not keep triggers and foreign keys from firing, the caller sees to it that there are none that
-    would. `on_message` handles logical messages by their prefix, after everything before them is written; it may change
-    the schema, so what is known of tables is forgotten then. A message that does not `concern` the handlers costs
+    would. `on_entry` handles entries of the journal by their kind, after everything before them is written; it may
+    change the schema, so what is known of tables is forgotten then. An entry that does not `concern` the handlers costs
     nothing of that. `before_rows` is called before rows are written, before a truncation
     and before a commit.
 
@@ -90,7 +92,7 @@ class Applier:
         conn: psycopg.AsyncConnection[Any],
         *,
         batch: Batch,
-        on_message: Mapping[str, MessageHandler],
+        on_entry: Mapping[str, EntryHandler],
         concerns: Concerns,
         before_rows: BeforeRows,
         renames: Renames,
@@ -98,7 +100,7 @@ class Applier:
         self._conn = conn
         self._cursor = psycopg.AsyncRawCursor(conn)
         self._batch = batch
-        self._on_message = on_message
+        self._on_entry = on_entry
         self._concerns = concerns
         self._before_rows = before_rows
         self._renames = renames
@@ -108,6 +110,8 @@ class Applier:
         self._deferred = False
         self._writing: asyncio.Task[None] | None = None
         self._current: SourceTransaction | None = None
+        self._ahead: Sequence[Entry] | None = None
+        self._last_tagged: dict[str, Lsn] | None = None
         self.skip_rows = False
         self.last: SourceTransaction | None = None
         self.uncommitted_rows = 0
@@ -119,7 +123,7 @@ class Applier:
         conn: psycopg.AsyncConnection[Any],
         *,
         batch: Batch | None = None,
-        on_message: Mapping[str, MessageHandler] | None = None,
+        on_entry: Mapping[str, EntryHandler] | None = None,
         concerns: Concerns = lambda _: True,
         before_rows: BeforeRows = _nothing,
         renames: Renames | None = None,
@@ -138,7 +142,7 @@ class Applier:
         applier = cls(
             conn,
             batch=batch or Batch(),
-            on_message=on_message or {},
+            on_entry=on_entry or {},
             concerns=concerns,
             before_rows=before_rows,
             renames=renames or Renames(),
@@ -152,6 +156,7 @@ class Applier:
         """Take over all changes of one source transaction, flushing when the batch is full."""
         self._until = transaction.end_lsn
         self._current = transaction
+        self._ahead = self._last_tagged = None
         self.skip_rows = False
         with self._errors():
             changes = transaction.changes()
@@ -161,10 +166,23 @@ class Applier:
         self.last = transaction
         transaction.close()
 
-    def messages_after(self, lsn: Lsn, prefix: str) -> Iterator[LogicalMessage]:
-        """The logical messages that are still to come in the transaction that is being applied."""
-        found = self._current.logical_messages() if self._current else iter(())
-        return (message for message in found if message.lsn > lsn and message.prefix == prefix)
+    def ddl_after(self, lsn: Lsn) -> Iterator[Entry]:
+        """The entries about DDL that are still to come in the transaction that is being applied."""
+        entries = self._ddl()
+        return islice(entries, bisect_right(entries, lsn, key=lambda entry: entry.lsn), None)
+
+    def last_tagged(self, tag: str) -> Lsn:
+        """Where this transaction ran its last statement with this tag; 0/0 if it runs none."""
+        if self._last_tagged is None:
+            self._last_tagged = {str(entry.said.get("tag")): entry.lsn for entry in self._ddl()}
+        return self._last_tagged.get(tag, Lsn(0))
+
+    def _ddl(self) -> Sequence[Entry]:
+        """Read once a transaction, however many statements look ahead."""
+        if self._ahead is None:
+            found = self._current.entries() if self._current else ()
+            self._ahead = [entry for entry in found if entry.kind == DDL]
+        return self._ahead
 
     async def flush(self) -> None:
         """Write all pending changes. Raises IntegrityError, PostgresError."""
@@ -214,11 +232,11 @@ class Applier:
 
     # --- changes that are no rows
 
-    async def _special(self, change: Truncated | LogicalMessage) -> None:
+    async def _special(self, change: Truncated | Entry) -> None:
         if isinstance(change, Truncated):
             if not self.skip_rows:
                 await self._truncate(change)
-        elif (handler := self._on_message.get(change.prefix)) and self._concerns(change):
+        elif self._concerns(change) and (handler := self._on_entry.get(change.kind)):
             await self.flush()
             await self._forget()
             await handler(self._conn, change)

@@ -16,8 +16,9 @@ from archiver.errors import PostgresUnavailable
 from archiver.format.pgmessages import Relation
 from archiver.lsn import Lsn
 from archiver.policy.schema_watch import ColumnShape, Look, is_stranger
-from archiver.postgres.ddl_triggers import CAPTURING
+from archiver.postgres.install import trusts_journal
 from archiver.postgres.session import postgres_error
+from archiver.postgres.triggers import CAPTURING
 
 Conn = psycopg.AsyncConnection[Any]
 
@@ -96,6 +97,7 @@ SELECT (SELECT count(*) = pg_catalog.cardinality(%(names)s::text[]) FROM pg_cata
          WHERE evtname = ANY (%(names)s) AND evtenabled IN ('A', 'O'))
    AND coalesce(current_setting('event_triggers', true), 'on') = 'on'
 """
+_LOSSES: Final[LiteralString] = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM archiver.losses"
 _SNAPSHOT: Final[LiteralString] = """
 SELECT ARRAY(SELECT pg_catalog.pg_snapshot_xip(s)::text::bigint), pg_catalog.pg_snapshot_xmax(s)::text::bigint
   FROM pg_catalog.pg_current_snapshot() AS s
@@ -103,9 +105,10 @@ SELECT ARRAY(SELECT pg_catalog.pg_snapshot_xip(s)::text::bigint), pg_catalog.pg_
 
 
 async def captures_ddl(conn: Conn) -> bool:
-    """Whether our event triggers are there and fire. Raises PostgresError."""
+    """Whether our event triggers are there and fire, and write what can be believed. Raises PostgresError."""
     try:
-        return bool(await _value(conn, _CAPTURED, {"names": list(CAPTURING)}))
+        fires = bool(await _value(conn, _CAPTURED, {"names": list(CAPTURING)}))
+        return fires and await trusts_journal(conn)
     except psycopg.Error as exc:
         raise postgres_error(exc) from exc
 
@@ -129,7 +132,9 @@ class CatalogReader:
                 running, next_xid = await _row(conn, _SNAPSHOT)
                 digest = None if await captures_ddl(conn) else await self._read(conn)
                 strangers = await _strangers(conn, described) if digest is not None else ()
-            return Look(digest, before, await _position(conn), frozenset(running), next_xid, strangers)
+                losses = await _value(conn, _LOSSES) if await trusts_journal(conn) else None
+            after = await _position(conn)
+            return Look(digest, before, after, frozenset(running), next_xid, strangers, losses)
         except psycopg.Error as exc:
             raise postgres_error(exc, "looking at the catalog") from exc
 

@@ -14,29 +14,14 @@ from psycopg import sql
 
 # What an index is but for its name: the text of its definition behind it, and the index that it is a part of, which is
 # one at most; a planner may ask of tables, too, which have several.
-_REST: Final[LiteralString] = """
+REST: Final[LiteralString] = """
 substr(pg_get_indexdef(c.oid), strpos(pg_get_indexdef(c.oid), quote_ident(c.relname)) + length(quote_ident(c.relname)))
     || coalesce((SELECT ' OF ' || inhparent::regclass FROM pg_inherits WHERE inhrelid = c.oid LIMIT 1), '')
 """
-# Of the tables and their partitions, made by this very transaction: age() counts from its id.
-_NEW: Final[LiteralString] = """
-CREATE OR REPLACE FUNCTION archiver.new_indexes(tables oid[]) RETURNS jsonb LANGUAGE sql STABLE __CANONICAL__
-AS $new$
-    WITH RECURSIVE meant AS (
-        SELECT unnest(tables) AS rel
-        UNION SELECT i.inhrelid FROM meant m JOIN pg_inherits i ON i.inhparent = m.rel
-    )
-    SELECT jsonb_agg(jsonb_build_object('schema', n.nspname, 'name', c.relname, 'rest', __REST__) ORDER BY c.oid)
-      FROM pg_index x JOIN pg_class c ON c.oid = x.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-     WHERE x.indrelid IN (SELECT rel FROM meant) AND age(c.xmin) <= 0
-$new$;
-""".replace("__REST__", _REST)
-FUNCTIONS: Final = (_NEW,)
-
 _ALIKE: Final[LiteralString] = """
 SELECT c.relname::text FROM pg_index x JOIN pg_class c ON c.oid = x.indexrelid
  WHERE c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = $1) AND __REST__ = $2 ORDER BY c.oid
-""".replace("__REST__", _REST)
+""".replace("__REST__", REST)
 
 
 async def give_names(conn: psycopg.AsyncConnection[Any], indexes: Iterable[Mapping[str, str]]) -> None:

@@ -1,7 +1,7 @@
 """DDL of the stream, executed at the target: each statement at its place, with its session's settings and role.
 
-It gets its messages from an Applier, in the target transaction that the rows are written in. Whatever fails is an
-error that names the statement, but for privileges and owners that the target has no role for: those are reported.
+It gets entries of the journal from an Applier, in the target transaction that the rows are written in. Whatever fails
+is an error that names the statement, but for privileges and owners that the target has no role for: those are reported.
 Triggers, rules and foreign keys that would act are held silent, since what they did is in the stream.
 """
 
@@ -20,12 +20,11 @@ from archiver.format.ddl import Event
 from archiver.format.ddl_renames import rename_of
 from archiver.format.ddl_rewrite import Replay, TargetFacts, for_target, without_checks
 from archiver.format.dump_roles import Skipped
-from archiver.format.own_messages import DDL, LOST, ROWS, computed_rows
-from archiver.format.pgmessages import LogicalMessage
+from archiver.format.journal import DDL, LOST, ROWS, TEXT, Entry, computed_rows, reason_of, words_for
 from archiver.lsn import Lsn
 from archiver.policy.source_transaction import SourceTransaction
 from archiver.postgres import always_triggers, ddl_indexes, relations, rewritten_rows, unchecked_keys
-from archiver.postgres.apply import Applier, MessageHandler
+from archiver.postgres.apply import Applier, EntryHandler
 from archiver.postgres.renames import Renames
 from archiver.postgres.session import fetch, postgres_error
 
@@ -37,8 +36,14 @@ Conn = psycopg.AsyncConnection[Any]
 Powers = Literal["own", "lent", "restorer's"]
 """With whose rights a statement is run: its role's own, its role's as a superuser, or the restoring role's."""
 
-_ALWAYS: Final = {"check_function_bodies": "off", "default_tablespace": ""}
-"""Bodies were checked at the source, perhaps with temporary tables; tablespaces are the source's own."""
+_ALWAYS: Final = {
+    "check_function_bodies": "off",
+    "default_tablespace": "",
+    "standard_conforming_strings": "on",
+    "backslash_quote": "safe_encoding",
+}
+"""Bodies were checked at the source, perhaps with temporary tables; tablespaces are the source's own. Of texts that
+were written otherwise literals have been rewritten, and what the triggers describe is spelled so."""
 _PERMITTED_TO_FAIL: Final = frozenset(
     {
         "GRANT",
@@ -86,6 +91,8 @@ class DdlReplay:
         self._must_commit = False
         self._makes_enums: Lsn | None = None
         self._applier: Applier | None = None
+        self._texts: dict[str, ddl.Text] = {}
+        self._texts_until = Lsn(0)
 
     @classmethod
     async def open(cls, conn: Conn, publication: str) -> DdlReplay:
@@ -101,27 +108,37 @@ class DdlReplay:
         self._applier = applier
 
     @property
-    def handlers(self) -> dict[str, MessageHandler]:
-        """What an Applier calls for each prefix."""
+    def handlers(self) -> dict[str, EntryHandler]:
+        """What an Applier calls for each kind."""
         return {DDL: self._on_ddl, ROWS: self._on_rows, LOST: self._on_lost}
 
     async def before_rows(self) -> None:
         """What an Applier calls before it writes rows, truncates or commits, so that nothing acts on them."""
         await self._silence.impose(self._conn)
 
-    def concerns(self, message: LogicalMessage) -> bool:
+    def concerns(self, entry: Entry) -> bool:
         """Whether there is anything to do: sessions that fill temporary tables send many that there is nothing for."""
-        if message.prefix != DDL:
+        if entry.kind == TEXT:
+            self._keep_text(entry)
+        if entry.kind != DDL:
+            return entry.kind in self.handlers
+        if entry.said.get("tag") not in ddl.CREATES_FILLED or entry.said.get("event") == "sql_drop":
             return True
-        event = ddl.parse_event(message.content)
-        if event.tag not in ddl.CREATES_FILLED or event.kind == "sql_drop":
-            return True
-        return event.kind == "ddl_command_start" and self._made_by(message.lsn) is not None
+        return entry.said.get("event") == "ddl_command_start" and self._made_by(entry.lsn) is not None
+
+    def _keep_text(self, entry: Entry) -> None:
+        """For the events of its transaction that follow."""
+        until = self._attached().until
+        if self._texts_until != until:
+            self._texts, self._texts_until = {}, until
+        self._texts[entry.id] = ddl.Text.from_json(entry.said)
+
+    def _parse(self, entry: Entry) -> Event:
+        return ddl.parse_event(entry.said, self._texts.get(str(entry.said.get("text"))))
 
     def changes_schema(self, transaction: SourceTransaction) -> bool:
         """Whether a source transaction holds DDL that does something at the target."""
-        found = (message for message in transaction.logical_messages() if message.prefix == DDL)
-        return any(_acts(ddl.parse_event(message.content)) for message in found)
+        return any(_acts(entry) for entry in transaction.entries() if entry.kind == DDL)
 
     @property
     def commit_wanted(self) -> bool:
@@ -134,8 +151,8 @@ class DdlReplay:
 
     # --- messages
 
-    async def _on_ddl(self, conn: Conn, message: LogicalMessage) -> None:
-        event = ddl.parse_event(message.content)
+    async def _on_ddl(self, conn: Conn, message: Entry) -> None:
+        event = self._parse(message)
         applier = self._attached()
         if applier.skip_rows and not (event.kind == "ddl_command_end" and event.tag in ddl.RUNS_SCRIPTS):
             return
@@ -149,7 +166,7 @@ class DdlReplay:
             exc.where = exc.where or f"DDL at {message.lsn}"
             raise
 
-    async def _on_event(self, event: Event, message: LogicalMessage, applier: Applier) -> None:
+    async def _on_event(self, event: Event, message: Entry, applier: Applier) -> None:
         if event.kind == "sql_drop":
             await self._run(event, list(ddl.drop_statements(event)), message.lsn)
         elif event.kind == "ddl_command_start" and event.tag in ddl.RUNS_SCRIPTS:
@@ -180,7 +197,8 @@ class DdlReplay:
 
     async def _create_filled(self, start: Event, lsn: Lsn) -> None:
         """Make the table of a CREATE TABLE AS before its rows arrive, as its end event describes it."""
-        if (end := self._made_by(lsn)) is not None:
+        if (made := self._made_by(lsn)) is not None:
+            end = ddl.parse_event(made.said, ddl.Text())
             await self._run(start, [ddl.create_table(table) for table in end.created], lsn)
             await self._know_again(end)
 
@@ -192,12 +210,12 @@ class DdlReplay:
         except psycopg.Error as exc:
             raise postgres_error(exc, event.tag) from exc
 
-    def _made_by(self, start: Lsn) -> Event | None:
+    def _made_by(self, start: Lsn) -> Entry | None:
         """The end of what started at this LSN, where it made a table; its own start is where that is made."""
         end = next(_ends(self._attached(), start), None)
-        return end if end is not None and end.created else None
+        return end if end is not None and end.said.get("created") else None
 
-    async def _on_rows(self, conn: Conn, message: LogicalMessage) -> None:
+    async def _on_rows(self, conn: Conn, message: Entry) -> None:
         """The content of a table that the source computed anew. Triggers and foreign keys are silent."""
         if self._attached().skip_rows:
             return
@@ -209,9 +227,10 @@ class DdlReplay:
         except psycopg.Error as exc:
             raise postgres_error(exc, f"rows of {found.schema}.{found.name} at {message.lsn}") from exc
 
-    async def _on_lost(self, _conn: Conn, message: LogicalMessage) -> None:
+    async def _on_lost(self, _conn: Conn, message: Entry) -> None:
+        what = message.said.get("what")
         raise PostgresError(
-            f"a schema change was not captured: {message.content.decode('utf-8', 'replace')}",
+            f"a schema change was not captured: {words_for(reason_of(message))}" + (f" ({what})" if what else ""),
             where=str(message.lsn),
             hint="Restore to a target before it, or from the base snapshot that the daemon took after it.",
         )
@@ -237,10 +256,8 @@ class DdlReplay:
     def _is_of_a_new_enum(self, event: Event, lsn: Lsn) -> bool:
         """An enum may use a value that its own transaction adds if no subtransaction made either (17 and later)."""
         until = self._attached().until
-        if event.tag == "CREATE TYPE":
-            later = self._attached().messages_after(lsn, DDL)
-            if any(ddl.parse_event(message.content).tag == "ALTER TYPE" for message in later):
-                self._makes_enums = until
+        if event.tag == "CREATE TYPE" and self._attached().last_tagged("ALTER TYPE") > lsn:
+            self._makes_enums = until
         return event.tag in {"CREATE TYPE", "ALTER TYPE"} and self._makes_enums == until
 
     async def _execute(self, event: Event, statement: str, powers: Powers = "own") -> None:
@@ -328,9 +345,10 @@ class DdlReplay:
         return self._applier
 
 
-def _acts(event: Event) -> bool:
+def _acts(entry: Entry) -> bool:
     """The events of a CREATE TABLE AS that filled a temporary table do nothing."""
-    return event.tag not in ddl.CREATES_FILLED or event.kind == "sql_drop" or bool(event.created)
+    said = entry.said
+    return said.get("tag") not in ddl.CREATES_FILLED or said.get("event") == "sql_drop" or bool(said.get("created"))
 
 
 def _may_name(event: Event) -> str:
@@ -347,14 +365,13 @@ def _is_bearable(tag: str, exc: psycopg.Error) -> bool:
 _HINT: Final = "Restore to a target before it, or mend what the target lacks and restore into a new database."
 
 
-def _ends(applier: Applier, start: Lsn) -> Iterator[Event]:
+def _ends(applier: Applier, start: Lsn) -> Iterator[Entry]:
     """The end of the CREATE TABLE AS that started at this LSN: they nest, when a query calls a function."""
     depth = 0
-    for message in applier.messages_after(start, DDL):
-        event = ddl.parse_event(message.content)
-        if event.tag not in ddl.CREATES_FILLED:
+    for entry in applier.ddl_after(start):
+        if entry.said.get("tag") not in ddl.CREATES_FILLED:
             continue
-        if event.kind == "ddl_command_end" and depth == 0:
-            yield event
+        if entry.said.get("event") == "ddl_command_end" and depth == 0:
+            yield entry
             return
-        depth += 1 if event.kind == "ddl_command_start" else -1
+        depth += 1 if entry.said.get("event") == "ddl_command_start" else -1

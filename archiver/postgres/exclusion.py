@@ -1,8 +1,8 @@
 """Which tables `source.exclude` means: by their names, and of a partitioned one every partition, also later ones.
 
 In: names as the configuration writes them, `schema.table`, bare or quoted as in SQL. Out: the tables that are there,
-the names that are nobody's, and SQL that tells the same in the source. It decides nothing: `init` and `check` refuse
-unknown names, a base snapshot does not, for a table may be dropped at any time.
+the names that are nobody's, and literals for SQL that tells the same in the source. It decides nothing: `init` and
+`check` refuse unknown names, a base snapshot does not, for a table may be dropped at any time.
 """
 
 from __future__ import annotations
@@ -84,23 +84,10 @@ async def excluded_tables(conn: psycopg.AsyncConnection[Any], names: Collection[
     return Excluded(frozenset(oids), tuple(unknown))
 
 
-_FUNCTION: Final[LiteralString] = """
-CREATE OR REPLACE FUNCTION archiver.is_excluded(rel oid) RETURNS bool LANGUAGE sql STABLE
-    SET search_path = pg_catalog, pg_temp AS $excluded$
-    SELECT EXISTS (
-        SELECT FROM (SELECT rel UNION SELECT relid::oid FROM pg_partition_ancestors(rel)) AS r (oid)
-          JOIN pg_class c ON c.oid = r.oid JOIN pg_namespace n ON n.oid = c.relnamespace
-         WHERE (n.nspname, c.relname) IN (
-               SELECT * FROM ROWS FROM (unnest(__SCHEMAS__::text[]), unnest(__TABLES__::text[]))))
-$excluded$;
-"""
-
-
-def function(names: Collection[str]) -> str:
-    """SQL that makes `archiver.is_excluded(oid)`: whether a table of the source is, or belongs to, an excluded one."""
+def arrays(names: Collection[str]) -> tuple[str, str]:
+    """Two literals of SQL, an array of schemas and one of tables, for the names that are excluded."""
     pairs = [pair for name in names for pair in spellings(name)]
-    text = _FUNCTION.replace("__SCHEMAS__", _array(schema for schema, _ in pairs))
-    return text.replace("__TABLES__", _array(table for _, table in pairs))
+    return _array(schema for schema, _ in pairs), _array(table for _, table in pairs)
 
 
 def _array(items: Iterator[str]) -> str:

@@ -16,6 +16,7 @@ from archiver.postgres.catalog_look import captures_ddl
 from archiver.postgres.checks import Check, Conn, Status, listed, look_up
 from archiver.postgres.client_programs import find_pg_dump
 from archiver.postgres.coverage import check_coverage, check_readable, check_references, check_roles
+from archiver.postgres.install import altered
 from archiver.postgres.replication_slot import PLUGIN, SlotInfo, slot_info
 from archiver.postgres.session import is_local
 from archiver.postgres.setup import (
@@ -24,6 +25,7 @@ from archiver.postgres.setup import (
     publishes_all,
     unpublished_tables,
 )
+from archiver.postgres.triggers import ListedPublication
 
 OLDEST_MAJOR: Final = 14
 
@@ -233,11 +235,25 @@ async def check_ddl(conn: Conn, source: SourceSection) -> list[Check]:
     if await publishes_all(conn, source.publication) is None:
         return []
     if await captures_ddl(conn):
-        return [Check("schema changes", "ok", "captured by event triggers"), *await _triggers_before(conn)]
+        checks = [Check("schema changes", "ok", "captured by event triggers")]
+        return [*checks, *await _installed(conn, source), *await _triggers_before(conn)]
     hint = (
         "Run archiver init as a role that may create event triggers, and each schema change is replayed at its place."
     )
     return [Check("schema changes", "warn", _NOT_CAPTURED, hint), *await _new_tables(conn, source)]
+
+
+async def _installed(conn: Conn, source: SourceSection) -> list[Check]:
+    """Whether the functions are what init made of them: nobody else may own, alter or call them."""
+    everything = await publishes_all(conn, source.publication)
+    wrong = await altered(
+        conn, None if everything else ListedPublication(source.publication, source.exclude, guard=True)
+    )
+    if not wrong:
+        return []
+    hint = "Look at who altered them; archiver init makes them anew, also those of an older version."
+    detail = f"functions of archiver are not as init makes them: {listed(wrong)}"
+    return [Check("functions", "fail", detail, hint)]
 
 
 _NOT_CAPTURED: Final = (
@@ -249,7 +265,8 @@ _NOT_CAPTURED: Final = (
 
 _BEFORE: Final[LiteralString] = """
 select pg_catalog.quote_ident(evtname) as name from pg_catalog.pg_event_trigger
- where evtevent = 'ddl_command_end' and evtname < 'archiver_capture_end' and evtenabled <> 'D' order by evtname
+ where evtevent = 'ddl_command_end' and evtname < 'archiver_before_end' and evtname !~ '^archiver_'
+   and evtenabled <> 'D' order by evtname
 """
 
 

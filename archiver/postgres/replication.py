@@ -27,9 +27,9 @@ MAX_RECEIVE_BYTES = 1 << 20  # then the event loop gets its turn
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _STATUS = struct.Struct(">cQQQq?")  # written, flushed, applied, clock, reply wanted
 _START = (
-    "START_REPLICATION SLOT {slot} LOGICAL {lsn} "
-    "(proto_version '2', publication_names {publications}, streaming 'on', messages 'true')"
+    "START_REPLICATION SLOT {slot} LOGICAL {lsn} (proto_version '2', publication_names {publications}, streaming 'on')"
 )
+"""Without logical messages: anybody may write those, of any size."""
 
 
 class ReplicationStream:

@@ -12,7 +12,7 @@ from typing import Any, Final, LiteralString
 import psycopg
 from psycopg import sql
 
-from archiver.format.own_messages import ComputedRows
+from archiver.format.journal import ComputedRows
 from archiver.postgres import search_path, unvalidated
 
 _PUBLICATIONS: Final[LiteralString] = """

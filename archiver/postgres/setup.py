@@ -8,20 +8,18 @@ a table without a key gets REPLICA IDENTITY FULL before anyone can update it, or
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import psycopg
 from psycopg import sql
 
-from archiver.errors import PostgresError
-from archiver.format.own_messages import RESTORE_POINT
+from archiver.errors import PostgresError, UsageError
 from archiver.lsn import Lsn
-from archiver.postgres.ddl_triggers import drop_statements, install_statements
+from archiver.postgres import install
 from archiver.postgres.exclusion import excluded_tables
 from archiver.postgres.session import postgres_error
-from archiver.postgres.table_triggers import ListedPublication
+from archiver.postgres.triggers import ListedPublication
 
 Keyless = Literal["full", "exclude"]
 Conn = psycopg.AsyncConnection[Any]
@@ -129,7 +127,7 @@ async def _set_up(
     exists = await publishes_all(conn, name)
     listed = bool(exclude) or (bool(without) and keyless == "exclude")
     if not listed and await _is_superuser(conn) and exists in {None, True}:
-        await conn.execute(install_statements(None, superuser=True).encode())
+        await install.install(conn, None, superuser=True)
         if exists is None:
             await conn.execute(sql.SQL("CREATE PUBLICATION {} FOR ALL TABLES").format(sql.Identifier(name)))
         await _set_options(conn, name)
@@ -138,25 +136,20 @@ async def _set_up(
         raise PostgresError(
             f"publication {name} is for all tables already", hint=f"DROP PUBLICATION {name}, then run init again."
         )
-    await _publish_listed(conn, name, tables, new=exists is None)
-    await _install(conn, ListedPublication(name, exclude, guard=keyless != "exclude"))
+    listing = ListedPublication(name, exclude, guard=keyless != "exclude")
+    journal = await install.install(conn, listing, superuser=await _is_superuser(conn))
+    await _publish_listed(conn, name, tables, new=exists is None, journal=journal)
     return f"publication {name} for {len(tables)} tables"
 
 
-async def _install(conn: Conn, listed: ListedPublication) -> None:
-    """The triggers, if the role may create any: `check` says when there are none."""
-    statements = install_statements(listed, superuser=await _is_superuser(conn))
-    with suppress(psycopg.errors.InsufficientPrivilege):
-        async with conn.transaction():
-            await conn.execute(statements.encode())
-
-
-async def _publish_listed(conn: Conn, name: str, tables: Sequence[PublishedTable], *, new: bool) -> None:
-    listed = sql.SQL(", ").join(sql.SQL("ONLY {}").format(sql.Identifier(t.schema, t.name)) for t in tables)
+async def _publish_listed(conn: Conn, name: str, tables: Sequence[PublishedTable], *, new: bool, journal: bool) -> None:
+    """The journal is one of them: what the triggers say travels in its rows."""
+    names = [*([("archiver", "journal")] if journal else []), *((table.schema, table.name) for table in tables)]
+    listed = sql.SQL(", ").join(sql.SQL("ONLY {}").format(sql.Identifier(*each)) for each in names)
     if new:
         await conn.execute(sql.SQL("CREATE PUBLICATION {}").format(sql.Identifier(name)))
     await _set_options(conn, name)
-    if tables:
+    if names:
         await conn.execute(sql.SQL("ALTER PUBLICATION {} SET TABLE {}").format(sql.Identifier(name), listed))
 
 
@@ -217,21 +210,26 @@ async def published_although_excluded(conn: Conn, name: str, exclude: Sequence[s
 
 async def name_restore_point(conn: Conn, name: str) -> Lsn:
     """Write a restore point into the stream, durably. Returns the LSN that it names."""
+    where = f"restore point {name}"
     try:
-        query = "SELECT pg_catalog.pg_logical_emit_message(true, %s, pg_catalog.convert_to(%s, 'UTF8'))::text"
-        row = await (await conn.execute(query, (RESTORE_POINT, name))).fetchone()
+        row = await (await conn.execute("SELECT archiver.restore_point(%s)::text", (name,))).fetchone()
+    except (psycopg.errors.UndefinedFunction, psycopg.errors.InvalidSchemaName) as exc:
+        hint = "Run: archiver init"
+        raise PostgresError("the source is not set up for restore points", where=where, hint=hint) from exc
+    except psycopg.errors.InvalidParameterValue as exc:
+        raise UsageError(postgres_error(exc).message, where=where) from exc
     except psycopg.Error as exc:
-        raise postgres_error(exc, f"restore point {name}") from exc
+        raise postgres_error(exc, where) from exc
     assert row is not None
     return Lsn.parse(row[0])
 
 
-async def remove_all(conn: Conn, publication: str) -> None:
-    """Take out everything but the slot (replication_slot.drop_slot does that)."""
+async def remove_all(conn: Conn, publication: str) -> list[str]:
+    """Take out everything but the slot (replication_slot.drop_slot does that). Returns what is not ours, and stays."""
     try:
         async with conn.transaction():
-            await conn.execute(drop_statements().encode())
+            await install.require_ours(conn)
             await conn.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(sql.Identifier(publication)))
-            await conn.execute("DROP SCHEMA IF EXISTS archiver CASCADE")
+            return await install.remove(conn)
     except psycopg.Error as exc:
         raise postgres_error(exc, "uninstalling") from exc

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import Any
 
 import psycopg
 import pytest
 
-from archiver.format.pgmessages import LogicalMessage, RowMessage
+from archiver.format.journal import Entry
+from archiver.format.pgmessages import RowMessage
 from archiver.policy.batch import Batch
 from archiver.postgres.apply_rows import TableWriter
 from tests.fix_replay import replay
@@ -254,23 +256,24 @@ async def test_concurrent_large_transactions_interleave(source: Source, target: 
     assert_equal(source, target)
 
 
-async def test_logical_messages_reach_their_handler_after_what_came_before(source: Source, target: str) -> None:
+async def test_entries_of_the_journal_reach_their_handler_after_what_came_before(source: Source, target: str) -> None:
     seen: list[tuple[Any, ...]] = []
 
-    async def ddl(conn: psycopg.AsyncConnection[Any], message: LogicalMessage) -> None:
+    async def ddl(conn: psycopg.AsyncConnection[Any], entry: Entry) -> None:
         cursor = await conn.execute("SELECT count(*) FROM public.plain")
-        seen.append((message.content, *(await cursor.fetchone() or ())))
-        await conn.execute(message.content)
+        seen.append((entry.said["sql"], *(await cursor.fetchone() or ())))
+        await conn.execute(entry.said["sql"].encode())
 
     statement = "ALTER TABLE public.plain ADD COLUMN extra int DEFAULT 3"
+    said = json.dumps({"sql": statement})
     source.run(
         "INSERT INTO plain VALUES (1)",
-        f"BEGIN; SELECT pg_logical_emit_message(true, 'archiver.ddl', '{statement}'); {statement}; COMMIT",
-        "SELECT pg_logical_emit_message(true, 'other', 'ignored')",
+        "CREATE SCHEMA archiver; CREATE TABLE archiver.journal (id int PRIMARY KEY, kind text, content text)",
+        f"BEGIN; INSERT INTO archiver.journal VALUES (1, 'ddl', '{said}'), (2, 'other', '{{}}'); {statement}; COMMIT",
         "UPDATE plain SET extra = 4",
     )
-    await replay(source.messages(), target, on_message={"archiver.ddl": ddl})
-    assert seen == [(statement.encode(), 1)]
+    await replay(source.messages(), target, on_entry={"ddl": ddl})
+    assert seen == [(statement, 1)]
     assert_equal(source, target)
 
 

@@ -55,8 +55,11 @@ def make_site(make_setup: MakeSetup, make_database: MakeDatabase, tmp_path: Path
     return make
 
 
+_PUBLISHED = "SELECT tablename::text FROM pg_publication_tables WHERE schemaname <> 'archiver' ORDER BY 1"
+
+
 def published(conn: psycopg.Connection[Any]) -> list[str]:
-    return [name for (name,) in conn.execute("SELECT tablename::text FROM pg_publication_tables ORDER BY 1").fetchall()]
+    return [name for (name,) in conn.execute(_PUBLISHED).fetchall()]
 
 
 def count(dsn: str, table: str) -> int:
@@ -118,7 +121,7 @@ async def test_base_snapshots_go_on_when_an_excluded_table_is_dropped(make_site:
         async with setup.daemon():
             await setup.archived()
             conn.execute("DROP TABLE reading; INSERT INTO item VALUES (3, 3)")
-            conn.execute("SELECT pg_logical_emit_message(true, 'archiver.ddl_lost', 'a base snapshot, please')")
+            conn.execute("SELECT archiver.record_loss('failed', 'a base snapshot, please')")
             await new_snapshot(setup)
     [warning] = [entry for entry in logs if entry["event"] == "source.exclude names no table"]
     assert (warning["log_level"], warning["names"]) == ("warning", ("public.reading",))

@@ -23,9 +23,8 @@ from hypothesis import strategies as st
 
 from archiver.config import load
 from archiver.errors import ArchiverError, ConfigError, IntegrityError, PostgresError, UsageError
-from archiver.format import ddl, layout, manifest, own_messages, pgoutput, segment, wrap
+from archiver.format import ddl, journal, layout, manifest, pgoutput, segment, wrap
 from archiver.format.drill import Record
-from archiver.format.pgmessages import LogicalMessage
 from archiver.lsn import Lsn
 from archiver.policy import catalog
 from archiver.policy.sequence_log import SequenceStates
@@ -48,8 +47,12 @@ def plain(prefix: str) -> list[bytes]:
     return [data for name, data in PLAIN.items() if name.startswith(prefix)]
 
 
-def a_message(content: bytes) -> LogicalMessage:
-    return LogicalMessage(True, Lsn(1), "archiver.ddl", content)
+def said(content: bytes) -> journal.Entry:
+    return journal.parse_entry(frames.JOURNAL, (b"2f0c", b"ddl", None, None, content))
+
+
+def an_event(content: bytes) -> ddl.Event:
+    return ddl.parse_event(said(content).said, ddl.Text())
 
 
 def assemble(data: bytes) -> None:
@@ -78,16 +81,16 @@ def read_config(folder: Path, data: bytes) -> None:
 
 FRAMES = [
     frames.keepalive(5), frames.described(frames.MOOD), frames.described(frames.TABLE), frames.begin(10),
-    frames.insert(b"1"), frames.message("archiver.restore_point", b"name", 9), frames.truncate(10), frames.commit(10),
+    frames.insert(b"1"), frames.described(frames.JOURNAL), frames.entry("point", {"name": "x", "at": "0/9"}), frames.truncate(10), frames.commit(10),
     *frames.block(
         9, frames.described(frames.TABLE, 9), frames.insert(b"2", xid=9),
-        frames.message("archiver.ddl_lost", b"why", 15, xid=9), first=True,
+        frames.entry("lost", {"reason": "rows"}, 9), first=True,
     ),
     frames.stream_abort(9, 12), frames.stream_commit(9, 20),
 ]  # fmt: skip
 STATE = {"schema": "public", "name": "s", "last_value": 7, "is_called": True, "increment": 1}
 EVENT = {"event": "ddl_command_end", "tag": "CREATE TABLE", "role": "r", "settings": {"DateStyle": "ISO"},
-         "schemas": ["public"], "source": "CREATE TABLE t ()", "place": 1, "subxact": 700,
+         "schemas": ["public"], "source": "CREATE TABLE t ()", "place": 1, "lsn": "0/7",
          "objects": [{"type": "table", "schema": "public", "identity": "public.t"}]}  # fmt: skip
 
 
@@ -115,15 +118,18 @@ PARSERS: dict[str, Parser] = {
     "index of a base snapshot": Parser(Index.decode, samples=plain("snapshots")[:1]),
     "record of a drill": Parser(Record.decode, samples=plain("drills")),
     "sequence states": Parser(SequenceStates().fold, samples=[json.dumps([STATE]).encode()]),
-    "DDL event": Parser(ddl.parse_event, samples=[json.dumps(EVENT).encode()]),
+    "DDL event": Parser(an_event, samples=[json.dumps(EVENT).encode()]),
     "statement of a DDL event": Parser(
-        lambda data: ddl.statement_of(ddl.parse_event(data)), samples=[json.dumps(EVENT).encode()]
+        lambda data: ddl.statement_of(an_event(data)), samples=[json.dumps(EVENT).encode()]
     ),
-    "subtransaction of a message": Parser(
-        lambda data: own_messages.subtransaction(a_message(data)), (), [json.dumps(EVENT).encode()]
+    "text of several statements": Parser(
+        lambda data: ddl.Text.from_json(said(data).said), samples=[b'{"source": "SELECT 1; SELECT 2"}']
+    ),
+    "restore point": Parser(
+        lambda data: journal.restore_point(said(data)), samples=[b'{"name": "x", "at": "0/9", "lsn": "0/9"}']
     ),
     "computed rows": Parser(
-        lambda data: own_messages.computed_rows(a_message(data)),
+        lambda data: journal.computed_rows(said(data)),
         samples=[b'{"schema": "public", "name": "t", "first": true, "rows": ["(1,a)"]}'],
     ),
     "name of a manifest": Parser(

@@ -35,6 +35,8 @@ ARCHIVE = UUID(int=5)
 TIMES = st.datetimes(min_value=datetime(2000, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
 LSNS = st.integers(0, 2**64 - 1).map(Lsn)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=30)
+SEALED = st.text("0123456789abcdef", min_size=224, max_size=224)
+POINTS = st.builds(RestorePoint, lsn=LSNS, time=TIMES, key_id=TEXT, sealed=SEALED)
 ENTRIES: st.SearchStrategy[Entry] = st.one_of(
     st.builds(Gap, after_lsn=LSNS, before_lsn=LSNS, reason=TEXT),
     st.builds(Fence, host=TEXT, pid=st.integers(0, 2**22), version=TEXT),
@@ -46,7 +48,7 @@ ENTRIES: st.SearchStrategy[Entry] = st.one_of(
         end_lsn=LSNS,
         covered_until=st.none() | TIMES,
         max_commit_time=st.none() | TIMES,
-        restore_points=st.lists(st.builds(RestorePoint, name=TEXT, lsn=LSNS, time=TIMES), max_size=2).map(tuple),
+        restore_points=st.lists(POINTS, max_size=2).map(tuple),
         object=st.none()
         | st.builds(
             ObjectRef,

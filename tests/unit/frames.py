@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from archiver.format import pgoutput as p
 from archiver.lsn import Lsn
@@ -51,6 +53,22 @@ def truncate(*relations: int, xid: int | None = None) -> bytes:
 
 def message(prefix: str, content: bytes, lsn: int, *, transactional: bool = True, xid: int | None = None) -> bytes:
     return wal(encode(p.LogicalMessage(transactional, Lsn(lsn), prefix, content), xid=xid))
+
+
+JOURNAL = p.Relation(
+    90, "archiver", "journal", "d",
+    tuple(p.Column(name, 25, -1, name == "id") for name in ("id", "kind", "key", "about", "content")),
+)  # fmt: skip
+
+
+def journal_row(kind: str, said: dict[str, Any] | str) -> tuple[bytes | None, ...]:
+    content = said if isinstance(said, str) else json.dumps(said)
+    return (b"2f0c", kind.encode(), None, None, content.encode("utf-8", "surrogatepass"))
+
+
+def entry(kind: str, said: dict[str, Any] | str, xid: int | None = None) -> bytes:
+    """A row of the journal."""
+    return wal(encode(p.Insert(JOURNAL.id, journal_row(kind, said), 0), xid=xid))
 
 
 def block(xid: int, *frames: bytes, first: bool = False) -> list[bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,9 @@ from archiver.format import ddl
 from archiver.format.ddl import Event
 from archiver.format.ddl_rewrite import TargetFacts, for_target
 
+EVENT: dict[str, Any] = {
+    "event": "sql_drop", "tag": "DROP TABLE", "role": "r", "settings": {}, "schemas": ["pg_temp_3", "public"],
+}  # fmt: skip
 TARGET = TargetFacts(frozenset({"anna", "ben"}), "archiver_shop")
 
 
@@ -31,14 +33,19 @@ def rewritten(text: str, target: TargetFacts = TARGET, **fields: Any) -> list[st
 
 
 def test_a_message_that_no_trigger_wrote_is_refused() -> None:
-    for content in (b"", b"{}", b"[]", b'{"event": 1}'):
+    for said in ({}, {"event": 1}, EVENT | {"settings": 7}, EVENT | {"text": "2f0c"}):
         with pytest.raises(IntegrityError, match="cannot be read"):
-            ddl.parse_event(content)
+            ddl.parse_event(said)
+
+
+@pytest.mark.parametrize("name", ["session_replication_role", "local_preload_libraries", "role", "datestyle"])
+def test_a_setting_that_no_trigger_tells_of_is_refused(name: str) -> None:
+    with pytest.raises(IntegrityError, match="cannot be read"):
+        ddl.parse_event(EVENT | {"settings": {name: "x"}})
 
 
 def test_a_message_is_read_without_the_temporary_schema() -> None:
-    raw = {"event": "sql_drop", "tag": "DROP TABLE", "role": "r", "settings": {}, "schemas": ["pg_temp_3", "public"]}
-    read = ddl.parse_event(json.dumps(raw).encode())
+    read = ddl.parse_event(EVENT)
     assert (read.kind, read.schemas, read.place) == ("sql_drop", ["public"], 1)
 
 
@@ -87,7 +94,9 @@ def test_a_statement_inside_a_line_of_context_ends_where_it_parses(statement: st
 def test_a_statement_of_an_sql_function_is_found_in_the_bodies_of_that_name() -> None:
     bodies = ["SELECT 1; SELECT 2", "SELECT 1; CREATE TABLE a (); CREATE TABLE b ()"]
     source = 'SQL function "f" statement 2'
-    assert ddl.statement_of(event(source=source, bodies=bodies, objects=tables("a"))) == "CREATE TABLE a ()"
+    assert (
+        ddl.statement_of(event(source=source, text=ddl.Text(bodies=bodies), objects=tables("a"))) == "CREATE TABLE a ()"
+    )
 
 
 @pytest.mark.parametrize(

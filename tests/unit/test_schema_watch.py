@@ -86,7 +86,28 @@ def test_a_table_that_the_stream_describes_and_no_look_shows_came_and_went() -> 
     judge(watch, look("a", 100))
     lost = judge(watch, STRANGE)
     assert lost is not None
-    assert (span(lost), lost.reason) == ((100, 210), f"{schema_watch.CHANGED_BACK}: public.made")
+    assert (span(lost), lost.reason) == ((100, 210), schema_watch.CHANGED_BACK)
+
+
+def test_a_loss_that_was_only_counted_is_told_until_its_transaction_must_have_ended() -> None:
+    """It is counted while the statement runs: what the statement did is committed later."""
+    watch = SchemaWatch(Catalog(digest=None, lsn=Lsn(90), losses=3), Lsn(95))
+    counted = replace(look(None, 100), losses=4)
+    assert judge(watch, replace(counted, losses=3)) is None
+    for before, running, next_xid in ((200, {7}, 8), (300, {7}, 9), (400, set(), 10)):
+        lost = judge(watch, replace(look(None, before, running, next_xid), losses=4))
+        assert lost is not None
+        assert lost.reason == schema_watch.UNCOUNTED
+    assert watch.catalog is not None
+    assert watch.catalog.losses == 4
+    assert judge(watch, replace(counted, before=Lsn(500), after=Lsn(510))) is None
+
+
+def test_a_loss_is_counted_across_a_restart() -> None:
+    known = Catalog(digest=None, lsn=Lsn(90), losses=3)
+    lost = judge(SchemaWatch(known, Lsn(95)), replace(look(None, 100), losses=4))
+    assert lost is not None
+    assert judge(SchemaWatch(known, Lsn(95)), look(None, 100)) is None
 
 
 def test_what_a_stream_that_lags_describes_is_no_news_before_the_change_that_was_told() -> None:

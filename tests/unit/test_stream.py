@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -22,6 +24,7 @@ from archiver.policy.stream import ChangeStream, Cut
 from archiver.policy.transactions import TransactionAssembler
 from tests.pgoutput_encoder import encode
 from tests.unit.frames import (
+    JOURNAL,
     MOOD,
     OTHER,
     TABLE,
@@ -31,6 +34,7 @@ from tests.unit.frames import (
     block,
     commit,
     described,
+    entry,
     insert,
     keepalive,
     message,
@@ -99,7 +103,7 @@ def test_messages_are_kept_verbatim_without_their_transport() -> None:
 def test_a_segment_says_what_it_holds() -> None:
     cut = stream(*MIXED).cut()
     assert (cut.ordinal, cut.start, cut.end) == (1, 100, 230)
-    assert (cut.messages, cut.commits) == (len(MIXED) - 2, 3)
+    assert (cut.messages, cut.commits) == (len(MIXED) - 3, 3)
     assert (cut.first_commit_time, cut.max_commit_time) == (at(200), at(230))
     last = cut.last_commit
     assert last is not None
@@ -308,42 +312,83 @@ def test_a_streamed_commit_moves_the_position_and_an_abort_does_not() -> None:
 # --- restore points and what else may come ---
 
 
+def point(name: str, lsn: str, xid: int | None = None) -> bytes:
+    return entry("point", {"name": name, "at": lsn, "lsn": lsn}, xid)
+
+
+def lost(reason: str, xid: int | None = None) -> bytes:
+    return entry("lost", {"reason": reason, "what": "CREATE TABLE", "lsn": "0/1"}, xid)
+
+
 def test_a_restore_point_is_noted_with_its_lsn_and_the_time_of_its_commit() -> None:
-    frames = [begin(200), message("archiver.restore_point", "vor Öffnung".encode(), 190), commit(200)]
-    (point,) = stream(*frames).cut().restore_points
-    assert (point.name, point.lsn, point.time) == ("vor Öffnung", 190, at(200))
+    frames = [described(JOURNAL), begin(200), point("vor Öffnung", "0/BE"), commit(200)]
+    [(found, time)] = stream(*frames).cut().points
+    assert (found.name, found.lsn, time) == ("vor Öffnung", 190, at(200))
 
 
-def test_other_logical_messages_are_kept_and_mean_nothing() -> None:
+def test_logical_messages_are_dropped_whoever_wrote_them() -> None:
+    said = [message("archiver.restore_point", b"x", 190), message("app", b"y" * 1000, 191)]
+    loose = message("archiver.ddl_lost", b"loose", 210, transactional=False)
+    cut = stream(begin(200), *said, commit(200), loose).cut()
+    assert (cut.points, cut.lost, cut.messages) == ([], [], 2)
+    assert records(cut) == payloads(begin(200), commit(200))
+
+
+def test_a_journal_that_is_not_archivers_own_says_nothing() -> None:
+    feeding = ChangeStream(Lsn(100), 1)
+    feeding.trusts_journal = False
+    feeding.feed([described(JOURNAL), begin(200), lost("failed"), point("forged", "0/BE"), commit(200)])
+    cut = feeding.cut()
+    assert (cut.points, cut.lost) == ([], [])
+    assert records(cut) == payloads(described(JOURNAL), begin(200), commit(200))
+
+
+def test_of_archivers_own_tables_only_what_is_written_into_the_journal_is_kept() -> None:
+    other = replace(JOURNAL, id=91, name="other")
+    delete = wal(encode(p.Delete(JOURNAL.id, (b"2f0c", None, None, None, None), False, 0)))
     frames = [
         begin(200),
-        message("archiver.restore_pointy", b"x", 190),
-        message("app", b"archiver.restore_point", 191),
-        commit(200),
-        message("archiver.restore_point", b"loose", 210, transactional=False),
+        described(JOURNAL),
+        described(other),
+        entry("text", {"source": "x"}),
+        delete,
+        insert(b"1", 91),
     ]
-    cut = stream(*frames).cut()
-    assert cut.restore_points == []
-    assert records(cut) == payloads(*frames)
+    cut = stream(*frames, commit(200)).cut()
+    assert records(cut) == payloads(*frames[:4], commit(200))
+    assert cut.described == set()
 
 
-def lost(content: bytes, xid: int | None = None) -> bytes:
-    return message("archiver.ddl_lost", content, 190, xid=xid)
+def test_each_segment_describes_the_journal_before_its_first_row_and_once() -> None:
+    feeding = stream(described(JOURNAL), begin(200), lost("failed"), commit(200))
+    feeding.cut()
+    feeding.feed([begin(300), lost("failed"), lost("moment"), commit(300)])
+    cut = feeding.cut()
+    kinds = [type(record).__name__ for record in records(cut)]
+    assert kinds == ["bytes", "Relation", "bytes", "bytes", "bytes"]
+    assert [(each.lsn, each.reason) for each in cut.lost] == [(300, "failed"), (300, "moment")]
 
 
-def test_what_was_not_captured_is_noted_with_its_commit() -> None:
-    frames = [begin(200), lost(b"CREATE TABLE: broken"), lost(b"again"), commit(200), begin(300), commit(300)]
-    found = stream(*frames).cut().lost
-    assert [(each.lsn, each.reason) for each in found] == [(200, "CREATE TABLE: broken"), (200, "again")]
+@pytest.mark.parametrize("said", ["not JSON", "[]", "{}", {"reason": "my password is hunter2"}, {"reason": 7}])
+def test_a_loss_that_cannot_be_read_is_one_all_the_same_and_shows_no_text(said: Any) -> None:
+    [found] = stream(described(JOURNAL), begin(200), entry("lost", said), commit(200)).cut().lost
+    assert found.reason == "unreadable"
+
+
+@pytest.mark.parametrize("name", ["", "x" * 64, "ä" * 32, "\x1b[2J", "a\nb", 7])
+def test_a_restore_point_that_no_reader_would_accept_is_none(name: Any) -> None:
+    cut = stream(described(JOURNAL), begin(200), point(name, "0/BE"), commit(200)).cut()
+    assert cut.points == []
+    assert [each.reason for each in cut.lost] == ["unreadable"]
 
 
 def test_what_a_streamed_transaction_lost_counts_from_its_commit_unless_it_was_rolled_back() -> None:
-    frames = [*block(7, lost(b"kept", 7), lost(b"undone", 70), lost(b"sub", 71), first=True)]
-    frames += [*block(8, lost(b"never", 8), first=True), stream_abort(7, 70), stream_abort(8, 8)]
+    frames = [*block(7, described(JOURNAL, 7), lost("rows", 7), lost("failed", 70), lost("moment", 71), first=True)]
+    frames += [*block(8, lost("failed", 8), first=True), stream_abort(7, 70), stream_abort(8, 8)]
     feeding = stream(*frames)
     assert feeding.cut().lost == []
     feeding.feed([stream_commit(7, 300)])
-    assert [(each.lsn, each.reason) for each in feeding.cut().lost] == [(300, "kept"), (300, "sub")]
+    assert [(each.lsn, each.reason) for each in feeding.cut().lost] == [(300, "rows"), (300, "moment")]
 
 
 def test_an_origin_is_kept() -> None:

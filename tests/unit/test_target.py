@@ -10,10 +10,10 @@ from datetime import timedelta, timezone
 import pytest
 
 from archiver.errors import TargetUnreachable, UsageError
-from archiver.format.manifest import Changes, Entry, Gap, RestorePoint
+from archiver.format.manifest import Changes, Entry, Gap, RestorePoint, format_time
 from archiver.lsn import Lsn
 from archiver.policy.history import History
-from archiver.policy.target import Target, ToLatest, ToLsn, ToName, ToTime, parse_time
+from archiver.policy.target import Plan, Target, ToLatest, ToLsn, ToName, ToTime, parse_time
 from tests.unit.target_log import COMMITS, LOG, MORNING, NOW, at, changes, commit, ordinals, plan, ref, snapshot
 
 # --- sequences ---
@@ -212,30 +212,37 @@ def test_the_newest_base_snapshot_at_or_before_the_target_is_used() -> None:
 # --- restore points and latest ---
 
 
-def named(*points: tuple[str, int]) -> list[Entry]:
-    """The log, with restore points in its second segment."""
-    found = tuple(RestorePoint(name=name, lsn=Lsn(lsn), time=at(lsn)) for name, lsn in points)
+def named(*points: tuple[str, int]) -> tuple[list[Entry], dict[str, str]]:
+    """The log, with restore points in its second segment, and their names by how they are sealed."""
+    sealed = {f"{number:0224x}": name for number, (name, _) in enumerate(points)}
+    found = tuple(
+        RestorePoint(lsn=Lsn(lsn), time=at(lsn), key_id="k", sealed=seal)
+        for seal, (_, lsn) in zip(sealed, points, strict=True)
+    )
     second = changes(2, 200, 300, *COMMITS[2], restore_points=found)
-    return [second if isinstance(entry, Changes) and entry.ordinal == 2 else entry for entry in LOG]
+    return [second if isinstance(entry, Changes) and entry.ordinal == 2 else entry for entry in LOG], sealed
+
+
+def plan_named(name: str, *points: tuple[str, int]) -> Plan:
+    return History(*named(*points)).plan(ToName(name), COMMITS[2], NOW)
 
 
 def test_a_restore_point_stops_at_its_lsn() -> None:
-    planned = plan(ToName("release"), named(("release", 240)))
+    planned = plan_named("release", ("release", 240))
     assert planned.stop == 240
     assert planned.last_commit == COMMITS[2][0]
 
 
-def test_of_restore_points_with_one_name_the_newest_counts() -> None:
-    log = named(("release", 220), ("other", 240), ("release", 260))
-    assert plan(ToName("release"), log).stop == 260
-    point = History(log).find_restore_point("release")
-    assert point is not None
-    assert point.lsn == 260
+def test_two_restore_points_of_one_name_are_refused_with_both() -> None:
+    with pytest.raises(TargetUnreachable, match="2 restore points 'release'") as refused:
+        plan_named("release", ("release", 220), ("other", 240), ("release", 260))
+    assert refused.value.where == f"0/DC ({format_time(at(220))}), 0/104 ({format_time(at(260))})"
+    assert "--target-lsn" in (refused.value.hint or "")
 
 
 def test_an_unknown_restore_point_is_refused_with_those_that_are_known() -> None:
     with pytest.raises(TargetUnreachable, match="no restore point 'x'") as refused:
-        plan(ToName("x"), named(("b", 220), ("a", 240)))
+        plan_named("x", ("b", 220), ("a", 240))
     assert refused.value.hint == "Restore points: a, b."
     with pytest.raises(TargetUnreachable) as refused:
         plan(ToName("x"))

@@ -9,9 +9,11 @@ import pytest
 
 from archiver.errors import IntegrityError
 from archiver.format import pgoutput as p
+from archiver.format.journal import Entry
 from archiver.lsn import Lsn
 from archiver.policy.transactions import SourceTransaction, TransactionAssembler, Truncated
 from tests.pgoutput_encoder import encode
+from tests.unit.frames import JOURNAL, journal_row
 
 START = datetime(2025, 1, 1, tzinfo=UTC)
 V1 = p.Relation(10, "public", "t", "d", (p.Column("id", 23, -1, True),))
@@ -280,24 +282,35 @@ def test_a_spool_file_that_was_cut_short_is_an_error() -> None:
         rows(one)
 
 
-def test_truncate_names_its_relations_and_messages_come_in_their_place() -> None:
-    message = p.LogicalMessage(True, Lsn(5), "archiver.ddl", b"{}")
+def test_truncate_names_its_relations_and_entries_of_the_journal_come_in_their_place() -> None:
+    row = journal_row("ddl", {"tag": "x", "lsn": "0/5"})
+    delete = p.Delete(JOURNAL.id, row, True, 0)
     (one,) = feed(
         assembler(),
-        *(begin(50), described(V1), described(OTHER), insert(b"1"), encode(message)),
-        *(encode(p.Truncate((10, 11), True, False)), commit(50)),
+        *(begin(50), described(V1), described(OTHER), described(JOURNAL), insert(b"1")),
+        *(encode(p.Insert(JOURNAL.id, row, 0)), encode(delete)),
+        *(encode(p.Truncate((10, 11, JOURNAL.id), True, False)), commit(50)),
     )
-    assert [change for _, change in one.changes()][1:] == [message, Truncated((V1, OTHER), False)]
+    found = Entry("2f0c", "ddl", Lsn(5), {"tag": "x", "lsn": "0/5"})
+    assert [change for _, change in one.changes()][1:] == [found, Truncated((V1, OTHER), False)]
+    assert list(one.entries()) == [found]
 
 
-def test_a_message_that_is_not_transactional_is_part_of_no_transaction() -> None:
-    loose = p.LogicalMessage(False, Lsn(5), "x", b"y")
+def test_entries_of_a_streamed_transaction_are_found_without_what_was_rolled_back() -> None:
+    kept, undone = (
+        encode(p.Insert(JOURNAL.id, journal_row(kind, {}), 0), xid=xid) for kind, xid in (("lost", 2), ("ddl", 3))
+    )
+    frames = [start(2), encode(JOURNAL, xid=2), kept, undone, STOP, encode(p.StreamAbort(2, 3, None, None))]
+    (one,) = feed(assembler(), *frames, stream_commit(2, 60))
+    assert [entry.kind for entry in one.entries()] == ["lost"]
+
+
+def test_logical_messages_are_part_of_no_transaction() -> None:
+    loose, said = p.LogicalMessage(False, Lsn(5), "x", b"y"), p.LogicalMessage(True, Lsn(5), "archiver.ddl", b"{}")
     stream = assembler()
-    (one,) = feed(stream, encode(loose), begin(50), encode(loose), commit(50), encode(loose))
-    (two,) = feed(stream, start(2), encode(loose, xid=2), STOP, stream_commit(2, 60))
+    (one,) = feed(stream, encode(loose), begin(50), encode(said), commit(50), encode(loose))
+    (two,) = feed(stream, start(2), encode(said, xid=2), STOP, stream_commit(2, 60))
     assert [*one.changes(), *two.changes()] == []
-    with pytest.raises(IntegrityError, match="malformed"):
-        stream.feed(encode(loose)[:-1])
 
 
 def test_a_row_that_does_not_fit_its_relation_is_refused() -> None:

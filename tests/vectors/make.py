@@ -23,6 +23,7 @@ from archiver.format import pgoutput as p
 from archiver.format import wrap as w
 from archiver.format.digest import RowDigest
 from archiver.format.drill import Check, Copy, Phase, Record
+from archiver.format.journal import Point
 from archiver.format.manifest import (
     Archive,
     CommitRef,
@@ -32,9 +33,11 @@ from archiver.format.manifest import (
     Gap,
     Manifest,
     ObjectRef,
+    RestorePoint,
     Signed,
     Snapshot,
 )
+from archiver.format.names import seal_name
 from archiver.format.seal import Identity, Kind, Sealer, derive
 from archiver.lsn import Lsn
 from archiver.policy import catalog
@@ -44,6 +47,7 @@ from archiver.postgres.snapshot import DatabaseInfo
 from archiver.postgres.snapshot_tables import TableInfo
 from archiver.snapshots import Index, IndexedTable, part_place
 from tests.pgoutput_encoder import encode
+from tests.unit.frames import JOURNAL, entry
 
 HERE = Path(__file__).parent
 ARCHIVE = UUID("5f9d4e5e-52a1-4d0b-9c57-3a8b7d1f0c11")
@@ -153,7 +157,7 @@ def cuts() -> list[Cut]:
     Transaction 798 is in the base snapshot already; 802 is a subtransaction of 800 and aborts.
     """
     stream = ChangeStream(Lsn(0x1000), 1)
-    point = p.LogicalMessage(True, Lsn(0x1180), "archiver.restore_point", "before öffnung".encode())
+    point = entry("point", {"name": "before öffnung", "at": "0/1180", "lsn": "0/1180"})
     stream.feed(
         [
             wal(encode(p.Begin(Lsn(0x1040), at(5), 798))),
@@ -166,7 +170,8 @@ def cuts() -> list[Cut]:
             row(2, None),
             wal(encode(p.Commit(Lsn(0x10F0), Lsn(0x1100), at(10)))),
             wal(encode(p.Begin(Lsn(0x1190), at(11), 801))),
-            wal(encode(point)),
+            wal(encode(JOURNAL)),
+            point,
             wal(encode(p.Commit(Lsn(0x1190), Lsn(0x11A0), at(11)))),
             wal(encode(p.StreamStart(800, True))),
             wal(encode(MOOD, xid=800)),
@@ -199,7 +204,15 @@ def append_changes(objects: Objects, cut: Cut, covered: float) -> None:
     key = layout.segment(cut.ordinal, cut.start, cut.end, WRITER)
     place = Place(Kind.CHANGES, cut.ordinal, cut.start, cut.end)
     ref = objects.seal(key, place, bytes(cut.body)) if cut.messages else None
-    objects.append(cut.entry(1, None, covered_until=at(covered), sequences=False, stored=ref))
+    points = [sealed_point(point, time) for point, time in cut.points]
+    covering = at(covered)
+    objects.append(cut.entry(1, None, covered_until=covering, sequences=False, stored=ref, restore_points=points))
+
+
+def sealed_point(point: Point, time: datetime) -> RestorePoint:
+    key_id = "changes-2026-11-22"
+    sealed = seal_name(SECRETS[key_id], ARCHIVE, point.lsn, point.name, salt=salt(point.name))
+    return RestorePoint(lsn=point.lsn, time=time, key_id=key_id, sealed=sealed)
 
 
 # --- a base snapshot ---

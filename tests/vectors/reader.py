@@ -58,7 +58,7 @@ class Reader:
         self.folder = folder
         self.kek = base64.b64decode(kek_line.removeprefix("archiver-kek-1:"), validate=True)
         data = self.get("archive.json")
-        self.identity = self._signed(data, b"archiver archive v1\0", bytes.fromhex(json.loads(data)["public_key"]))
+        self.identity = self._signed(data, b"archiver archive v2\0", bytes.fromhex(json.loads(data)["public_key"]))
         self.public_key = bytes.fromhex(self.identity["public_key"])
         signer = Ed25519PrivateKey.from_private_bytes(self.key("signing", "signing"))
         require(signer.public_key().public_bytes_raw() == self.public_key, "archive.json is somebody else's")
@@ -105,7 +105,7 @@ class Reader:
         """Every manifest, verified, with its hash."""
         found: list[tuple[Json, str]] = []
         for data in self.stored_log():
-            fields = self._signed(data, b"archiver manifest v1\0", self.public_key)
+            fields = self._signed(data, b"archiver manifest v2\0", self.public_key)
             require(fields["archive"] == self.identity["archive"], "another archive's")
             require(fields["seq"] == len(found) + 1, "out of order")
             require(fields["prev"] == (found[-1][1] if found else None), "the chain is broken")
@@ -135,6 +135,17 @@ class Reader:
             + struct.pack(">QQ", start, end)
             + ref["key_id"].encode().ljust(32, b"\0")
         )
+
+    def restore_points(self, changes: Json) -> list[tuple[str, str]]:
+        """Names and LSNs."""
+        return [(self.name(point), point["lsn"]) for point in changes["restore_points"]]
+
+    def name(self, point: Json) -> str:
+        sealed = bytes.fromhex(point["sealed"])
+        archive = bytes.fromhex(self.identity["archive"].replace("-", ""))
+        info = b"archiver name v2\0" + archive + struct.pack(">Q", number(point["lsn"]))
+        key = HKDF(SHA512(), 32, sealed[:32], info).derive(self.key(point["key_id"], "changes"))
+        return AESGCM(key).decrypt(bytes(12), sealed[32:], None).rstrip(b"\0").decode()
 
     def segment(self, changes: Json) -> bytes:
         start, end = number(changes["start_lsn"]), number(changes["end_lsn"])
@@ -185,6 +196,7 @@ class Replay:
         self.transactions: list[Json] = []
         self.sequences: dict[str, int] = {}
         self.relations: dict[int, int] = {}
+        self.own: set[int] = set()  # tables that are archiver's, and no part of the database
         self.session: tuple[str, int] | None = None
         self.open: dict[int, list[tuple[int, Json | None]]] = {}
         self.current: int | None = None
@@ -212,6 +224,8 @@ class Replay:
         if message[0] == ord("R"):
             names_end = message.index(0, message.index(0, at + 4) + 1) + 1
             (self.relations[relation],) = struct.unpack_from(">H", message, names_end + 1)
+            if message[at + 4 :].startswith(b"archiver\0"):
+                self.own.add(relation)
 
     def message(self, message: bytes) -> None:
         tag = chr(message[0])
@@ -256,7 +270,8 @@ class Replay:
                 (length,) = struct.unpack_from(">I", message, at + 1)
                 values.append(message[at + 5 : at + 5 + length].decode())
                 at += 5 + length
-        self.open[current].append((subxid, {"row": values}))
+        if relation not in self.own:
+            self.open[current].append((subxid, {"row": values}))
 
     def commit(self, key: int, xid: int, _lsn: int, end: int, time: int) -> None:
         found = self.open.pop(key)

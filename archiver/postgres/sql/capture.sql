@@ -1,0 +1,229 @@
+-- DDL: every statement that fires event triggers becomes a row of the journal in its own transaction. Nothing here
+-- fails the application's statement, and nothing waits: what cannot be captured is recorded as lost.
+
+-- Who runs the statement, and under which settings, only a function without a SET clause can tell that runs with the
+-- rights of its caller. It fires right before the others, and no code of the user's runs in between. What a setting
+-- holds is replaced here, whoever wrote it. Every name is qualified: the search_path is the user's.
+CREATE FUNCTION archiver.note_session() RETURNS event_trigger LANGUAGE plpgsql AS $note$
+BEGIN
+    PERFORM pg_catalog.set_config('archiver.session', pg_catalog.json_build_object(
+        'role', current_user, 'session_role', session_user,
+        'schemas', pg_catalog.to_json(pg_catalog.current_schemas(false)),
+        'settings', (
+            SELECT pg_catalog.json_object_agg(name, pg_catalog.current_setting(name, true))
+              FROM pg_catalog.unnest(ARRAY[__SETTINGS__]) AS name))::pg_catalog.text, true);
+END
+$note$;
+
+CREATE FUNCTION archiver.capture_ddl() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER __CAPTURING__
+AS $capture$
+DECLARE
+    stack text;
+    origin text;
+BEGIN
+    GET DIAGNOSTICS stack = PG_CONTEXT;
+    origin := CASE WHEN stack LIKE E'%\n%' THEN substr(stack, strpos(stack, E'\n') + 1) ELSE '' END;
+    IF tg_event = 'ddl_command_start' THEN
+        PERFORM archiver.record_start(tg_tag, origin);
+    ELSIF tg_event = 'table_rewrite' THEN
+        PERFORM archiver.note_rewrite(pg_event_trigger_table_rewrite_oid(), pg_event_trigger_table_rewrite_reason(),
+                                      origin);
+    ELSIF tg_event = 'sql_drop' THEN
+        PERFORM archiver.record_drop(tg_tag);
+    ELSE
+        PERFORM archiver.record_end(tg_tag, origin);
+    END IF;
+EXCEPTION WHEN OTHERS THEN
+    RAISE WARNING 'archiver: % was not captured, a base snapshot follows: %', tg_tag, SQLERRM;
+    PERFORM archiver.record_loss('failed', concat(tg_tag, ': ', SQLERRM));
+END
+$capture$;
+
+CREATE FUNCTION archiver.event_of(event text, tag text) RETURNS jsonb LANGUAGE sql STABLE AS $event$
+    SELECT current_setting('archiver.session')::jsonb || jsonb_build_object('event', event, 'tag', tag)
+$event$;
+
+CREATE FUNCTION archiver.record_start(tag text, origin text) RETURNS void LANGUAGE plpgsql AS $start$
+BEGIN
+    IF tag IN ('CREATE EXTENSION', 'ALTER EXTENSION') THEN
+        PERFORM archiver.place_of(archiver.text_of(origin), 'ddl_command_start', tag);
+    END IF;
+    PERFORM archiver.write('ddl', archiver.event_of('ddl_command_start', tag));
+END
+$start$;
+
+CREATE FUNCTION archiver.record_drop(tag text) RETURNS void LANGUAGE plpgsql AS $drop$
+DECLARE
+    dropped jsonb;
+BEGIN
+    IF tag NOT LIKE 'DROP %' THEN
+        RETURN;
+    END IF;
+    SELECT jsonb_agg(jsonb_build_object('type', object_type, 'identity', object_identity,
+                                        'names', address_names, 'args', address_args))
+      INTO dropped FROM pg_event_trigger_dropped_objects()
+     WHERE original AND NOT is_temporary AND schema_name IS DISTINCT FROM 'archiver'
+       AND NOT (object_type = 'schema' AND object_name = 'archiver')
+       AND NOT (object_type IN ('trigger', 'policy', 'rule') AND address_names[1] = 'archiver');
+    IF dropped IS NOT NULL THEN
+        PERFORM archiver.write('ddl', archiver.event_of('sql_drop', tag) || jsonb_build_object('objects', dropped));
+    END IF;
+END
+$drop$;
+
+-- The schema of an object, or of the table that it stands on.
+CREATE FUNCTION archiver.schema_of(class oid, object oid, named text) RETURNS text LANGUAGE sql STABLE AS $schema$
+    SELECT coalesce(named, (
+        SELECT CASE WHEN c.relnamespace = pg_my_temp_schema() THEN 'pg_temp' ELSE n.nspname END
+          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE c.oid = CASE class WHEN 'pg_trigger'::regclass THEN (SELECT tgrelid FROM pg_trigger WHERE oid = object)
+                                  WHEN 'pg_policy'::regclass THEN (SELECT polrelid FROM pg_policy WHERE oid = object)
+                                  WHEN 'pg_rewrite'::regclass THEN (SELECT ev_class FROM pg_rewrite WHERE oid = object)
+                       END))
+$schema$;
+
+CREATE FUNCTION archiver.record_end(tag text, origin text) RETURNS void LANGUAGE plpgsql AS $end$
+DECLARE
+    words jsonb;
+    message jsonb;
+    objects jsonb;
+    tables oid[];
+    scripted bool;
+BEGIN
+    IF tag = 'REINDEX' THEN  -- which fires from 17 on only
+        RETURN;
+    END IF;
+    words := archiver.text_of(origin);
+    message := jsonb_build_object('place', archiver.place_of(words, 'ddl_command_end', tag));
+    IF tag LIKE 'DROP %' AND tag <> 'DROP OWNED' THEN
+        RETURN;
+    END IF;
+    SELECT jsonb_agg(jsonb_build_object('type', object_type, 'schema', schema_name, 'identity', object_identity,
+                                        'oid', objid::bigint)) FILTER (WHERE NOT in_extension),
+           array_agg(objid) FILTER (WHERE NOT in_extension AND classid = 'pg_class'::regclass), bool_or(in_extension)
+      INTO objects, tables, scripted FROM pg_event_trigger_ddl_commands()
+     WHERE coalesce(archiver.schema_of(classid, objid, schema_name), '') NOT IN ('pg_temp', 'archiver')
+       AND NOT (object_type = 'schema' AND object_identity = 'archiver');
+    IF objects IS NULL AND tag NOT IN (
+        'CREATE TABLE AS', 'SELECT INTO', 'DROP OWNED', 'CREATE EXTENSION', 'ALTER EXTENSION',
+        'ALTER PUBLICATION'  -- which names no object where it only takes some out
+    ) THEN
+        IF scripted IS NOT TRUE THEN
+            PERFORM archiver.take_rewritten();
+        END IF;
+        RETURN;
+    END IF;
+    message := message || archiver.event_of('ddl_command_end', tag)
+            || jsonb_build_object('objects', objects, 'source', words -> 'source', 'text', words -> 'text')
+            || archiver.described(tag, words, tables);
+    PERFORM archiver.write('ddl', message);
+    PERFORM archiver.record_moments(tag, words);
+    PERFORM archiver.record_rewritten();
+END
+$end$;
+
+-- What the text of a statement does not tell of what it made.
+CREATE FUNCTION archiver.described(tag text, words jsonb, tables oid[]) RETURNS jsonb LANGUAGE plpgsql AS $described$
+DECLARE
+    result jsonb := '{}';
+BEGIN
+    IF tag IN ('GRANT', 'REVOKE', 'CREATE STATISTICS') THEN
+        result := jsonb_build_object('temporary', (
+            SELECT jsonb_agg(relname) FROM pg_class WHERE relnamespace = pg_my_temp_schema()));
+    ELSIF tag IN ('CREATE TABLE AS', 'SELECT INTO', 'IMPORT FOREIGN SCHEMA') THEN
+        result := jsonb_build_object('created', archiver.describe_tables(tables));
+    ELSIF tag = 'ALTER TABLE' THEN
+        result := jsonb_build_object('missing', archiver.missing_values(tables));
+    END IF;
+    IF tag IN ('CREATE TABLE', 'ALTER TABLE') AND (words ->> 'copies')::bool THEN
+        result := result || jsonb_build_object('indexes', archiver.new_indexes(tables));
+    END IF;
+    IF (words ->> 'moment')::bool THEN
+        result := result || jsonb_build_object('defaults', archiver.defaults_of(tables));
+    END IF;
+    IF tag IN ('CREATE TABLE', 'CREATE SCHEMA') AND EXISTS (
+        SELECT FROM jsonb_array_elements_text(nullif(words -> 'likes', 'null')) AS name
+          JOIN pg_class c ON c.relname = name WHERE c.relnamespace = pg_my_temp_schema()
+    ) THEN
+        PERFORM archiver.record_loss('like-temporary', tag);  -- what LIKE copied of it nobody knows
+    END IF;
+    RETURN result;
+END
+$described$;
+
+-- Of what a function's body does, nothing is evaluated when it is made, unless it is BEGIN ATOMIC.
+CREATE FUNCTION archiver.record_moments(tag text, words jsonb) RETURNS void LANGUAGE plpgsql AS $moments$
+BEGIN
+    IF NOT (words ->> 'moment')::bool
+       OR tag ~ '^(CREATE|ALTER) (FOREIGN )?TABLE$' AND NOT (words ->> 'beside')::bool  -- described
+       OR tag ~ '^(CREATE TABLE AS|SELECT INTO|DROP |COMMENT|SECURITY LABEL|GRANT|REVOKE|REFRESH|ALTER DEFAULT)'
+       OR tag ~ '^(CREATE|ALTER) (FUNCTION|PROCEDURE|ROUTINE|EXTENSION)' AND NOT (words ->> 'atomic')::bool THEN
+        RETURN;
+    END IF;
+    PERFORM archiver.record_loss('moment', tag);
+END
+$moments$;
+
+-- CREATE TABLE AS may read temporary tables, call volatile functions or run a prepared statement, and IMPORT FOREIGN
+-- SCHEMA asks another server: neither can be repeated, so the tables that they made are described.
+CREATE FUNCTION archiver.describe_tables(tables oid[]) RETURNS jsonb LANGUAGE sql STABLE AS $describe$
+    SELECT jsonb_agg(jsonb_build_object(
+               'schema', n.nspname, 'name', c.relname, 'persistence', c.relpersistence,
+               'method', am.amname, 'options', c.reloptions, 'server', s.srvname,
+               'server_options', (SELECT jsonb_agg(jsonb_build_array(o.option_name, o.option_value))
+                                    FROM pg_options_to_table(f.ftoptions) o),
+               'columns', (SELECT jsonb_agg(jsonb_build_object(
+                        'name', a.attname, 'type', format_type(a.atttypid, a.atttypmod), 'not_null', a.attnotnull,
+                        'collation', CASE WHEN a.attcollation <> t.typcollation
+                                          THEN quote_ident(cn.nspname) || '.' || quote_ident(co.collname) END,
+                        'default', pg_get_expr(d.adbin, d.adrelid),
+                        'options', (SELECT jsonb_agg(jsonb_build_array(o.option_name, o.option_value))
+                                      FROM pg_options_to_table(a.attfdwoptions) o)) ORDER BY a.attnum)
+                    FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+                    LEFT JOIN pg_collation co ON co.oid = a.attcollation
+                    LEFT JOIN pg_namespace cn ON cn.oid = co.collnamespace
+                    LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+                   WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)))
+      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_am am ON am.oid = c.relam
+      LEFT JOIN pg_foreign_table f ON f.ftrelid = c.oid LEFT JOIN pg_foreign_server s ON s.oid = f.ftserver
+     WHERE c.oid = ANY (tables) AND c.relkind IN ('r', 'f')
+$describe$;
+
+-- ADD COLUMN ... DEFAULT now() is evaluated once and kept in the catalog, of each partition or child for itself.
+CREATE FUNCTION archiver.missing_values(tables oid[]) RETURNS jsonb LANGUAGE sql STABLE AS $missing$
+    WITH RECURSIVE altered AS (
+        SELECT root, root AS rel FROM unnest(tables) AS root
+        UNION SELECT a.root, i.inhrelid FROM altered a JOIN pg_inherits i ON i.inhparent = a.rel
+    ), found AS (
+        SELECT DISTINCT ON (r.root, a.attname) a.attname AS name, format_type(a.atttypid, a.atttypmod) AS type,
+               a.attmissingval::text AS value, pg_get_expr(d.adbin, d.adrelid) AS expression
+          FROM altered r JOIN pg_attribute a ON a.attrelid = r.rel
+          LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+         WHERE a.atthasmissing AND NOT a.attisdropped
+    )
+    SELECT jsonb_object_agg(name, jsonb_build_object('type', type, 'value', value, 'default', expression)) FROM found
+$missing$;
+
+-- Of partitions and children, too: each has a default of its own.
+CREATE FUNCTION archiver.defaults_of(tables oid[]) RETURNS jsonb LANGUAGE sql STABLE AS $defaults$
+    WITH RECURSIVE meant AS (
+        SELECT unnest(tables) AS rel
+        UNION SELECT i.inhrelid FROM meant m JOIN pg_inherits i ON i.inhparent = m.rel
+    )
+    SELECT jsonb_agg(jsonb_build_object('schema', n.nspname, 'name', c.relname, 'column', a.attname,
+                                        'default', pg_get_expr(d.adbin, d.adrelid)))
+      FROM pg_attrdef d JOIN pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum
+      JOIN pg_class c ON c.oid = d.adrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE c.oid IN (SELECT rel FROM meant) AND a.attgenerated = '' AND NOT a.attisdropped
+$defaults$;
+
+-- Indexes of the tables and their partitions that this very transaction made: age() counts from its id.
+CREATE FUNCTION archiver.new_indexes(tables oid[]) RETURNS jsonb LANGUAGE sql STABLE AS $new$
+    WITH RECURSIVE meant AS (
+        SELECT unnest(tables) AS rel
+        UNION SELECT i.inhrelid FROM meant m JOIN pg_inherits i ON i.inhparent = m.rel
+    )
+    SELECT jsonb_agg(jsonb_build_object('schema', n.nspname, 'name', c.relname, 'rest', __REST__) ORDER BY c.oid)
+      FROM pg_index x JOIN pg_class c ON c.oid = x.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE x.indrelid IN (SELECT rel FROM meant) AND age(c.xmin) <= 0
+$new$;

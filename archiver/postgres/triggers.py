@@ -1,0 +1,152 @@
+"""The SQL that archiver puts into a source: the journal, the functions that write it, and the event triggers.
+
+In: what is published. Out: text for one transaction, from the files in `sql/`. Functions have two kinds. Those that
+PostgreSQL itself calls, and `restore_point`, run with their owner's rights and settings of their own; all others are
+called by them alone, and nobody else may execute them. Nothing that a user wrote is ever run with their owner's rights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Final
+
+from archiver.format.ddl import SETTINGS, literal
+from archiver.postgres import ddl_indexes, exclusion
+
+_NOTING: Final = tuple(f"archiver_before_{event}" for event in ("start", "end", "drop"))
+"""They fire right before those of the same event that capture: triggers fire in the order of their names."""
+_RECORDING: Final = tuple(f"archiver_capture_{event}" for event in ("start", "end", "drop", "rewrite"))
+CAPTURING: Final = (*_NOTING, *_RECORDING)
+"""The event triggers that write DDL into the stream: without any of them it is not captured."""
+GUARD: Final = "archiver_guard_keyless"
+PUBLISH: Final = "archiver_publish_new"
+"""A CREATE TABLE is captured before the guard's ALTER TABLE, and that is done before the table is published."""
+
+ROWS_LIMIT: Final = 64 << 20
+"""Bytes of a table up to which rewritten rows travel in the stream: past that a base snapshot is cheaper."""
+
+# A few rows are looked up in large catalogs by their indexes: what that costs must not grow with the number of tables.
+# Nor may the journal be read whole: a serializable transaction would then depend on everybody who writes it.
+_LOOKUPS: Final = """
+    SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+    SET plan_cache_mode = force_generic_plan"""
+# What a session may have set otherwise, and our own statements, and the text that values are written as, depend on.
+_PINNED: Final = f"""
+    SET search_path = pg_catalog, pg_temp SET DateStyle = 'ISO, MDY' SET IntervalStyle = 'postgres' SET TimeZone = 'UTC'
+    SET extra_float_digits = 3 SET bytea_output = 'hex' SET lc_monetary = 'C' SET xmloption = 'content'
+    SET row_security = off SET quote_all_identifiers = off SET standard_conforming_strings = on
+    SET backslash_quote = safe_encoding SET transform_null_equals = off SET array_nulls = on
+    SET constraint_exclusion = off SET lock_timeout = '100ms' {_LOOKUPS}
+    SET plpgsql.extra_errors = 'none' SET plpgsql.extra_warnings = 'none'
+"""
+_IN_ENGLISH: Final = "SET lc_messages = 'C'"
+"""Translated context lines could not be read again. Only a superuser's function may set it."""
+
+_TAGS: Final = (
+    *("CREATE TABLE", "CREATE TABLE AS", "SELECT INTO", "CREATE SCHEMA", "ALTER TABLE", "DROP INDEX", "DROP TYPE"),
+    *("DROP DOMAIN", "DROP EXTENSION", "DROP SCHEMA", "DROP OWNED", "DROP OPERATOR CLASS", "DROP OPERATOR FAMILY"),
+)
+"""What can make a table, or take its key away. DROP TABLE cannot, and is common for temporary ones."""
+_STARTS: Final = ("CREATE TABLE AS", "SELECT INTO", "CREATE EXTENSION", "ALTER EXTENSION")
+_EVENTS: Final = {
+    "start": "ddl_command_start",
+    "end": "ddl_command_end",
+    "drop": "sql_drop",
+    "rewrite": "table_rewrite",
+}
+
+# The tables that a statement may have changed: those it names, with their partitions and children. What a DROP took
+# along, an index or a column of a key, belongs to tables that nobody names: then all published ones are looked at.
+_ALL_TABLES: Final = "SELECT oid FROM pg_class"
+_LISTED_TABLES: Final = """
+    SELECT prrelid FROM pg_publication_rel WHERE prpubid = (SELECT oid FROM pg_publication WHERE pubname = __NAME__)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedPublication:
+    """A publication that lists its tables: not the `excluded` nor, without `guard`, keyless ones."""
+
+    name: str
+    excluded: Sequence[str]
+    guard: bool
+
+
+@cache
+def _file(name: str) -> str:
+    return (files("archiver.postgres") / "sql" / name).read_text("utf-8")
+
+
+def journal_statements() -> str:
+    """The schema and its tables; they stay what they are where they are there."""
+    return _file("journal.sql")
+
+
+def function_statements(listed: ListedPublication | None, *, superuser: bool) -> str:
+    """All functions, in a schema that has none. `listed`: the publication, where it is not for all tables."""
+    guard, publish = _looks_after(listed)
+    names = ["functions.sql", "texts.sql", "capture.sql", "rewrites.sql", "tables.sql"]
+    names += [*(["guard.sql"] if guard else []), *(["publish.sql"] if publish else [])]
+    return _filled("".join(map(_file, names)), listed, superuser=superuser)
+
+
+def trigger_statements(listed: ListedPublication | None) -> str:
+    """The event triggers, for a role that may create any."""
+    guard, publish = _looks_after(listed)
+    text = "".join(_trigger(name, "note_session") for name in _NOTING)
+    text += "".join(_trigger(name, "capture_ddl") for name in _RECORDING)
+    text += _trigger(GUARD, "guard_keyless", _TAGS) if guard else ""
+    return text + (_trigger(PUBLISH, "publish_new", _TAGS) if publish else "")
+
+
+def drop_statements() -> str:
+    """Take all event triggers out; their functions stay."""
+    names = (*CAPTURING, GUARD, PUBLISH)
+    return "".join(f"DROP EVENT TRIGGER IF EXISTS {name};\n" for name in names)
+
+
+_FUNCTION: Final = re.compile(r"CREATE FUNCTION archiver\.(\w+)\(.*?\bAS (\$\w+\$)(.*?)\2", re.DOTALL)
+
+
+def function_bodies(listed: ListedPublication | None) -> dict[str, str]:
+    """The body of each function as it should stand in pg_proc, by name."""
+    text = function_statements(listed, superuser=True)
+    return {name: body for name, _, body in _FUNCTION.findall(text)}
+
+
+def _looks_after(listed: ListedPublication | None) -> tuple[bool, bool]:
+    """Whether keyless tables are guarded, and whether new ones must be published."""
+    return listed is None or listed.guard, listed is not None
+
+
+def _filled(text: str, listed: ListedPublication | None, *, superuser: bool) -> str:
+    schemas, tables = exclusion.arrays(listed.excluded if listed else ())
+    text = text.replace("__TOUCHED__", _file("touched.sql"))
+    text = text.replace("__PUBLISHED__", _ALL_TABLES if listed is None else _LISTED_TABLES)
+    filling = {
+        "__NAME__": literal(listed.name) if listed else "NULL",
+        "__CAPTURING__": f"{_PINNED}    {_IN_ENGLISH if superuser else ''}",
+        "__PINNED__": _PINNED,
+        "__LOOKUPS__": _LOOKUPS,
+        "__SETTINGS__": ", ".join(map(literal, SETTINGS)),
+        "__LIMIT__": str(ROWS_LIMIT),
+        "__REST__": ddl_indexes.REST,
+        "__SCHEMAS__": schemas,
+        "__TABLES__": tables,
+    }
+    return re.sub("|".join(filling), lambda found: filling[found[0]], text)
+
+
+def _trigger(name: str, function: str, tags: Sequence[str] = ()) -> str:
+    event = name.rpartition("_")[2]
+    tags = tags or (_STARTS if event == "start" else ())
+    when = f"WHEN TAG IN ({', '.join(map(literal, tags))})" if tags else ""
+    return f"""
+CREATE EVENT TRIGGER {name} ON {_EVENTS.get(event, "ddl_command_end")} {when}
+    EXECUTE FUNCTION archiver.{function}();
+ALTER EVENT TRIGGER {name} ENABLE ALWAYS;
+"""
