@@ -53,19 +53,30 @@ async def _commits_of(archive: OpenArchive, changes: Changes) -> list[CommitRef]
 
 
 def _find_commits(body: bytes, raw_bytes: int) -> Iterator[CommitRef]:
+    """An Origin message says of which transaction the time is another server's."""
     xid = 0
+    foreign: set[int] = set()
     for record in segment.read_records(inflate(body, raw_bytes)):
         if not isinstance(record, bytes):
             continue
-        if record[0] == pgoutput.Tag.BEGIN:
-            xid = pgoutput.parse_begin(record).xid
-        elif record[0] == pgoutput.Tag.COMMIT:
-            commit = pgoutput.parse_commit(record)
-            yield CommitRef(xid=xid, lsn=commit.commit_lsn, end_lsn=commit.end_lsn, time=commit.time)
-        elif record[0] == pgoutput.Tag.STREAM_COMMIT:
-            streamed = pgoutput.decode(record)
-            assert isinstance(streamed, pgoutput.StreamCommit)
-            yield CommitRef(xid=streamed.xid, lsn=streamed.commit_lsn, end_lsn=streamed.end_lsn, time=streamed.time)
+        match record[0]:
+            case pgoutput.Tag.BEGIN:
+                xid = pgoutput.parse_begin(record).xid
+            case pgoutput.Tag.STREAM_START:
+                xid = int.from_bytes(record[1:5], "big")
+            case pgoutput.Tag.ORIGIN:
+                foreign.add(xid)
+            case pgoutput.Tag.COMMIT:
+                yield _ref(xid, pgoutput.parse_commit(record), foreign)
+            case pgoutput.Tag.STREAM_COMMIT:
+                streamed = pgoutput.decode(record)
+                assert isinstance(streamed, pgoutput.StreamCommit)
+                yield _ref(streamed.xid, streamed, foreign)
+
+
+def _ref(xid: int, commit: pgoutput.Commit | pgoutput.StreamCommit, foreign: Collection[int]) -> CommitRef:
+    lsn, end_lsn, time = commit.commit_lsn, commit.end_lsn, commit.time
+    return CommitRef(xid=xid, lsn=lsn, end_lsn=end_lsn, time=time, foreign=xid in foreign)
 
 
 async def fetch_segment(archive: OpenArchive, changes: Changes) -> tuple[bytes, int]:

@@ -78,12 +78,16 @@ class ObjectRef(Model):
 
 
 class CommitRef(Model):
-    """A source transaction: its xid, where its commit record starts and ends, and its commit time at the source."""
+    """A source transaction: its xid, where its commit record starts and ends, and its commit time.
+
+    The time is by the source's clock, unless the commit is `foreign`: another server's, which the source replicates.
+    """
 
     xid: int
     lsn: LsnField
     end_lsn: LsnField
     time: TimeField
+    foreign: bool = Field(default=False, exclude_if=_is_empty)
 
 
 class RestorePoint(Model):
@@ -125,7 +129,8 @@ class Changes(Model):
     no later segment holds a commit of an earlier time (source clock). `open_from` is the ordinal of the segment
     in which the oldest transaction begins that is still open at the end of this one. `sequences`: their states were
     read after the last commit, and those that had moved are in the object. `timeline` is the server's that sent it.
-    `catalog` was seen after the last commit; null where none was ever seen.
+    `catalog` was seen after the last commit; null where none was ever seen. `first_commit_time` and `max_commit_time`
+    are of commits by the source's clock: of the `foreign` ones nobody knows when they came.
     """
 
     kind: Literal["changes"] = "changes"
@@ -137,6 +142,7 @@ class Changes(Model):
     covered_until: TimeField | None
     messages: int = 0
     commits: int = 0
+    foreign: int = 0
     first_commit_time: TimeField | None = None
     max_commit_time: TimeField | None = None
     last_commit: CommitRef | None = None

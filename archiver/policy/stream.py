@@ -46,7 +46,8 @@ class Cut:
     commits: int = 0
     first_time: int | None = None
     max_time: int | None = None
-    last: tuple[int, int, int, int] | None = None  # xid, commit LSN, end LSN, commit time
+    last: tuple[int, int, int, int, bool] | None = None  # xid, commit LSN, end LSN, commit time, foreign
+    foreign: int = 0
     open_from: int | None = None
     points: list[tuple[Point, datetime]] = field(default_factory=list)
     """The restore points named, each with the time of its commit."""
@@ -54,11 +55,13 @@ class Cut:
     described: set[bytes] = field(default_factory=set)
     """The Relation messages of committed transactions, as they are outside of streamed ones."""
 
-    def note(self, xid: int, lsn: int, end: int, time: int) -> None:
+    def note(self, xid: int, lsn: int, end: int, time: int, *, foreign: bool) -> None:
         """Count a commit. Plain numbers: a million of these come in a few seconds."""
         self.commits += 1
-        self.last = (xid, lsn, end, time)
-        if self.first_time is None or self.max_time is None:
+        self.last = (xid, lsn, end, time, foreign)
+        if foreign:
+            self.foreign += 1
+        elif self.first_time is None or self.max_time is None:
             self.first_time = self.max_time = time
         elif time > self.max_time:
             self.max_time = time
@@ -84,6 +87,7 @@ class Cut:
             covered_until=covered_until,
             messages=self.messages,
             commits=self.commits,
+            foreign=self.foreign,
             first_commit_time=self.first_commit_time,
             max_commit_time=self.max_commit_time,
             last_commit=self.last_commit,
@@ -107,8 +111,8 @@ class Cut:
     def last_commit(self) -> CommitRef | None:
         if self.last is None:
             return None
-        xid, lsn, end, time = self.last
-        return CommitRef(xid=xid, lsn=Lsn(lsn), end_lsn=Lsn(end), time=from_pg_time(time))
+        xid, lsn, end, time, foreign = self.last
+        return CommitRef(xid=xid, lsn=Lsn(lsn), end_lsn=Lsn(end), time=from_pg_time(time), foreign=foreign)
 
 
 _Noted = tuple[bytes, Lost | Point]
@@ -136,6 +140,7 @@ class ChangeStream:
         self._own: dict[bytes, pgoutput.Relation] = {}  # tables in schema archiver
         self._own_known: set[bytes] = set()  # those that the open segment describes
         self._noted: dict[int, list[_Noted]] = {}  # by context
+        self._foreign: set[int] = set()  # contexts of transactions that come from another server
         self._open: dict[int, int] = {}  # streamed transactions, and the segment in which each began
         self._control: dict[int, Callable[[bytes], bool | None]] = {
             ord("B"): self._on_begin,
@@ -144,7 +149,7 @@ class ChangeStream:
             ord("Y"): self._on_type,
             ord("T"): self._on_truncate,
             ord("M"): lambda _message: True,  # nobody asks for them
-            ord("O"): lambda _message: None,
+            ord("O"): self._on_origin,
             ord("S"): self._on_stream_start,
             ord("E"): self._on_stream_stop,
             ord("c"): self._on_stream_commit,
@@ -267,18 +272,23 @@ class ChangeStream:
         _, time, xid = BEGIN.unpack_from(message)
         self._begin = (xid, time, self._ordinal)
         self._noted.pop(_PLAIN, None)
+        self._foreign.discard(_PLAIN)
 
     def _on_commit(self, message: bytes) -> None:
         _, lsn, end, time = COMMIT.unpack_from(message)
-        self._commit(self._begin[0] if self._begin else 0, lsn, end, time)
+        self._commit(_PLAIN, self._begin[0] if self._begin else 0, lsn, end, time)
         self._settle(_PLAIN, end, time)
         self._begin = None
 
-    def _commit(self, xid: int, lsn: int, end: int, time: int) -> None:
+    def _commit(self, context: int, xid: int, lsn: int, end: int, time: int) -> None:
         self._commits += 1
-        self._cut.note(xid, lsn, end, time)
+        self._cut.note(xid, lsn, end, time, foreign=bool(self._foreign) and context in self._foreign)
         if end > self.position:
             self.position = Lsn(end)
+
+    def _on_origin(self, _message: bytes) -> None:
+        """The commit's time is by that server's clock (DecodeCommit, decode.c)."""
+        self._foreign.add(self._context)
 
     def _on_type(self, message: bytes) -> None:
         self._types.append(message)
@@ -328,7 +338,7 @@ class ChangeStream:
 
     def _on_stream_commit(self, message: bytes) -> None:
         xid, _, lsn, end, time = STREAM_COMMIT.unpack_from(message)
-        self._commit(xid, lsn, end, time)
+        self._commit(xid, xid, lsn, end, time)
         self._settle(xid, end, time)
         described = self._relations.get(xid, {})
         # Rows that follow are shaped as this transaction left their tables; what this segment has not said
@@ -352,6 +362,7 @@ class ChangeStream:
     def _forget(self, xid: int) -> None:
         for by_xid in (self._open, self._relations, self._known, self._noted):
             by_xid.pop(xid, None)
+        self._foreign.discard(xid)
 
 
 def _without_xid(message: bytes) -> bytes:

@@ -220,15 +220,51 @@ class Epoch:
     def _stop_time(self, target: ToTime, commits: Sequence[CommitRef], now: datetime) -> Lsn:
         if target.time > now:
             raise TargetUnreachable(f"the target {target} is in the future", hint=self._window_hint())
-        for commit in commits:
-            if commit.time > target.time:
-                return commit.lsn
         segment = self._settles(target.time)
+        doubtful = self._doubtful_before(segment, target.time)
+        for commit in commits:
+            if commit.foreign:
+                doubtful.append((commit.lsn, commit.end_lsn))
+            elif commit.time > target.time:
+                return self._certain(target, commit.lsn, doubtful)
+            else:
+                doubtful.clear()  # what comes before a commit in the stream was committed before it
         if segment is None and self.after is not None:
             raise _in_gap(target, self.after)
         if segment is None:
             raise TargetUnreachable(f"the archive does not reach the target {target} yet", hint=self._window_hint())
-        return segment.end_lsn
+        return self._certain(target, segment.end_lsn, doubtful)
+
+    def _doubtful_before(self, settling: Changes | None, time: datetime) -> list[tuple[Lsn, Lsn]]:
+        """Spans of foreign commits in the segments before, which may be later than `time`: nobody knows when they came.
+
+        What lies before a segment that is covered until a moment at or before `time` was committed by then.
+        """
+        doubtful: list[tuple[Lsn, Lsn]] = []
+        covered: datetime | None = None
+        for segment in self.changes:
+            if settling is None or segment.ordinal >= settling.ordinal:
+                break
+            if segment.covered_until is not None and segment.covered_until <= time:
+                if covered is None or segment.covered_until > covered:
+                    doubtful.clear()
+                covered = segment.covered_until
+            last = segment.last_commit
+            if last is not None and not last.foreign:
+                doubtful.clear()
+            elif last is not None and segment.foreign:
+                doubtful.append((segment.start_lsn, last.end_lsn))
+        return doubtful
+
+    def _certain(self, target: ToTime, stop: Lsn, doubtful: Sequence[tuple[Lsn, Lsn]]) -> Lsn:
+        """Where to stop, unless there are commits before it that may be later than the target."""
+        if not doubtful:
+            return stop
+        raise TargetUnreachable(
+            f"the target {target} is not certain: commits around it bear the time of another server",
+            where=f"between {doubtful[0][0]} and {doubtful[-1][1]}",
+            hint=f"Say it by position: --target-lsn {doubtful[0][0]} stops before them, {doubtful[-1][1]} after them.",
+        )
 
     def _snapshot(self, target: Target, stop: Lsn, snapshot_id: UUID | None) -> Snapshot:
         """The newest one at or before the target with no gap in between."""

@@ -102,3 +102,21 @@ async def check_roles(conn: Conn, _source: SourceSection) -> list[Check]:
         return [Check("roles", "ok", "archived with their passwords' hashes")]
     hint = "GRANT SELECT ON pg_authid would give it; on a managed service set passwords after restore --globals."
     return [Check("roles", "warn", "archived without their passwords, which the role may not read", hint)]
+
+
+_FOREIGN_CLOCKS: Final[LiteralString] = """
+select 'subscription ' || s.subname as name from pg_catalog.pg_subscription s
+  join pg_catalog.pg_database d on d.oid = s.subdbid where d.datname = pg_catalog.current_database()
+union all
+select 'replication origin ' || o.roname from pg_catalog.pg_replication_origin o
+ where o.roname !~ '^pg_[0-9]+$' order by 1
+"""
+
+
+async def check_clocks(conn: Conn, _source: SourceSection) -> list[Check]:
+    """Whether commits may bear the time of another server: those that a subscription or another replication applies."""
+    names = [row["name"] for row in await look_up(conn, _FOREIGN_CLOCKS)]
+    if not names:
+        return []
+    hint = "A target by time among their commits is refused; use --target-lsn or a restore point there."
+    return [Check("commit times", "warn", f"some are by other servers' clocks: {listed(names)}", hint)]

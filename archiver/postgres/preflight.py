@@ -15,7 +15,7 @@ from archiver.errors import PostgresError
 from archiver.postgres.catalog_look import captures_ddl
 from archiver.postgres.checks import Check, Conn, Status, listed, look_up
 from archiver.postgres.client_programs import find_pg_dump
-from archiver.postgres.coverage import check_coverage, check_readable, check_references, check_roles
+from archiver.postgres.coverage import check_clocks, check_coverage, check_readable, check_references, check_roles
 from archiver.postgres.install import altered
 from archiver.postgres.replication_slot import PLUGIN, SlotInfo, slot_info
 from archiver.postgres.session import is_local
@@ -321,6 +321,7 @@ _ALL: tuple[Look, ...] = (
     check_readable,
     check_coverage,
     check_references,
+    check_clocks,
     check_roles,
 )
 _BEFORE_INIT: tuple[Look, ...] = (

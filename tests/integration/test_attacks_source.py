@@ -5,9 +5,12 @@ An outsider may log in and nothing else; an owner owns a schema with a table, an
 
 from __future__ import annotations
 
+import asyncio
+import re
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -17,12 +20,12 @@ from psycopg.conninfo import make_conninfo
 from archiver.embedded import PostgresServer
 from archiver.errors import PostgresError, TargetUnreachable
 from archiver.lsn import Lsn
-from archiver.policy.target import ToName
+from archiver.policy.target import ToLsn, ToName, ToTime
 from archiver.postgres import preflight, setup
 from archiver.postgres.session import connect
 from archiver.recovery_plan import make_plan, read_history
 from tests.dumps import difference, pg_dump
-from tests.fix_archive import MakeSetup
+from tests.fix_archive import MakeSetup, Setup
 from tests.integration.test_ddl import BEFORE
 
 
@@ -410,3 +413,61 @@ async def test_check_names_functions_that_somebody_altered_and_init_renews_them(
     async with await connect(source.dsn, purpose="test") as conn:
         with pytest.raises(PostgresError, match=f"function archiver.write belongs to {owner}"):
             await setup.set_up_publication(conn, section.publication, [], "full")
+
+
+def committed(conn: psycopg.Connection[Any], statement: str, ahead: str | None = None) -> None:
+    """In a transaction of its own; `ahead`: with the commit time of a replication origin, so far from now."""
+    with conn.transaction():
+        if ahead is not None:
+            conn.execute("SELECT pg_replication_origin_xact_setup('0/1', clock_timestamp() + %s::interval)", [ahead])
+        conn.execute(statement.encode())
+
+
+async def test_commits_that_bear_another_servers_time_do_not_move_a_target(make_setup: MakeSetup) -> None:
+    """Where only they stand around the target, nobody knows; elsewhere they do not matter."""
+    source = make_setup(segment={"max_age": "60s"})
+    origin = f"elsewhere_{secrets.token_hex(4)}"
+    times: list[datetime] = []
+    with source.connect() as conn:
+        conn.execute("CREATE TABLE t (id int PRIMARY KEY)")
+        conn.execute("SELECT pg_replication_origin_create(%s)", [origin])
+        try:
+            conn.execute("SELECT pg_replication_origin_session_setup(%s)", [origin])
+            await source.init()
+            async with source.daemon():
+                await first_snapshot(source)
+                plan = [(1, None), (2, "2 hours"), (3, None), (4, "-2 hours"), (5, None), (6, "1 hour"), (7, None)]
+                for number, ahead in plan:
+                    with source.connect() as local:
+                        committed(conn if ahead else local, f"INSERT INTO t VALUES ({number})", ahead)
+                    await asyncio.sleep(0.1)
+                    times.append(datetime.now(UTC))
+                    await asyncio.sleep(0.1)
+        finally:
+            conn.execute("SELECT pg_replication_origin_session_reset()")
+            conn.execute("SELECT pg_replication_origin_drop(%s)", [origin])
+    async with source.open() as archive:
+        for number in (1, 3, 5):  # the next local commit is later than the target, the foreign one may be either
+            with pytest.raises(TargetUnreachable, match="is not certain") as refused:
+                await make_plan(archive, ToTime(times[number - 1]))
+            before, after = re.findall(r"[0-9A-F]+/[0-9A-F]+", refused.value.hint or "")
+            for position, rows in ((before, number), (after, number + 1)):
+                restored, _ = await source.restore(ToLsn(Lsn.parse(position)))
+                assert count(restored) == rows
+    restored, _ = await source.restore()
+    assert count(restored) == 7
+
+
+def count(dsn: str) -> int:
+    with psycopg.connect(dsn) as conn:
+        [(rows,)] = conn.execute("SELECT count(*)::int FROM t").fetchall()
+    return int(rows)
+
+
+async def first_snapshot(source: Setup) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            async with source.open() as archive:
+                if (await read_history(archive)).snapshots:
+                    return
+            await asyncio.sleep(0.2)
