@@ -195,9 +195,8 @@ class Capture:
         async with _Pipeline(self._seal_and_store, self._commit) as pipeline:
             cut_at = loop_time()
             while not stop.is_set():
-                frames = await stream.receive(min(0.25, limits.max_age.total_seconds() / 4))
                 changes.trusts_journal = self._trusts_journal
-                changes.feed(frames)
+                changes.feed(await stream.receive(min(0.25, limits.max_age.total_seconds() / 4)))
                 self._count(changes)
                 age = timedelta(seconds=loop_time() - cut_at)
                 if rotation.is_due(changes.size, age, max_bytes=limits.max_bytes, max_age=limits.max_age):

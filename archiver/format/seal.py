@@ -110,18 +110,23 @@ class Sealer:
         return len(self._object) + len(self._pending)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Takes large data by the chunk: there is no second copy of it."""
         self.raw_bytes += len(data)
-        self._pending += self._zstd.compress(data)
+        for start in range(0, len(data), CHUNK_BYTES):
+            self._take(self._zstd.compress(memoryview(data)[start : start + CHUNK_BYTES]))
+
+    def finish(self) -> bytes:
+        """The whole object; nothing can be written after it."""
+        self._take(self._zstd.flush())
+        self._emit(last=True)
+        done, self._object = self._object, bytearray()
+        return bytes(done)
+
+    def _take(self, compressed: bytes) -> None:
+        self._pending += compressed
         # One byte beyond the chunk: only finish() may seal the last one.
         while len(self._pending) > CHUNK_BYTES:
             self._emit(last=False)
-
-    def finish(self) -> bytes:
-        self._pending += self._zstd.flush()
-        while len(self._pending) > CHUNK_BYTES:
-            self._emit(last=False)
-        self._emit(last=True)
-        return bytes(self._object)
 
     def _emit(self, *, last: bool) -> None:
         chunk = bytes(self._pending[:CHUNK_BYTES])

@@ -26,6 +26,7 @@ from archiver.lsn import Lsn
 _XLOG_DATA = ord("w")
 _KEEPALIVE = ord("k")
 _HEADER = 25  # 'w', start LSN, end LSN, send time: dropped, see docs/format.md
+_LARGE = 1 << 16  # from here on a copy costs more than a view
 _ROWS = frozenset(b"IUD")
 _INSERT = ord("I")
 _OWN_SCHEMA = journal.SCHEMA.encode() + b"\0"
@@ -194,8 +195,9 @@ class ChangeStream:
                 context = self._context
                 at = 30 if context else 26
                 known = self._known[context]
-            body += pack(len(frame) - _HEADER)
-            body += frame[_HEADER:]
+            size = len(frame)
+            body += pack(size - _HEADER)
+            body += frame[_HEADER:] if size < _LARGE else memoryview(frame)[_HEADER:]
         messages = len(frames) - dropped
         self._messages += messages
         self._cut.messages += messages

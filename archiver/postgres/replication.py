@@ -109,6 +109,7 @@ class ReplicationStream:
             count, data = get(1)
             if count > 0:
                 take(bytes(data))
+                del data  # libpq's copy of it goes now, and not with the next one
                 size += count
                 fresh = False
             elif count == 0 and not fresh:

@@ -155,7 +155,10 @@ def unexpected(summary: Summary) -> list[str]:
     return [warning for warning in summary.warnings if "unlogged table" not in warning]
 
 
-_SEQUENCES = "SELECT schemaname, sequencename, coalesce(last_value, start_value), increment_by FROM pg_sequences"
+_SEQUENCES = (
+    "SELECT schemaname, sequencename, coalesce(last_value, start_value), increment_by FROM pg_sequences"
+    " WHERE schemaname <> 'archiver'"
+)
 
 
 def behind(restored: str, source: str) -> list[str]:
