@@ -160,6 +160,7 @@ class ResidencySection(_Section):
 
 class DrillSection(_Section):
     dsn: str | None = None
+    user: str = Field(default="nobody", min_length=1)
     query: str | None = None
     expect: str | None = None
     recovery_time_objective: OptionalDuration = None
