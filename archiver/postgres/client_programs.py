@@ -118,11 +118,19 @@ _MAY_PASS: Final = re.compile(r"connection to server|cache lookup failed|could n
 """What pg_dump says when the connection broke, or when DDL ran between the snapshot and its locks."""
 
 
+_WITHOUT_TLS: Final = (
+    "The embedded PostgreSQL's client programs connect inside this machine only: install PostgreSQL's own, "
+    "or name one in [snapshot] pg_dump."
+)
+
+
 def _failure(complaint: str, where: str) -> PostgresError:
     lines = [line.partition("error: ")[2] for line in complaint.splitlines() if "error: " in line]
     reason = lines[0] if lines else complaint.strip() or "no reason given"
     if _MAY_PASS.search(reason):
         return PostgresUnavailable(f"pg_dump failed: {reason}", where=where, hint="Take the snapshot again.")
+    if "SSL support is not compiled in" in reason:
+        return PostgresError("this pg_dump has no TLS", where=where, hint=_WITHOUT_TLS)
     hint = "The role needs SELECT on every table and sequence: GRANT pg_read_all_data gives it."
     denied = "permission denied" in reason
     return PostgresError(f"pg_dump failed: {reason}", where=where, hint=hint if denied else None)
