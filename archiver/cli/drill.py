@@ -42,6 +42,7 @@ from archiver.format.drill import Record
 from archiver.format.manifest import Drill, format_time
 from archiver.policy.target import Target
 from archiver.regions import only, open_keks, open_regions
+from archiver.secret import Secret
 from archiver.store.mirror import Mirror
 
 
@@ -76,7 +77,9 @@ def drill(
     Example: archiver drill -c archiver.toml --report drill.html
     """
     targets = given_targets(target_time, target_lsn, target_name, latest=latest)
-    order = Order(load(config), one_target(targets) if targets else None, into, region, jobs, as_json=as_json)
+    order = Order(
+        load(config), one_target(targets) if targets else None, into and Secret(into), region, jobs, as_json=as_json
+    )
     outcome = run_async(_read_last(order) if last else _drill(order))
     if report is not None:
         _write(report, outcome.record)

@@ -18,6 +18,7 @@ import structlog
 import typer
 
 from archiver.errors import UsageError
+from archiver.secret import masked
 
 EVERY_SECONDS = 3.0  # a plain line of progress
 
@@ -49,6 +50,7 @@ def configure_logs(level: int = logging.WARNING) -> None:
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
+            masked,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             structlog.dev.ConsoleRenderer() if readable else structlog.processors.JSONRenderer(default=str),

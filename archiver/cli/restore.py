@@ -39,6 +39,7 @@ from archiver.postgres.load import existing_roles
 from archiver.postgres.session import connect
 from archiver.recovery_plan import make_plan, missing_roles, read_history, settle_plan
 from archiver.restore import Summary, run_restore
+from archiver.secret import Secret
 from archiver.snapshots import read_index
 
 
@@ -72,7 +73,9 @@ def restore(
         --target-time 2026-11-22T03:00:00Z -c archiver.toml
     """
     target = one_target(given_targets(target_time, target_lsn, target_name, latest=latest))
-    order = Order(load(config), target, into, region, jobs, with_globals, dry_run=dry_run, yes=yes, as_json=as_json)
+    order = Order(
+        load(config), target, Secret(into), region, jobs, with_globals, dry_run=dry_run, yes=yes, as_json=as_json
+    )
     run_async(_restore(order))
 
 
