@@ -237,7 +237,7 @@ async def create_database(conn: psycopg.AsyncConnection[Any], name: str, databas
         await conn.execute(create + _locale(database))
     except psycopg.Error as exc:
         await _run(conn, create)
-        return [f"the copy has its server's locale, not {database.collation}: {exc.diag.message_primary}"]
+        return [f"the copy has its server's locale, not {database.collation}: {postgres_error(exc).message}"]
     return []
 
 

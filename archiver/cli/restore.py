@@ -36,7 +36,7 @@ from archiver.errors import UsageError
 from archiver.format.manifest import CommitRef, format_time
 from archiver.policy.target import Plan, Target
 from archiver.postgres.load import existing_roles
-from archiver.postgres.session import connect
+from archiver.postgres.session import connect, postgres_error
 from archiver.recovery_plan import make_plan, missing_roles, read_history, settle_plan
 from archiver.restore import Summary, run_restore
 from archiver.secret import Secret
@@ -131,7 +131,7 @@ async def _refuse_source(order: Order, archive: OpenArchive, source: str) -> Non
         try:
             row = await (await conn.execute("SELECT system_identifier FROM pg_catalog.pg_control_system()")).fetchone()
         except psycopg.Error as exc:  # a managed service may not let us ask
-            note(f"cannot compare the target with the source: {exc.diag.message_primary}")
+            note(f"cannot compare the target with the source: {postgres_error(exc).message}")
             return
     if row and str(row[0]) == source:
         raise UsageError(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from archiver.errors import PostgresError, PostgresUnavailable
+from archiver.postgres.server_words import without_values
 from archiver.postgres.session import connection_params, conninfo_without_secrets, where_of
 
 _SYSTEM_FOLDERS: Final = ("usr/lib/postgresql/*/bin", "usr/pgsql-*/bin")
@@ -126,7 +127,7 @@ _WITHOUT_TLS: Final = (
 
 def _failure(complaint: str, where: str) -> PostgresError:
     lines = [line.partition("error: ")[2] for line in complaint.splitlines() if "error: " in line]
-    reason = lines[0] if lines else complaint.strip() or "no reason given"
+    reason = without_values(lines[0] if lines else complaint.strip() or "no reason given")
     if _MAY_PASS.search(reason):
         return PostgresUnavailable(f"pg_dump failed: {reason}", where=where, hint="Take the snapshot again.")
     if "SSL support is not compiled in" in reason:

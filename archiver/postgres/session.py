@@ -17,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from archiver.errors import ConfigError, PostgresError, PostgresUnavailable
 from archiver.postgres import search_path, tls_policy
+from archiver.postgres.server_words import hint_of, message_of
 
 SESSION: Final[dict[str, str]] = {
     "DateStyle": "ISO,MDY",
@@ -184,12 +185,12 @@ _STILL_COMING: Final = ("starting up", "shutting down", "recovery mode", "too ma
 def postgres_error(exc: psycopg.Error, where: str | None = None, *, secrets: list[str] | None = None) -> PostgresError:
     """The error of ours for one of psycopg's. Every module of this package maps through here.
 
-    Only the primary message is kept: DETAIL and CONTEXT may quote rows.
+    DETAIL and CONTEXT may quote rows, and the primary message as well: see archiver.postgres.server_words.
     """
     message = _clean(exc, secrets or [])
     if exc.sqlstate is not None:
         kind = PostgresUnavailable if _TRANSIENT_STATES.fullmatch(exc.sqlstate) else PostgresError
-        return kind(message, where=where, hint=_HINTS_BY_STATE.get(exc.sqlstate) or exc.diag.message_hint)
+        return kind(message, where=where, hint=_HINTS_BY_STATE.get(exc.sqlstate) or hint_of(exc))
     if not isinstance(exc, psycopg.OperationalError | psycopg.InterfaceError):
         return PostgresError(message, where=where)
     hint = _refusal_hint(message.lower())
@@ -209,7 +210,7 @@ def _refusal_hint(message: str) -> str | None:
 
 
 def _clean(exc: psycopg.Error, secrets: list[str]) -> str:
-    text = exc.diag.message_primary or next(iter(str(exc).strip().splitlines()), "") or type(exc).__name__
+    text = message_of(exc)
     for secret in secrets:
         text = text.replace(secret, "***")
     return _PREAMBLE.sub("", text).strip()
