@@ -16,14 +16,14 @@ _CONNECTING: Final = ("PG", "SSL_CERT_", "OPENSSL_CONF", "KRB5")
 """libpq's variables (PostgreSQL documentation, 34.15), and those of the libraries that it encrypts and logs in with."""
 
 
-def child_environment(environ: Mapping[str, str] = os.environ, **more: str) -> dict[str, str]:
+def child_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """For a program that connects to nothing."""
-    return _passing(environ, _LOCALE) | more
+    return _passing(environ, _LOCALE)
 
 
-def client_environment(environ: Mapping[str, str] = os.environ, **more: str) -> dict[str, str]:
+def client_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """For a client program of PostgreSQL, which finds its server and its password as we do."""
-    return _passing(environ, _LOCALE + _CONNECTING) | more
+    return _passing(environ, _LOCALE + _CONNECTING)
 
 
 def server_environment(home: str) -> dict[str, str]:

@@ -32,6 +32,7 @@ from archiver.cli.options import (
     load,
     one_target,
     run_async,
+    target_of,
 )
 from archiver.cli.output import note, print_json, progress, say, seconds, size
 from archiver.config import Config
@@ -42,7 +43,6 @@ from archiver.format.drill import Record
 from archiver.format.manifest import Drill, format_time
 from archiver.policy.target import Target
 from archiver.regions import only, open_keks, open_regions
-from archiver.secret import Secret
 from archiver.store.mirror import Mirror
 
 
@@ -78,7 +78,12 @@ def drill(
     """
     targets = given_targets(target_time, target_lsn, target_name, latest=latest)
     order = Order(
-        load(config), one_target(targets) if targets else None, into and Secret(into), region, jobs, as_json=as_json
+        load(config),
+        one_target(targets) if targets else None,
+        target_of(into) if into else None,
+        region,
+        jobs,
+        as_json=as_json,
     )
     outcome = run_async(_read_last(order) if last else _drill(order))
     if report is not None:

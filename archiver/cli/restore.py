@@ -29,6 +29,7 @@ from archiver.cli.options import (
     one_target,
     opened,
     run_async,
+    target_of,
 )
 from archiver.cli.output import confirm, note, print_json, progress, say, size
 from archiver.config import Config
@@ -39,7 +40,6 @@ from archiver.postgres.load import existing_roles
 from archiver.postgres.session import connect, postgres_error
 from archiver.recovery_plan import make_plan, missing_roles, read_history, settle_plan
 from archiver.restore import Summary, run_restore
-from archiver.secret import Secret
 from archiver.snapshots import read_index
 
 
@@ -74,7 +74,7 @@ def restore(
     """
     target = one_target(given_targets(target_time, target_lsn, target_name, latest=latest))
     order = Order(
-        load(config), target, Secret(into), region, jobs, with_globals, dry_run=dry_run, yes=yes, as_json=as_json
+        load(config), target, target_of(into), region, jobs, with_globals, dry_run=dry_run, yes=yes, as_json=as_json
     )
     run_async(_restore(order))
 

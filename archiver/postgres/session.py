@@ -116,6 +116,11 @@ def where_of(params: dict[str, Any]) -> str:
     return f"{host}:{known.get('port') or 5432}/{known.get('dbname') or ''}".rstrip("/")
 
 
+def holds_password(dsn: str) -> bool:
+    """Whether the connection string itself has a secret in it. Raises ConfigError."""
+    return bool(_secrets(_parse(dsn)))
+
+
 def _parse(dsn: str) -> dict[str, Any]:
     try:
         params = dict(conninfo_to_dict(dsn))
