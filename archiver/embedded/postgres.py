@@ -122,7 +122,7 @@ class PostgresServer(Server):
         for folder in (self.folder / "data", self._socket_folder):
             folder.mkdir(mode=0o700)
             self._give(folder)
-        us = pwd.getpwuid(os.geteuid()).pw_name
+        us = _our_name()
         # One line: our user, as the kernel names it, as the superuser. What is not named is refused: no role of the
         # copy can log in, whatever its attributes, and nothing that runs as the server's user can.
         lines = {"hba": f'local all "{self.superuser}" peer map=us', "ident": f'us "{us}" "{self.superuser}"'}
@@ -181,9 +181,19 @@ def require_account(account: str) -> None:
     """Raise ConfigError unless a server can run as `account`: root chooses, another user can only run it as itself."""
     if os.geteuid() == 0:
         _passwd(account)
-    elif account not in {NOBODY, pwd.getpwuid(os.geteuid()).pw_name}:
+    elif account not in {NOBODY, _our_name()}:
         hint = "Run the drill as root, which then uses that account, or leave [drill] user out."
         raise ConfigError("only root can run a server as another user", where=account, hint=hint)
+
+
+def _our_name() -> str:
+    """initdb refuses a user without one, as a container's may be. Raises ConfigError."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        hint = "Add it to /etc/passwd, or run PostgreSQL elsewhere: [drill] dsn, or --into."
+        where = f"uid {os.geteuid()}"
+        raise ConfigError("the user that archiver runs as has no name on this host", where=where, hint=hint) from None
 
 
 def _passwd(account: str) -> pwd.struct_passwd:

@@ -60,7 +60,11 @@ def resolve(given: Mapping[str, Any]) -> dict[str, str]:
     libpq is asked itself: it stops at an impossible value before it looks for the host. Empty where it cannot say.
     """
     asked = make_conninfo("", **{**given, "target_session_attrs": "none of these"})
-    return _options(pq.PGconn.connect_start(asked.encode()))
+    stopped = pq.PGconn.connect_start(asked.encode())
+    try:
+        return _options(stopped)
+    finally:
+        stopped.finish()
 
 
 def hosts(params: Mapping[str, str]) -> list[str]:

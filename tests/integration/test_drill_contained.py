@@ -12,6 +12,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from archiver.cli.check import check_drills
+from archiver.config import DrillSection
 from archiver.drill_copy import AS_OURSELVES, DisposableServer, choose, find_server, for_drill
 from archiver.errors import ConfigError
 from archiver.format.roles import Globals, Membership, Role
@@ -180,6 +182,28 @@ async def test_an_account_that_cannot_be_used_is_refused_before_anything_is_done
     with pytest.raises(ConfigError) as refused:
         await DisposableServer(await find_server(18), account).check()
     assert refused.value.where == account
+
+
+@pytest.mark.parametrize(
+    ("settings", "uid", "status", "words"),
+    [
+        ({}, 0, "ok", "runs as nobody"),
+        ({"user": "games"}, 0, "ok", "runs as games"),
+        ({"user": "nobody-of-that-name"}, 0, "warn", "no such account"),
+        ({}, pwd.getpwnam("games").pw_uid, "warn", "same user as archiver"),
+        ({"user": "mail"}, pwd.getpwnam("games").pw_uid, "warn", "only root can run a server as another user"),
+        ({}, 987654, "warn", "has no name on this host"),
+        ({"dsn": "host=elsewhere"}, 10001, "ok", "[drill] dsn"),
+    ],
+)
+def test_check_says_whom_a_drill_would_run_as(
+    settings: dict[str, str], uid: int, status: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    found = check_drills(DrillSection.model_validate(settings))
+    assert (found.name, found.status) == ("drills", status)
+    assert words in found.detail
+    assert found.hint or status == "ok"
 
 
 AS_NOBODY = """
