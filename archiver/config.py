@@ -13,9 +13,10 @@ import tomllib
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -26,6 +27,7 @@ from pydantic import (
 )
 
 from archiver.errors import ConfigError
+from archiver.secret import SecretText
 
 _DURATION_UNITS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 _SIZE_UNITS = {
@@ -69,8 +71,24 @@ OptionalDuration = Annotated[
 Size = Annotated[int, BeforeValidator(parse_size)]
 
 
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_KEY_SOURCES: Final = {"file": re.compile(r".+"), "env": _VARIABLE, "aws-kms": re.compile(r".+")}
+_A_KEY: Final = re.compile(r"(?:[\w.-]+:)?(?:[A-Za-z0-9+/]{43}=?|[0-9A-Fa-f]{64})")
+"""What a key looks like, with or without its tag: 32 bytes in base64 or in hexadecimal digits."""
+
+
+def _name_of_variable(value: str) -> str:
+    if not _VARIABLE.fullmatch(value):
+        raise ValueError("this is the name of an environment variable, and never what it holds")
+    return value
+
+
+VariableName = Annotated[str, AfterValidator(_name_of_variable)]
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # A wrong value may be a password in the wrong place: it is not repeated.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class ArchiveSection(_Section):
@@ -78,7 +96,7 @@ class ArchiveSection(_Section):
 
 
 class SourceSection(_Section):
-    dsn: str
+    dsn: SecretText
     slot: str = Field(default="", pattern=r"^[a-z0-9_]{1,63}$")
     publication: str = Field(default="", min_length=1)
     exclude: tuple[str, ...] = ()
@@ -90,8 +108,8 @@ class RegionSection(_Section):
     url: str
     aws_region: str | None = None
     endpoint: str | None = None
-    access_key_env: str | None = None
-    secret_key_env: str | None = None
+    access_key_env: VariableName | None = None
+    secret_key_env: VariableName | None = None
     ca_bundle: str | None = None
     allow_plaintext: bool = False
 
@@ -137,9 +155,13 @@ class EncryptionSection(_Section):
     @field_validator("keys")
     @classmethod
     def _known_sources(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
-        for key in keys:
-            if not re.match(r"(file|env|aws-kms):.", key):
-                raise ValueError(f"{key!r} is not file:PATH, env:NAME or aws-kms:ARN")
+        for number, key in enumerate(keys, 1):
+            scheme, _, rest = key.partition(":")
+            if scheme not in _KEY_SOURCES or not _KEY_SOURCES[scheme].fullmatch(rest) or _A_KEY.fullmatch(rest):
+                raise ValueError(
+                    f"entry {number} does not say where a key is: write file:PATH, env:NAME or aws-kms:ARN, "
+                    "never the key itself"
+                )
         return keys
 
 
@@ -159,7 +181,8 @@ class ResidencySection(_Section):
 
 
 class DrillSection(_Section):
-    dsn: str | None = None
+    dsn: SecretText | None = None
+    user: str = Field(default="nobody", min_length=1)
     query: str | None = None
     expect: str | None = None
     recovery_time_objective: OptionalDuration = None

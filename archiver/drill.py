@@ -145,7 +145,7 @@ class _Drill:
             later = await read_index(self.archive, self.drill.compared) if self.drill.compared else None
         try:
             with self._phase("server", "preparation"):
-                dsn = await self.place.start(base.database)
+                dsn = await self.place.start(base.database, base.roles)
             await self._restore(dsn)
             if before_proof is not None:
                 await before_proof(dsn)

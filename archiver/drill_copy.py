@@ -2,12 +2,14 @@
 
 In: what the command line and the configuration say. Out: an empty database, and after `destroy` the evidence that
 nothing of it is left. A database that the operator gave is never dropped or emptied. Nothing here reads the archive.
+A restore runs code of the source's roles, and its superusers may run programs: a disposable server is contained.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -17,11 +19,14 @@ from psycopg.conninfo import make_conninfo
 
 from archiver.config import DrillSection
 from archiver.embedded import PostgresServer
+from archiver.embedded.postgres import NOBODY, require_account
 from archiver.embedded.process import INSTALL, to_the_end
 from archiver.errors import ConfigError
 from archiver.format.drill import Copy
+from archiver.format.roles import Globals, Role
 from archiver.postgres import load
 from archiver.postgres.client_programs import candidates, inspect
+from archiver.postgres.roles import create_roles
 from archiver.postgres.session import connect, connection_params, postgres_error, where_of
 from archiver.postgres.snapshot import DatabaseInfo
 
@@ -38,6 +43,10 @@ _SETTINGS: Final[dict[str, str | int | bool]] = {
 }
 
 
+_OVER_THE_HOST: Final = frozenset({"pg_execute_server_program", "pg_read_server_files", "pg_write_server_files"})
+"""What they gave at the source they gave on another host (PostgreSQL documentation, 21.5 Predefined Roles)."""
+
+
 class Place(Protocol):
     """A place for the copy. `deviations` are differences from the source that the record must tell of."""
 
@@ -46,8 +55,11 @@ class Place(Protocol):
     async def check(self) -> None:
         """Raise PostgresError if the place cannot be used, before anything is done."""
 
-    async def start(self, database: DatabaseInfo) -> str:
-        """The connection string of an empty database, as like `database` as can be. Raises PostgresError."""
+    async def start(self, database: DatabaseInfo, roles: Globals | None) -> str:
+        """The connection string of an empty database, as like `database` as can be. Raises PostgresError.
+
+        `roles` are the source's, None where its base snapshot does not have them.
+        """
 
     async def destroy(self) -> None:
         """Remove what `start` made, however far it came."""
@@ -62,7 +74,7 @@ async def choose(into: str | None, settings: DrillSection, source_version: int) 
         return GivenDatabase(into)
     if settings.dsn is not None:
         return OwnDatabase(settings.dsn)
-    return DisposableServer(await find_server(source_version // 10000))
+    return DisposableServer(await find_server(source_version // 10000), settings.user)
 
 
 async def find_server(source_major: int) -> Path:
@@ -78,25 +90,38 @@ async def find_server(source_major: int) -> Path:
     return fitting[0].path.parent
 
 
-class DisposableServer:
-    """A server of this process's own, on loopback, in a temporary folder."""
+AS_OURSELVES: Final = (
+    "the drill's server ran as the same user as archiver: code of the source's superusers could read its files"
+)
 
-    def __init__(self, bindir: Path) -> None:
-        self.deviations: list[str] = []
-        self._server = PostgresServer(settings=_SETTINGS, bindir=bindir)
+
+class DisposableServer:
+    """A server of this process's own, in a temporary folder, that lets in nobody else.
+
+    As root it runs as `account`. Its superuser has a name of its own, so that no role of the source is mistaken for it.
+    """
+
+    def __init__(self, bindir: Path, account: str = NOBODY) -> None:
+        self.deviations: list[str] = [] if os.geteuid() == 0 else [AS_OURSELVES]
+        superuser = f"archiver_drill_{secrets.token_hex(8)}"
+        self._account = account
+        self._server = PostgresServer(
+            settings=_SETTINGS, bindir=bindir, contained=True, superuser=superuser, account=account
+        )
         self._folder: Path | None = None
         self._pid: int | None = None
         self._version: int | None = None
 
     async def check(self) -> None:
-        """The server is our own."""
+        """The server is our own; whom it would run as must exist. Raises ConfigError."""
+        require_account(self._account)
 
-    async def start(self, database: DatabaseInfo) -> str:
+    async def start(self, database: DatabaseInfo, roles: Globals | None) -> str:
         await to_the_end(self._server.start)
         self._folder, self._pid = self._server.folder, self._server.pid
         async with await connect(self._server.dsn(), purpose="drill") as conn:
             self._version = conn.info.server_version
-            await _create_roles(conn, database.roles)
+            self.deviations += await _create_roles(conn, database.roles, roles)
             self.deviations += await create_database(conn, _DATABASE, database)
         return self._server.dsn(_DATABASE)
 
@@ -106,7 +131,7 @@ class DisposableServer:
     async def describe(self) -> Copy:
         left = self._left()
         found = "; ".join(left) or f"folder {self._folder} and process {self._pid} are gone"
-        where = f"disposable server on 127.0.0.1:{self._server.port}"
+        where = "disposable server on a Unix socket of its own"
         return Copy(where=where, server_version=self._version, destroyed=not left, evidence=found)
 
     def _left(self) -> list[str]:
@@ -137,7 +162,7 @@ class OwnDatabase:
         async with await connect(self._dsn, purpose="drill"):
             pass
 
-    async def start(self, database: DatabaseInfo) -> str:
+    async def start(self, database: DatabaseInfo, roles: Globals | None) -> str:  # noqa: ARG002 - its server has its own
         async with await connect(self._dsn, purpose="drill") as conn:
             self._version = conn.info.server_version
             self.deviations += await create_database(conn, self._name, database)
@@ -168,7 +193,7 @@ class GivenDatabase:
         async with await connect(self._dsn, purpose="drill") as conn:
             await load.ensure_empty(conn)
 
-    async def start(self, database: DatabaseInfo) -> str:  # noqa: ARG002 - it is as the operator made it
+    async def start(self, database: DatabaseInfo, roles: Globals | None) -> str:  # noqa: ARG002 - it is as it was made
         async with await connect(self._dsn, purpose="drill") as conn:
             self._version = conn.info.server_version
             await load.ensure_empty(conn)
@@ -185,12 +210,21 @@ class GivenDatabase:
 # --- Making ---------------------------------------------------------------------------------------------
 
 
-async def _create_roles(conn: psycopg.AsyncConnection[Any], roles: list[str]) -> None:
-    """The source's roles by name, so that owners and privileges are restored; none of them can log in."""
-    there = await load.existing_roles(conn)
-    for role in roles:
-        if role not in there:
-            await _run(conn, sql.SQL("CREATE ROLE {}").format(sql.Identifier(role)))
+async def _create_roles(conn: psycopg.AsyncConnection[Any], names: Sequence[str], known: Globals | None) -> list[str]:
+    """The source's roles with what they might do there, so that statements replay as theirs; none of them can log in.
+
+    Returns what is different.
+    """
+    if known is None:
+        known = Globals(False, tuple(Role(name, ("NOINHERIT",)) for name in names), ())
+    return [each.warning for each in await create_roles(conn, for_drill(known))]
+
+
+def for_drill(roles: Globals) -> Globals:
+    """Without logins, passwords and settings, which nothing uses, and without rights over the host."""
+    made = tuple(Role(role.name, tuple(word for word in role.attributes if word != "LOGIN")) for role in roles.roles)
+    kept = tuple(each for each in roles.memberships if each.role not in _OVER_THE_HOST)
+    return Globals(False, made, kept)
 
 
 async def create_database(conn: psycopg.AsyncConnection[Any], name: str, database: DatabaseInfo) -> list[str]:
@@ -203,7 +237,7 @@ async def create_database(conn: psycopg.AsyncConnection[Any], name: str, databas
         await conn.execute(create + _locale(database))
     except psycopg.Error as exc:
         await _run(conn, create)
-        return [f"the copy has its server's locale, not {database.collation}: {exc.diag.message_primary}"]
+        return [f"the copy has its server's locale, not {database.collation}: {postgres_error(exc).message}"]
     return []
 
 

@@ -28,12 +28,14 @@ from archiver.format import layout
 from archiver.format import wrap as wrapping
 from archiver.format.manifest import Archive
 from archiver.format.seal import KEY_BYTES
+from archiver.key_file import read_key_file
 from archiver.kms import KmsKek
 from archiver.store.base import Store
 from archiver.store.mirror import Mirror
 from archiver.tasks import ask_until_answered
 
 SIGNING = "signing"
+_SHORTEST_KEY = 43  # 32 bytes in base64: a name as long as that may be a key that was pasted
 _SILENT = "the key service does not answer"
 
 
@@ -79,27 +81,21 @@ class PatientKek:
         return await ask_until_answered(lambda: self._kek.unwrap(record, context), StoreUnavailable, _SILENT)
 
 
-def open_kek(source: str, environ: Mapping[str, str] = os.environ) -> Kek:
-    """The KEK behind `file:PATH`, `env:NAME` or `aws-kms:ARN`. Raises ConfigError."""
+def open_kek(source: str, environ: Mapping[str, str] = os.environ, *, where: str = "[encryption] keys") -> Kek:
+    """The KEK behind `file:PATH`, `env:NAME` or `aws-kms:ARN`. Raises ConfigError.
+
+    `where` says where the source stands: a name that was wanted may be a key that was pasted.
+    """
     scheme, _, rest = source.partition(":")
     if scheme == "aws-kms":
         return KmsKek(rest)
-    text = environ.get(rest) if scheme == "env" else _read_key_file(Path(rest))
-    if text is None:
-        raise ConfigError("the key's environment variable is not set", where=rest, hint="Set it, or mend [encryption].")
-    return LocalKek(wrapping.parse_kek(text, source))
-
-
-def _read_key_file(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii")
-    except OSError as exc:
-        hint = "Make one with: archiver key generate FILE, or mend [encryption] keys."
-        raise ConfigError(f"cannot read the key file: {exc.strerror}", where=str(path), hint=hint) from None
-    except UnicodeDecodeError:
-        raise ConfigError(
-            "this is not a key", where=str(path), hint="Make one with: archiver key generate FILE"
-        ) from None
+    if scheme == "file":
+        return LocalKek(wrapping.parse_kek(read_key_file(Path(rest)), source))
+    shown = rest if len(rest) < _SHORTEST_KEY else where
+    if (text := environ.get(rest)) is None:
+        hint = "Set it, or mend [encryption]."
+        raise ConfigError("the key's environment variable is not set", where=shown, hint=hint)
+    return LocalKek(wrapping.parse_kek(text, shown))
 
 
 class Keyring:

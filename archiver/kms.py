@@ -1,7 +1,7 @@
 """A KEK inside AWS KMS: it never leaves there, and wraps and unwraps data keys for whoever its policy lets.
 
 In: a key's ARN, with credentials where botocore finds them. Out: wraps. What KMS answers is told apart: it may be
-asked again, it does not let us in, or the key is the wrong one.
+asked again, it does not let us in, or the key is the wrong one. Nothing goes in the clear beyond this machine.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import base64
 import binascii
 from typing import Any, Final
 
+from archiver.endpoints import guard, is_plain, require_private
 from archiver.errors import AccessDenied, ArchiverError, IntegrityError, StoreUnavailable, WrongKey
 from archiver.format import wrap as wrapping
 
@@ -62,13 +63,20 @@ class KmsKek:
             raise AccessDenied(f"AWS KMS cannot be asked: {exc}", where=self._arn, hint=hint) from exc
 
     def _connect(self) -> Any:
-        import boto3  # noqa: PLC0415 - slow to import, and only wanted with KMS
+        """Nothing is asked before it is known where the questions would go: `encrypt` carries a key in the clear."""
+        import botocore.session  # noqa: PLC0415 - slow to import, and only wanted with KMS
         from botocore.config import Config  # noqa: PLC0415
 
         parts = self._arn.split(":")
-        options = Config(connect_timeout=3, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 3})
+        session = botocore.session.Session()
+        guard(session, self._arn)
         region = parts[3] if len(parts) > 3 else None
-        return boto3.Session().client("kms", region_name=region, config=options)
+        options = Config(connect_timeout=3, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 3})
+        client = session.create_client("kms", region_name=region, config=options)
+        require_private(client.meta.endpoint_url, self._arn)
+        if is_plain(client.meta.endpoint_url):  # to this machine, and not by way of a proxy elsewhere
+            client = session.create_client("kms", region_name=region, config=options.merge(Config(proxies={})))
+        return client
 
     def _refusal(self, error: Any) -> ArchiverError:
         code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"].get("HTTPStatusCode", 0)

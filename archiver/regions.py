@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from archiver.config import Config, DurabilitySection, RegionSection
@@ -30,7 +31,10 @@ ANY_PATIENCE = timedelta(seconds=10)  # ack = "any": how long a write that count
 
 def open_keks(config: Config) -> list[Kek]:
     """The configured KEKs; the first wraps. Raises ConfigError."""
-    return [open_kek(source) for source in config.encryption.keys]
+    return [
+        open_kek(source, where=f"[encryption] keys, entry {number}")
+        for number, source in enumerate(config.encryption.keys, 1)
+    ]
 
 
 def open_regions(
@@ -99,21 +103,25 @@ def _adapter(region: RegionSection, allowed: Sequence[str], environ: Mapping[str
         url.path.strip("/"),
         aws_region=region.aws_region,
         endpoint=region.endpoint,
-        access_key=_from_environment(region, region.access_key_env, environ),
-        secret_key=_from_environment(region, region.secret_key_env, environ),
+        access_key=_from_environment(region, "access_key_env", environ),
+        secret_key=_from_environment(region, "secret_key_env", environ),
         ca_bundle=region.ca_bundle,
         allow_plaintext=region.allow_plaintext,
         allowed_regions=allowed,
     )
 
 
-def _from_environment(region: RegionSection, name: str | None, environ: Mapping[str, str]) -> str | None:
+def _from_environment(
+    region: RegionSection, setting: Literal["access_key_env", "secret_key_env"], environ: Mapping[str, str]
+) -> str | None:
+    """What the variable holds. A message names the setting alone: who pastes a key there must not see it in a log."""
+    name: str | None = getattr(region, setting)
     if name is None:
         return None
     if name not in environ:
         raise ConfigError(
             "the variable that should hold the region's credentials is not set",
-            where=f"{region.name}: {name}",
+            where=f"{region.name}: {setting}",
             hint="Set it, or leave access_key_env and secret_key_env out to use the usual AWS sources.",
         )
     return environ[name]

@@ -14,10 +14,10 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from archiver.archive import OpenArchive, create_archive, open_archive
+from archiver.cli.key import write_key
 from archiver.config import Config
 from archiver.daemon import Daemon
 from archiver.embedded import S3Server
-from archiver.format.wrap import format_kek, new_kek
 from archiver.lsn import Lsn
 from archiver.policy.target import Target, ToLatest
 from archiver.postgres import setup
@@ -129,7 +129,7 @@ def make_setup(
         monkeypatch.setenv(f"REGION{number}_KEY", server.access_key)
         monkeypatch.setenv(f"REGION{number}_SECRET", server.secret_key)
     kek = tmp_path / "kek"
-    kek.write_text(format_kek(new_kek()) + "\n")
+    write_key(kek)
 
     def make(dsn: str | None = None, **sections: Any) -> Setup:
         bucket = make_bucket()

@@ -63,7 +63,9 @@ def contents(dsn: str) -> list[object]:
 
 def sequences(dsn: str) -> dict[str, int]:
     with psycopg.connect(dsn) as conn:
-        rows = conn.execute("SELECT sequencename, last_value FROM pg_sequences WHERE schemaname <> 'archiver'").fetchall()
+        rows = conn.execute(
+            "SELECT sequencename, last_value FROM pg_sequences WHERE schemaname <> 'archiver'"
+        ).fetchall()
     return {name: value or 0 for name, value in rows}
 
 

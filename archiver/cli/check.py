@@ -5,6 +5,7 @@ The exit code is that of the worst failure: the highest among 2 configuration, 3
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import typer
 from archiver.archive import OpenArchive, open_archive, require_same_database, require_same_server
 from archiver.cli.options import ConfigOption, JsonOption, load, run_async
 from archiver.cli.output import print_json, say
-from archiver.config import Config, SourceSection
+from archiver.config import Config, DrillSection, SourceSection
+from archiver.embedded.postgres import require_account
 from archiver.errors import ArchiverError, ObjectExists, ObjectNotFound
 from archiver.format import layout
 from archiver.keys import Kek
@@ -62,6 +64,7 @@ async def _all(path: Path | None) -> list[Found]:
     found: list[Found] = [(CONFIG, _describe(config))]
     keks, checked = _keys(config)
     found.append((KEY, checked))
+    found.append((CONFIG, check_drills(config.drill)))
     try:
         mirror = open_regions(config)
     except ArchiverError as exc:
@@ -94,6 +97,20 @@ def _keys(config: Config) -> tuple[list[Kek], Check]:
     except ArchiverError as exc:
         return [], failed("keys", exc)
     return keks, Check("keys", "ok", f"{len(keks)} of {len(keks)} can be read")
+
+
+def check_drills(drill: DrillSection) -> Check:
+    """Whom a disposable server of a drill would run as: it runs code of the source's roles."""
+    if drill.dsn is not None:
+        return Check("drills", "ok", "on the server that [drill] dsn names")
+    try:
+        require_account(drill.user)
+    except ArchiverError as exc:  # whoever never drills here needs none of it
+        return Check("drills", "warn", str(exc), exc.hint)
+    if os.geteuid() == 0:
+        return Check("drills", "ok", f"their server runs as {drill.user}")
+    hint = "Drill as root, which gives the server to [drill] user, or on a host without the KEK of the daemon."
+    return Check("drills", "warn", "their server runs as the same user as archiver, whose files it could read", hint)
 
 
 # --- regions ---

@@ -62,11 +62,11 @@ class Stage:
 
     @property
     def source(self) -> str:
-        return _dsn(self.postgres, SOURCE)
+        return self.postgres.dsn(SOURCE)
 
     @property
     def restored(self) -> str:
-        return _dsn(self.postgres, RESTORED)
+        return self.postgres.dsn(RESTORED)
 
 
 @asynccontextmanager
@@ -75,7 +75,7 @@ async def stage() -> AsyncIterator[Stage]:
     _forget_environment()
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="archiver-demo-")))
-        postgres = PostgresServer(settings=_SETTINGS)
+        postgres = PostgresServer(settings=_SETTINGS, contained=True)
         regions = [S3Server(buckets=[BUCKET]) for _ in REGIONS]
         for server in (postgres, *regions):
             stack.push_async_exit(server)
@@ -99,10 +99,6 @@ async def _start(postgres: PostgresServer, regions: Sequence[S3Server]) -> None:
         await asyncio.to_thread(postgres.execute, f"CREATE DATABASE {database}")
 
 
-def _dsn(postgres: PostgresServer, database: str) -> str:
-    return f"{postgres.dsn(database)}?sslmode=disable"
-
-
 def _variables(regions: Sequence[S3Server]) -> dict[str, str]:
     named = zip(REGIONS, regions, strict=True)
     return {
@@ -120,7 +116,7 @@ def _write_files(folder: Path, postgres: PostgresServer, regions: Sequence[S3Ser
     key, file = folder / "kek", folder / "archiver.toml"
     write_key(key)
     [port] = free_ports(1)
-    text = _HEAD.format(dsn=_dsn(postgres, SOURCE), key=key, port=port)
+    text = _HEAD.format(dsn=postgres.dsn(SOURCE), key=key, port=port)
     for name, server in zip(REGIONS, regions, strict=True):
         access, secret = _names(name)
         text += _REGION.format(name=name, bucket=BUCKET, endpoint=server.endpoint, access=access, secret=secret)

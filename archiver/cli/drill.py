@@ -32,6 +32,7 @@ from archiver.cli.options import (
     load,
     one_target,
     run_async,
+    target_of,
 )
 from archiver.cli.output import note, print_json, progress, say, seconds, size
 from archiver.config import Config
@@ -76,7 +77,14 @@ def drill(
     Example: archiver drill -c archiver.toml --report drill.html
     """
     targets = given_targets(target_time, target_lsn, target_name, latest=latest)
-    order = Order(load(config), one_target(targets) if targets else None, into, region, jobs, as_json=as_json)
+    order = Order(
+        load(config),
+        one_target(targets) if targets else None,
+        target_of(into) if into else None,
+        region,
+        jobs,
+        as_json=as_json,
+    )
     outcome = run_async(_read_last(order) if last else _drill(order))
     if report is not None:
         _write(report, outcome.record)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from html import escape
+from html import escape as escape_html
 from typing import Final
 
-from archiver.cli.output import seconds, size
+from archiver.cli.output import seconds, shown, size
 from archiver.format.drill import Check, Phase, Record
 from archiver.format.manifest import format_time
 
@@ -54,6 +54,11 @@ svg .grid { stroke: var(--line); } svg .soft { fill: var(--soft); }
   vertical-align: -.08rem; }
 @media print { body { margin: 0; max-width: none; } tr { break-inside: avoid; } }
 """
+
+
+def escape(text: str) -> str:
+    """For the page: neither markup nor what turns the direction of text."""
+    return escape_html(shown(text))
 
 
 def render(record: Record) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import psycopg
 import typer
 
 from archiver import __version__
@@ -31,6 +32,7 @@ from archiver.cli import (
 )
 from archiver.cli.output import complain
 from archiver.errors import ArchiverError, IntegrityError, PostgresError, StoreError, TargetUnreachable, UsageError
+from archiver.postgres.server_words import message_of
 
 app = typer.Typer(
     name="archiver",
@@ -120,8 +122,9 @@ def _usage_error(error: typer.TyperException) -> int:
 def _unexpected(error: Exception) -> int:
     if os.environ.get("ARCHIVER_DEBUG") == "1":
         traceback.print_exception(error)
+    words = message_of(error) if isinstance(error, psycopg.Error) else str(error)
     complain(
-        f"unexpected {type(error).__name__}: {error}".rstrip(": "),
+        f"unexpected {type(error).__name__}: {words}".rstrip(": "),
         "This is a bug. ARCHIVER_DEBUG=1 shows where it happened; please report that.",
     )
     return 1

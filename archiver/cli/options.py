@@ -17,12 +17,14 @@ import typer
 
 from archiver import config as configuration
 from archiver.archive import OpenArchive, open_archive
-from archiver.cli.output import configure_logs
+from archiver.cli.output import configure_logs, note
 from archiver.config import Config
 from archiver.errors import UsageError
 from archiver.lsn import Lsn
 from archiver.policy.target import Target, ToLatest, ToLsn, ToName, ToTime, parse_time
+from archiver.postgres.session import holds_password
 from archiver.regions import only, open_keks, open_regions
+from archiver.secret import Secret
 
 T = TypeVar("T")
 
@@ -88,6 +90,16 @@ def one_target(targets: list[Target]) -> Target:
             hint="Give one of --target-time, --target-lsn, --target-name and --latest.",
         )
     return targets[0]
+
+
+def target_of(into: str) -> Secret:
+    """What --into says, with a word about a password in it: every user of the machine sees the list of processes."""
+    if holds_password(into):
+        note("warning: the password in --into is shown to every user of this machine, in its list of processes")
+        note(
+            "hint: Give it by PGPASSWORD, in ~/.pgpass or by a service file, and change it if others may have seen it."
+        )
+    return Secret(into)
 
 
 def load(path: Path | None) -> Config:

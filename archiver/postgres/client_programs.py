@@ -1,13 +1,13 @@
 """PostgreSQL's own client programs: finding a pg_dump that fits the server, and running it.
 
 In: the server's major version, a connection string, an exported snapshot. Out: the schema as SQL text.
-Never: a password on a command line, or a pg_dump older than the server (it would refuse, half-way informed).
+Never: a password on a command line, our environment in a child's, or a pg_dump older than the server (it would refuse,
+half-way informed).
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import shutil
 from asyncio.subprocess import PIPE
@@ -17,7 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+from archiver.child_environment import child_environment, client_environment
 from archiver.errors import PostgresError, PostgresUnavailable
+from archiver.postgres.server_words import without_values
 from archiver.postgres.session import connection_params, conninfo_without_secrets, where_of
 
 _SYSTEM_FOLDERS: Final = ("usr/lib/postgresql/*/bin", "usr/pgsql-*/bin")
@@ -70,7 +72,9 @@ def _embedded_folder() -> list[Path]:
 async def inspect(path: Path) -> ClientProgram | None:
     """The program at a path with its version; None if it does not run."""
     try:
-        process = await asyncio.create_subprocess_exec(path, "--version", stdout=PIPE, stderr=PIPE)
+        process = await asyncio.create_subprocess_exec(
+            path, "--version", stdout=PIPE, stderr=PIPE, env=child_environment()
+        )
         output, _ = await process.communicate()
     except OSError:
         return None
@@ -101,7 +105,7 @@ async def dump_schema(dsn: str, program: ClientProgram, *, snapshot: str | None)
 
 
 async def _run(program: ClientProgram, arguments: list[str], secret: dict[str, str], where: str) -> bytes:
-    environment = {**os.environ, **secret, "LC_ALL": "C"}
+    environment = client_environment() | secret | {"LC_ALL": "C"}
     process = await asyncio.create_subprocess_exec(program.path, *arguments, stdout=PIPE, stderr=PIPE, env=environment)
     try:
         output, complaint = await process.communicate()
@@ -118,11 +122,19 @@ _MAY_PASS: Final = re.compile(r"connection to server|cache lookup failed|could n
 """What pg_dump says when the connection broke, or when DDL ran between the snapshot and its locks."""
 
 
+_WITHOUT_TLS: Final = (
+    "The embedded PostgreSQL's client programs connect inside this machine only: install PostgreSQL's own, "
+    "or name one in [snapshot] pg_dump."
+)
+
+
 def _failure(complaint: str, where: str) -> PostgresError:
     lines = [line.partition("error: ")[2] for line in complaint.splitlines() if "error: " in line]
-    reason = lines[0] if lines else complaint.strip() or "no reason given"
+    reason = without_values(lines[0] if lines else complaint.strip() or "no reason given")
     if _MAY_PASS.search(reason):
         return PostgresUnavailable(f"pg_dump failed: {reason}", where=where, hint="Take the snapshot again.")
+    if "SSL support is not compiled in" in reason:
+        return PostgresError("this pg_dump has no TLS", where=where, hint=_WITHOUT_TLS)
     hint = "The role needs SELECT on every table and sequence: GRANT pg_read_all_data gives it."
     denied = "permission denied" in reason
     return PostgresError(f"pg_dump failed: {reason}", where=where, hint=hint if denied else None)

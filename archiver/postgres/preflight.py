@@ -18,13 +18,13 @@ from archiver.postgres.client_programs import find_pg_dump
 from archiver.postgres.coverage import check_clocks, check_coverage, check_readable, check_references, check_roles
 from archiver.postgres.install import altered
 from archiver.postgres.replication_slot import PLUGIN, SlotInfo, slot_info
-from archiver.postgres.session import is_local
 from archiver.postgres.setup import (
     publishable_tables,
     published_although_excluded,
     publishes_all,
     unpublished_tables,
 )
+from archiver.postgres.tls_policy import inside, weaknesses
 from archiver.postgres.triggers import ListedPublication
 
 OLDEST_MAJOR: Final = 14
@@ -61,13 +61,12 @@ async def check_server(conn: Conn, source: SourceSection) -> list[Check]:
 
 
 def _tls(conn: Conn) -> Check:
-    if conn.pgconn.ssl_in_use:
-        return Check("TLS", "ok", "the connection is encrypted")
-    if is_local(conn.info.host):
+    if inside(conn) and not conn.pgconn.ssl_in_use:
         return Check("TLS", "ok", "not needed: the connection does not leave this machine")
-    return Check(
-        "TLS", "warn", "the connection is not encrypted, as the dsn asks", "Use sslmode=verify-full in [source] dsn."
-    )
+    if found := weaknesses(conn):
+        hint = "Use sslmode=verify-full and ssl_min_protocol_version=TLSv1.3 in [source] dsn or its service."
+        return Check("TLS", "warn", f"{'; '.join(found)}: so the dsn or its service says", hint)
+    return Check("TLS", "ok", "the connection is encrypted")
 
 
 def _version(version: int) -> Check:

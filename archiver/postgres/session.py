@@ -8,8 +8,6 @@ and never a password, a row or a parameter in a message.
 
 from __future__ import annotations
 
-import ipaddress
-import os
 import re
 from typing import Any, Final, LiteralString
 
@@ -18,7 +16,8 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from archiver.errors import ConfigError, PostgresError, PostgresUnavailable
-from archiver.postgres import search_path
+from archiver.postgres import search_path, tls_policy
+from archiver.postgres.server_words import hint_of, message_of
 
 SESSION: Final[dict[str, str]] = {
     "DateStyle": "ISO,MDY",
@@ -40,7 +39,6 @@ SESSION: Final[dict[str, str]] = {
 
 But the search_path of others is set behind it: see archiver.postgres.search_path."""
 
-_PLAIN: Final = frozenset({"disable", "allow", "prefer"})
 _DEFAULTS: Final[dict[str, str]] = {"client_encoding": "UTF8"}
 _PATIENCE: Final[dict[str, str]] = {
     "connect_timeout": "15",  # seconds; also those below: a dead peer is noticed within a minute
@@ -61,12 +59,17 @@ async def connect(dsn: str, *, purpose: str, replication: bool = False) -> psyco
         conn = await psycopg.AsyncConnection.connect(**params, autocommit=True)
     except psycopg.Error as exc:
         raise postgres_error(exc, where_of(params), secrets=_secrets(params)) from None
-    if not _may_be_plain(params) and _is_plain_to_elsewhere(conn):
+    if (objection := tls_policy.objection(conn, _parse(dsn))) is not None:
         await conn.close()
-        raise _plain_refused(where_of(params))
+        raise PostgresError(objection, where=where_of(params), hint=_ENCRYPT)
     if not replication:
         await _put_path_aside(conn, where_of(params))
     return conn
+
+
+_ENCRYPT: Final = (
+    "Add sslmode=verify-full to the connection string, or sslmode=disable if a plain connection is what you want."
+)
 
 
 async def _put_path_aside(conn: psycopg.AsyncConnection[Any], where: str) -> None:
@@ -90,7 +93,7 @@ async def fetch(
 def connection_params(dsn: str, *, purpose: str, replication: bool = False) -> dict[str, Any]:
     """libpq parameters for a connection string: the canonical session, the TLS policy, the time limits."""
     given = _parse(dsn)
-    params = {**_PATIENCE, **_tls_defaults(given), **given, **_DEFAULTS}
+    params = {**_PATIENCE, **given, **tls_policy.additions(given), **_DEFAULTS}
     params["application_name"] = f"archiver {purpose}"
     later = set() if replication else {"search_path"}
     params["options"] = f"{given.get('options', '')} {_options(SESSION, later)}".strip()
@@ -108,9 +111,14 @@ def conninfo_without_secrets(params: dict[str, Any]) -> tuple[str, dict[str, str
 
 def where_of(params: dict[str, Any]) -> str:
     """`host:port/database`, as messages name a server."""
-    host = params.get("host") or params.get("hostaddr") or os.environ.get("PGHOST") or "local socket"
-    port = params.get("port") or os.environ.get("PGPORT") or 5432
-    return f"{host}:{port}/{params.get('dbname') or os.environ.get('PGDATABASE') or ''}".rstrip("/")
+    known = tls_policy.resolve(params) or params
+    host = known.get("host") or known.get("hostaddr") or "local socket"
+    return f"{host}:{known.get('port') or 5432}/{known.get('dbname') or ''}".rstrip("/")
+
+
+def holds_password(dsn: str) -> bool:
+    """Whether the connection string itself has a secret in it. Raises ConfigError."""
+    return bool(_secrets(_parse(dsn)))
 
 
 def _parse(dsn: str) -> dict[str, Any]:
@@ -138,55 +146,6 @@ def _options(settings: dict[str, str], later: set[str]) -> str:
 
 def _secrets(params: dict[str, Any]) -> list[str]:
     return [str(params[name]) for name in ("password", "sslpassword") if params.get(name)]
-
-
-# --- TLS -----------------------------------------------------------------------------------------------
-
-
-def _tls_defaults(given: dict[str, Any]) -> dict[str, str]:
-    """What the policy adds; what the connection string says for itself wins.
-
-    A service file may name the host and its TLS settings, so with `service` they are left to it, and the
-    connection is looked at once it is open.
-    """
-    if "service" in given or all(is_local(host) for host in _hosts(given)):
-        return {}
-    return {"sslmode": "verify-full", "ssl_min_protocol_version": "TLSv1.3"}
-
-
-def _hosts(params: dict[str, Any]) -> list[str]:
-    named = params.get("hostaddr") or params.get("host")
-    if named is None:
-        named = os.environ.get("PGHOSTADDR") or os.environ.get("PGHOST") or ""
-    return str(named).split(",")
-
-
-def is_local(host: str) -> bool:
-    """Whether a libpq host is this machine: empty or a path (a Unix socket), localhost, a loopback address."""
-    if host in {"", "localhost"} or host.startswith(("/", "@")):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _may_be_plain(params: dict[str, Any]) -> bool:
-    return params.get("sslmode") in _PLAIN
-
-
-def _is_plain_to_elsewhere(conn: psycopg.AsyncConnection[Any]) -> bool:
-    # libpq reports the host it settled on, whether from the string, the environment or a service file
-    return not conn.pgconn.ssl_in_use and not is_local(conn.info.host)
-
-
-def _plain_refused(where: str) -> PostgresError:
-    return PostgresError(
-        "the connection is not encrypted",
-        where=where,
-        hint="Add sslmode=verify-full to the connection string, "
-        "or sslmode=disable if a plain connection is what you want.",
-    )
 
 
 # --- Errors --------------------------------------------------------------------------------------------
@@ -231,12 +190,12 @@ _STILL_COMING: Final = ("starting up", "shutting down", "recovery mode", "too ma
 def postgres_error(exc: psycopg.Error, where: str | None = None, *, secrets: list[str] | None = None) -> PostgresError:
     """The error of ours for one of psycopg's. Every module of this package maps through here.
 
-    Only the primary message is kept: DETAIL and CONTEXT may quote rows.
+    DETAIL and CONTEXT may quote rows, and the primary message as well: see archiver.postgres.server_words.
     """
     message = _clean(exc, secrets or [])
     if exc.sqlstate is not None:
         kind = PostgresUnavailable if _TRANSIENT_STATES.fullmatch(exc.sqlstate) else PostgresError
-        return kind(message, where=where, hint=_HINTS_BY_STATE.get(exc.sqlstate) or exc.diag.message_hint)
+        return kind(message, where=where, hint=_HINTS_BY_STATE.get(exc.sqlstate) or hint_of(exc))
     if not isinstance(exc, psycopg.OperationalError | psycopg.InterfaceError):
         return PostgresError(message, where=where)
     hint = _refusal_hint(message.lower())
@@ -256,7 +215,7 @@ def _refusal_hint(message: str) -> str | None:
 
 
 def _clean(exc: psycopg.Error, secrets: list[str]) -> str:
-    text = exc.diag.message_primary or next(iter(str(exc).strip().splitlines()), "") or type(exc).__name__
+    text = message_of(exc)
     for secret in secrets:
         text = text.replace(secret, "***")
     return _PREAMBLE.sub("", text).strip()

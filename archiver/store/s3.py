@@ -10,20 +10,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import ipaddress
 import ssl
 from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from functools import cache
 from typing import Any
-from urllib.parse import urlsplit
 
 from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
 from botocore.loaders import Loader
 
+from archiver.endpoints import guard, is_loopback, is_plain, require_private
 from archiver.errors import ConfigError, ObjectNotFound, StoreError
 from archiver.store.base import Entry
 from archiver.store.s3_errors import CAUGHT, classify
@@ -66,7 +65,8 @@ class S3Store:
         read_timeout: timedelta = READ_TIMEOUT,
         page_size: int = 1000,
     ) -> None:
-        _require_private(endpoint, name, allow_plaintext=allow_plaintext)
+        if endpoint:
+            require_private(endpoint, name, allow_plaintext=allow_plaintext)
         self._name = name
         self._bucket = bucket
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
@@ -158,15 +158,25 @@ class S3Store:
     async def _connected(self) -> Any:
         async with self._lock:
             if self._client is None:
-                session = AioSession()
-                session.register_component("data_loader", _data_loader())
-                self._client = await self._stack.enter_async_context(session.create_client("s3", **self._settings))
-            # Without an endpoint of ours botocore may have found one in the environment or in AWS's files.
-            _require_private(self._client.meta.endpoint_url, self._name, allow_plaintext=self._allow_plaintext)
+                self._client = await self._connect()
             if self._unconfirmed:
                 await self._confirm_region(self._unconfirmed)
                 self._unconfirmed = ()
             return self._client
+
+    async def _connect(self) -> Any:
+        session = AioSession()
+        session.register_component("data_loader", _data_loader())
+        guard(session, self._name, plaintext_for="s3" if self._allow_plaintext else None)
+        client = await self._stack.enter_async_context(session.create_client("s3", **self._settings))
+        # Without an endpoint of ours botocore may have found one in the environment or in AWS's files.
+        require_private(client.meta.endpoint_url, self._name, allow_plaintext=self._allow_plaintext)
+        if is_plain(client.meta.endpoint_url) and self._settings["config"].proxies is None:
+            config = self._settings["config"].merge(AioConfig(proxies={}))
+            client = await self._stack.enter_async_context(
+                session.create_client("s3", **self._settings | {"config": config})
+            )
+        return client
 
     async def _confirm_region(self, allowed: Collection[str]) -> None:
         """botocore follows a bucket to whatever region it is in."""
@@ -234,28 +244,8 @@ def _client_config(endpoint: str | None, read_timeout: timedelta) -> AioConfig:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         # What may go in the clear to loopback must not pass through a proxy from the environment.
-        proxies={} if endpoint and _is_loopback(endpoint) else None,
+        proxies={} if endpoint and is_loopback(endpoint) else None,
     )
-
-
-def _require_private(endpoint: str | None, name: str, *, allow_plaintext: bool) -> None:
-    scheme = urlsplit(endpoint).scheme if endpoint else "https"
-    if scheme not in {"http", "https"}:
-        raise ConfigError(f"the endpoint {endpoint} is not an http or https url", where=name)
-    if scheme == "http" and endpoint and not (allow_plaintext or _is_loopback(endpoint)):
-        raise ConfigError(
-            f"the endpoint {endpoint} would send the archive in the clear",
-            hint="Use an https endpoint; plain http is for servers on this machine.",
-            where=name,
-        )
-
-
-def _is_loopback(endpoint: str) -> bool:
-    host = urlsplit(endpoint).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 async def _sha256(data: bytes) -> str:

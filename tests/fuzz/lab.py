@@ -13,10 +13,10 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from archiver.cli.key import write_key
 from archiver.config import Config
 from archiver.embedded import PostgresServer
 from archiver.errors import ArchiverError
-from archiver.format.wrap import format_kek, new_kek
 from archiver.policy.target import ToLsn
 from tests.dumps import difference
 from tests.fix_archive import Setup
@@ -56,7 +56,7 @@ class Lab:
         self.server = self._given or self._stack.enter_context(closing(PostgresServer(settings=SETTINGS)))
         if self._given is None:
             self.server.start()
-        (self.folder / "kek").write_text(format_kek(new_kek()) + "\n")
+        write_key(self.folder / "kek")
         return self
 
     def __exit__(self, *_: object) -> None:

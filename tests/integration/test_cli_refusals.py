@@ -44,7 +44,7 @@ def test_a_missing_configuration(site: Site) -> None:
         (lambda site: (site.folder / "kek").unlink(), "cannot read the key file"),
         (lambda site: (site.folder / "kek").write_text("secret"), "this is not a key"),
         (lambda site: site.replace(f"file:{site.folder}/kek", "env:NO_SUCH_KEY"), "NO_SUCH_KEY"),
-        (lambda site: site.variables.pop("FRA_SECRET"), "FRA_SECRET"),
+        (lambda site: site.variables.pop("FRA_SECRET"), "fra: secret_key_env"),
     ],
     ids=["not TOML", "unknown key", "no unit", "no key file", "no key in it", "no key in env", "no credentials in env"],
 )

@@ -27,7 +27,7 @@ async def test_views_on_views_are_filled_in_any_order_and_a_failing_one_is_repor
         )
         views = [("public", "a"), ("public", "broken"), ("public", "z")]
         [failed] = await load.refresh_views(conn, views)
-        assert (failed.entry, failed.reason) == ("MATERIALIZED VIEW public.broken", "division by zero")
+        assert (failed.entry, failed.reason) == ("MATERIALIZED VIEW public.broken", "division by zero (22012)")
         cur = await conn.execute("SELECT one FROM public.a")
         assert await cur.fetchone() == (1,)
 

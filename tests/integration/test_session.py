@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from archiver.embedded import PostgresServer
 from archiver.errors import PostgresError, PostgresUnavailable
-from archiver.postgres import session
 from archiver.postgres.session import SESSION, connect
 from tests.fix_servers import MakeDatabase
 
@@ -33,16 +30,3 @@ async def test_a_missing_database_is_permanent_and_a_stopped_server_is_not(pg: P
     assert not missing.value.transient
     with pytest.raises(PostgresUnavailable, match="refused"):
         await connect("postgresql://postgres:geheim@127.0.0.1:1/postgres", purpose="test")
-
-
-async def test_a_plain_connection_that_a_service_file_leads_elsewhere_is_refused(
-    pg: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    services = tmp_path / "pg_service.conf"
-    services.write_text(f"[shop]\nhost=127.0.0.1\nport={pg.port}\nuser=postgres\ndbname=postgres\n")
-    monkeypatch.setenv("PGSERVICEFILE", str(services))
-    await (await connect("service=shop", purpose="test")).close()
-    monkeypatch.setattr(session, "is_local", lambda host: host != "127.0.0.1")  # as if it were another machine
-    with pytest.raises(PostgresError, match="not encrypted"):
-        await connect("service=shop", purpose="test")
-    await (await connect("service=shop sslmode=prefer", purpose="test")).close()

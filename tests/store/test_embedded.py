@@ -70,12 +70,15 @@ def test_a_postgresql_that_does_not_start_shows_its_log_and_leaves_nothing() -> 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root hands the server to another user")
-def test_programs_that_the_servers_user_cannot_reach_are_copied(pg: PostgresServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("contained", [False, True])
+def test_programs_that_the_servers_user_cannot_reach_are_copied(
+    pg: PostgresServer, tmp_path: Path, contained: bool
+) -> None:
     tmp_path.chmod(0o700)
     package = pg.bin("").parents[1]
     private = shutil.copytree(package, tmp_path / package.name)
     shutil.copytree(package.with_name(f"{package.name}.libs"), tmp_path / f"{package.name}.libs")
-    with closing(PostgresServer(bindir=private / "pginstall" / "bin")) as server:
+    with closing(PostgresServer(bindir=private / "pginstall" / "bin", contained=contained)) as server:
         server.start()
         assert server.bin("postgres").is_relative_to(server.folder)
         assert server.execute("SELECT 1") == [(1,)]
@@ -124,6 +127,26 @@ def test_an_s3_server_keeps_its_port_and_data_through_restart_and_kill(own_s3_se
     server.start()
     assert server.endpoint == endpoint
     assert read_when_ready(server) == b"kept"
+
+
+@pytest.mark.parametrize("kind", [PostgresServer, S3Server])
+def test_nobody_else_can_look_into_a_servers_folder(kind: type[PostgresServer | S3Server]) -> None:
+    """Its log quotes statements, and the S3 server's settings hold keys."""
+    with closing(kind()) as server:
+        server.start()
+        assert server.folder.stat().st_mode & 0o077 == 0
+        assert server.log.stat().st_mode & 0o077 == 0
+
+
+def test_a_link_in_the_place_of_the_log_is_not_followed(tmp_path: Path) -> None:
+    with closing(PostgresServer()) as server:
+        server.start()
+        server.stop()
+        server.log.unlink()
+        server.log.symlink_to(tmp_path / "victim")
+        with pytest.raises(OSError, match="symbolic links"):
+            server.start()
+    assert not (tmp_path / "victim").exists()
 
 
 def test_a_bucket_is_made_in_both_regions(s3_servers: tuple[S3Server, S3Server], make_bucket: MakeBucket) -> None:

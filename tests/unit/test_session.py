@@ -10,15 +10,15 @@ from archiver.postgres.session import (
     SESSION,
     connection_params,
     conninfo_without_secrets,
-    is_local,
     postgres_error,
     where_of,
 )
+from archiver.postgres.tls_policy import is_local
 
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGPORT", "PGDATABASE"):
+    for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGSERVICEFILE", "PGPORT", "PGDATABASE", "PGSSLMODE"):
         monkeypatch.delenv(name, raising=False)
 
 
