@@ -22,6 +22,7 @@ from archiver.format.wrap import Purpose
 from archiver.keys import SIGNING, Kek, Keyring
 from archiver.lsn import Lsn
 from archiver.manifest_log import ManifestLog
+from archiver.store.base import Store
 from archiver.store.mirror import Mirror
 
 
@@ -33,6 +34,8 @@ class OpenArchive:
         self.store = store
         self.keys = Keyring(identity.archive, keks, store)
         self.log = ManifestLog(identity, store)
+        self.beside: tuple[Store, ...] = ()
+        """Regions that are not read, since another one is trusted, and whose end of the log is compared with it."""
 
     async def follow(self) -> None:
         """Become able to append beside a daemon: see ManifestLog.follow."""

@@ -23,7 +23,7 @@ from archiver.lsn import Lsn
 from archiver.policy import catalog
 from archiver.policy.history import History
 from archiver.policy.target import ToLsn
-from archiver.repair import Repair, newest_manifest, refs
+from archiver.repair import Repair, refs
 from archiver.store.base import Store
 from archiver.store.mirror import Mirror
 
@@ -41,6 +41,7 @@ class Mending:
         self._region = region
         self._others = others
         self._repair = Repair(archive.identity, others, region)
+        self._reader = archive.log.reader
         self._history = history
 
     async def mend(self, damaged: Iterable[str]) -> None:
@@ -108,7 +109,7 @@ class Mending:
         held = {signed.seq: await self._held(signed.seq) for signed in self._history}
         wrong = [signed for signed in self._history if (other := held[signed.seq]) is None or other.data != signed.data]
         fork = [other for signed in wrong if (other := held[signed.seq]) is not None]
-        if fork and not (self._is_covered(fork) and await newest_manifest(self._region) <= self._history[-1].seq):
+        if fork and not (self._is_covered(fork) and await self._reader.newest(self._region) <= self._history[-1].seq):
             log.error("the region holds another history, which is left as it is", region=self._region.name,
                       object=layout.manifest(fork[0].seq),
                       hint="If it is the one that ended, let the other go on alone until it holds more.")  # fmt: skip

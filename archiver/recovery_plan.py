@@ -26,11 +26,12 @@ from archiver.policy.target import Plan, Target, ToLsn
 from archiver.postgres import load
 from archiver.postgres.session import connect
 from archiver.snapshots import Index
+from archiver.survey import survey
 
 
 async def read_history(archive: OpenArchive) -> History:
     """The whole verified log, as what can be restored from it."""
-    return History([signed.entry async for signed in archive.log.scan()])
+    return (await survey(archive)).history
 
 
 async def make_plan(

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from archiver.config import Config, DurabilitySection, RegionSection
 from archiver.errors import ConfigError
+from archiver.format import layout
 from archiver.keys import Kek, open_kek
 from archiver.metrics import Metrics
 from archiver.store.base import Store
@@ -92,7 +93,7 @@ def _retrying(
 def _adapter(region: RegionSection, allowed: Sequence[str], environ: Mapping[str, str] = os.environ) -> Store:
     url = urlsplit(region.url)
     if url.scheme == "file":
-        return FileStore(region.name, Path(unquote(url.path)))
+        return FileStore(region.name, Path(unquote(url.path)), limit=layout.limit)
     return S3Store(
         region.name,
         url.netloc,
@@ -104,6 +105,7 @@ def _adapter(region: RegionSection, allowed: Sequence[str], environ: Mapping[str
         ca_bundle=region.ca_bundle,
         allow_plaintext=region.allow_plaintext,
         allowed_regions=allowed,
+        limit=layout.limit,
     )
 
 

@@ -14,28 +14,13 @@ from os.path import commonpath
 from archiver.errors import ObjectExists, ObjectNotFound, RegionsDisagree, StoreUnavailable
 from archiver.format import layout, manifest
 from archiver.format.manifest import Archive, Changes, Drill, Entry, ObjectRef, Signed, Snapshot
+from archiver.log_reader import LogReader
 from archiver.store.base import Entry as StoreEntry
 from archiver.store.base import Store
 from archiver.store.mirror import Mirror
 from archiver.tasks import task_group
 
 AT_ONCE = 2  # objects in memory at a time
-
-
-async def newest_manifest(store: Store) -> int:
-    """The seq of the newest manifest that a region holds, 0 if it holds none.
-
-    Roll-ups spare listing most of them. One may have come before the last of its manifests, and then says nothing.
-    """
-    ends = [(layout.rollup_range(entry.key) or (0, 0))[1] async for entry in store.list(layout.CATALOG)]
-    newest = 0
-    for end in sorted(ends, reverse=True):
-        if await store.size(layout.manifest(end)) is not None:
-            newest = end
-            break
-    async for entry in store.list(layout.MANIFESTS, start_after=layout.manifest(newest)):
-        newest = max(newest, layout.manifest_seq(entry.key) or 0)
-    return newest
 
 
 def refs(entry: Entry) -> tuple[ObjectRef, ...]:
@@ -58,6 +43,7 @@ class Repair:
         self._archive = archive
         self._source = source
         self._region = region
+        self._reader = LogReader(archive, source)
         self._keys: set[str] = set()
 
     async def copy_log(self) -> AsyncIterator[Signed]:
@@ -66,7 +52,7 @@ class Repair:
         Raises StoreError, and IntegrityError when the region disagrees about what it has.
         """
         await self._copy_small()
-        seq = await newest_manifest(self._region)
+        seq = await self._reader.newest(self._region)
         if seq:
             await self.compare(layout.manifest(seq))
         names = [entry.key async for entry in self._source.list(layout.MANIFESTS, start_after=layout.manifest(seq))]

@@ -24,6 +24,7 @@ from archiver.lsn import Lsn
 from archiver.policy import catalog
 from archiver.snapshots import Index, part_place
 from archiver.store.base import Store
+from archiver.survey import head_of
 
 AT_ONCE = 4
 CATCH_UP_SECONDS = 0.3  # between the first region and the last one, for a manifest that is just being written
@@ -113,7 +114,7 @@ class _Verification:
         self.logs = list(logs.values())
         best = max(self.logs, key=len)
         self.report.manifests = len(best)
-        self.report.head = best[-1].hash if best else None
+        self.report.head = str(head) if (head := head_of(best)) else None
         self._check_positions(best)
         await self._compare_small_objects({item.ref.key_id for item in _objects(best)} | {SIGNING})
         await self._check_rollups({signed.seq: signed.data for signed in best})

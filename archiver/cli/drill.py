@@ -176,7 +176,9 @@ async def _mirror(order: Order) -> AsyncIterator[Mirror]:
 
 async def _open(order: Order, mirror: Mirror) -> OpenArchive:
     store = only(mirror, order.region) if order.region else mirror
-    return await open_archive(store, order.config.archive.name, open_keks(order.config))
+    archive = await open_archive(store, order.config.archive.name, open_keks(order.config))
+    archive.beside = tuple(each for each in mirror.stores if each not in store.stores)
+    return archive
 
 
 def _write(path: Path, record: Record) -> None:

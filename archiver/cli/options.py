@@ -59,6 +59,15 @@ TargetLsnOption = Annotated[
 ]
 TargetNameOption = Annotated[str | None, typer.Option("--target-name", metavar="N", help="Up to this restore point.")]
 LatestOption = Annotated[bool, typer.Option("--latest", help="Up to the end of the archive.")]
+ExpectHeadOption = Annotated[
+    str | None,
+    typer.Option(
+        "--expect-head",
+        metavar="SEQ:HASH",
+        help="Refuse a log that ends before this manifest, or holds another one in its place (noted from info or "
+        "verify). Example: --expect-head 1042:9f86d081884c7d65…",
+    ),
+]
 WaitOption = Annotated[
     timedelta,
     typer.Option(
@@ -117,6 +126,8 @@ async def opened(config: Config, region: str | None = None) -> AsyncIterator[Ope
     mirror = open_regions(config, prefer=region)
     try:
         keks = open_keks(config)
-        yield await open_archive(only(mirror, region) if region else mirror, config.archive.name, keks)
+        archive = await open_archive(only(mirror, region) if region else mirror, config.archive.name, keks)
+        archive.beside = tuple(store for store in mirror.stores if region and store.name != region)
+        yield archive
     finally:
         await mirror.close()

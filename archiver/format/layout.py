@@ -26,8 +26,15 @@ DRILLS = "drills/"
 MANIFESTS = "manifests/"
 CATALOG = "catalog/"
 
+# What is read before anything vouches for its size. A manifest lists at most every part of one base snapshot.
+_LIMITS = {ARCHIVE: 1 << 16, KEYS: 1 << 20, MANIFESTS: 64 << 20, CATALOG: 64 << 20}
 _MANIFEST = re.compile(r"manifests/(\d{20})\.json")
 _ROLLUP = re.compile(r"catalog/(\d{20})-(\d{20})\.json\.zst")
+_LONGEST_ROLLUP = 1_000_000  # manifests; archiver writes a thousand, and what a name says must not cost memory
+_OTHERS = re.compile(
+    r"archive\.json|keys/[a-z]+(-\d{4}(-\d{2}-\d{2})?)?\.json|segments/\d{20}-[0-9A-F]{16}-[0-9A-F]{16}-[0-9a-f]{12}\.seg"
+    r"|snapshots/[0-9A-F]{16}-[0-9a-f]{12}/\d{8}\.part|drills/[0-9a-f-]{36}\.rec"
+)
 
 
 def key(key_id: str) -> str:
@@ -54,7 +61,7 @@ def manifest(seq: int) -> str:
 def manifest_seq(name: str) -> int | None:
     """The seq in a manifest's name, None if it is no such name."""
     match = _MANIFEST.fullmatch(name)
-    return int(match[1]) if match else None
+    return int(match[1]) or None if match else None
 
 
 def rollup(first: int, last: int) -> str:
@@ -64,4 +71,15 @@ def rollup(first: int, last: int) -> str:
 def rollup_range(name: str) -> tuple[int, int] | None:
     """First and last seq in a roll-up's name, None if it is no such name."""
     match = _ROLLUP.fullmatch(name)
-    return (int(match[1]), int(match[2])) if match else None
+    first, last = (int(match[1]), int(match[2])) if match else (0, 0)
+    return (first, last) if 0 < first <= last < first + _LONGEST_ROLLUP else None
+
+
+def is_ours(name: str) -> bool:
+    """Whether archiver gives such a name to anything."""
+    return bool(_OTHERS.fullmatch(name)) or manifest_seq(name) is not None or rollup_range(name) is not None
+
+
+def limit(name: str) -> int | None:
+    """How many bytes an object of this name has at most; None where the manifest that names it says so."""
+    return next((size for start, size in _LIMITS.items() if name.startswith(start)), None)
