@@ -22,7 +22,7 @@ import structlog
 
 from archiver import __version__
 from archiver.alignment import Alignment, patiently, second_reader, tell_blocker
-from archiver.archive import OpenArchive, open_archive
+from archiver.archive import OpenArchive
 from archiver.capture import Capture, Position
 from archiver.config import Config
 from archiver.errors import (
@@ -44,7 +44,7 @@ from archiver.policy.slot_danger import SlotDanger
 from archiver.postgres.replication_slot import each_once
 from archiver.postgres.session import is_shutting_down
 from archiver.postgres.source import Sample, Source
-from archiver.regions import open_keks, open_regions
+from archiver.regions import open_configured, open_keks, open_regions
 from archiver.snapshots import take_snapshot
 from archiver.store.base import Store
 from archiver.store.mirror import Mirror
@@ -142,11 +142,11 @@ class Daemon:
     async def _start(self, mirror: Mirror) -> OpenArchive:
         """Open the archive, wait for the source and its slot, take over, and find where to go on."""
         keks = [PatientKek(kek) for kek in open_keks(self._config)]
-        archive = await open_archive(mirror, self._config.archive.name, keks)
+        archive = await open_configured(self._config, mirror, keks)
         await patiently(lambda: self._alignment.check_identity(archive))
         await self._alignment.wait_for_slot()
         self._show_regions(archive)
-        await archive.follow()
+        await archive.follow(going_on=True)
         await self._alignment.require_all_seen(archive)
         await archive.take_over(Fence(host=socket.gethostname(), pid=os.getpid(), version=__version__))
         position = await patiently(lambda: self._alignment.align(archive))
@@ -264,7 +264,7 @@ class Daemon:
 
     def _show_regions(self, archive: OpenArchive) -> None:
         """Let the metrics ask, whenever they are read."""
-        self.metrics.degraded.set_function(lambda: bool(archive.store.replicas.behind))
+        self.metrics.degraded.set_function(lambda: bool(archive.store.replicas.behind or archive.store.damaged))
         for region in self._config.region:
             unreplicated = self.metrics.region_unreplicated_segments.labels(region.name)
             unreplicated.set_function(partial(archive.log.unreplicated, region.name))

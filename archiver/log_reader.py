@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import structlog
 
-from archiver.errors import IntegrityError, ObjectNotFound
+from archiver.errors import ArchiverError, IntegrityError, ObjectNotFound
 from archiver.format import layout, manifest
 from archiver.format.manifest import Archive, Signed
 from archiver.policy import catalog
@@ -101,11 +101,11 @@ class LogReader:
     async def _one_by_one(self, seq: int) -> AsyncIterator[Signed]:
         """What is no manifest of ours is damage where the log goes on behind it, and foreign where it does not."""
         names = [each async for each in _named(self._store, seq)]
-        foreign: dict[int, IntegrityError] = {}
+        foreign: dict[int, ArchiverError] = {}
         for start in range(0, len(names), _READ_AHEAD):
             batch = names[start : start + _READ_AHEAD]
             for number, found in zip(batch, await asyncio.gather(*map(self._try, batch)), strict=True):
-                if isinstance(found, IntegrityError):
+                if isinstance(found, ArchiverError):
                     foreign[number] = found
                     continue
                 for error in foreign.values():
@@ -115,13 +115,13 @@ class LogReader:
         if foreign:
             await self._pass_over(seq, foreign)
 
-    async def _try(self, seq: int) -> Signed | IntegrityError:
+    async def _try(self, seq: int) -> Signed | ArchiverError:
         try:
             return await self.read(seq)
-        except IntegrityError as exc:
+        except (IntegrityError, ObjectNotFound) as exc:
             return exc
 
-    async def _pass_over(self, head: int, foreign: dict[int, IntegrityError]) -> None:
+    async def _pass_over(self, head: int, foreign: dict[int, ArchiverError]) -> None:
         """Raise where it may be the log's own end that was altered: it stands next, in every region that answers."""
         for seq, error in foreign.items():
             if seq == head + 1:

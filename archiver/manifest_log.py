@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from archiver.errors import (
     Fenced,
+    IntegrityError,
     ObjectExists,
     ObjectNotFound,
     PostgresError,
@@ -34,11 +35,12 @@ from archiver.format.manifest import (
     Manifest,
     Signed,
     Snapshot,
+    refs,
 )
 from archiver.log_reader import LogReader
 from archiver.policy import catalog
 from archiver.policy.log_state import LogState
-from archiver.repair import Repair, refs
+from archiver.repair import Repair
 from archiver.store.base import Store
 from archiver.store.mirror import Mirror
 from archiver.tasks import Stopwatch
@@ -61,8 +63,11 @@ class ManifestLog:
         self._exclusive = False
         self._unrolled: list[Signed] = []
         self._replicated: dict[str, int] = {}
+        self._set_aside: set[str] = set()
         self._asleep = Stopwatch(_SLEEP_SECONDS)
         self.unseen: set[str] = set()
+        self.damaged: Mapping[str, str] = {}
+        """Regions to be mended before they are written again, and why."""
         self.state = LogState()
         store.replicas.on_behind = self._fell_behind
 
@@ -75,11 +80,12 @@ class ManifestLog:
         """All manifests from the first to the newest, signatures and chain verified. Raises IntegrityError."""
         return self.reader.scan()
 
-    async def follow(self, key: Ed25519PrivateKey) -> None:
+    async def follow(self, key: Ed25519PrivateKey, *, going_on: bool = False) -> None:
         """Become able to append beside a running daemon: for base snapshots and drills, never for changes.
 
         Regions that lack the end of the log are behind: where the policy waits for every region, they are repaired
-        at once. Those that cannot be asked, where the policy goes on without them, are `unseen`.
+        at once. Those that cannot be asked, where the policy goes on without them, are `unseen`. `going_on`: a region
+        that holds another archive is set aside, and not an error.
         """
         self._key = key
         async for signed in self.scan():
@@ -91,9 +97,23 @@ class ManifestLog:
         await self._read_on(max(filter(None, newest.values()), default=0))
         for region in self._store.stores:
             await self._find_standing(region, newest[region.name])
+        for name, what in self.damaged.items():
+            self._store.replicas.fall_behind(name, what)
         if self._store.replicas.policy.patience is None:
             for region in self._store.replicas.behind:
-                await self.rejoin(region)
+                await self._rejoin_or_set_aside(region, going_on=going_on)
+
+    async def _rejoin_or_set_aside(self, region: Store, *, going_on: bool) -> None:
+        """A daemon goes on without a region that holds another archive; a command, beside it, would part from it."""
+        try:
+            await self.rejoin(region)
+        except RegionsDisagree:
+            raise
+        except IntegrityError as exc:
+            if not going_on:
+                raise
+            self._set_aside.add(region.name)
+            log.error("a region is set aside", region=region.name, error=str(exc), hint=exc.hint)
 
     async def take_over(self, key: Ed25519PrivateKey, fence: Fence) -> None:
         """Become the archive's one writer of changes; a daemon that wrote before stops at its next append."""
@@ -122,6 +142,7 @@ class ManifestLog:
                     await self._take_back_from_hole(signed)
                 self._asleep.restart()
                 self._observe(signed)
+                await self._heal()
                 await self._roll_up()
                 return signed
 
@@ -169,16 +190,32 @@ class ManifestLog:
         """Copy to a region what it lacks, and write it again from then on. Raises StoreError, RegionsDisagree."""
         log.info("a region is being repaired", region=region.name, segments=self.unreplicated(region.name))
         replicas = self._store.replicas
-        repair = Repair(self._archive, Mirror(replicas.in_step), region)
+        repair = self._repair_of(region, Mirror(replicas.in_step))
         while await self._copy_log(repair, region) > _CLOSE:
             pass
         await self._copy_missed(repair, region)
         async with self._lock, asyncio.timeout(_REJOIN_SECONDS if replicas.policy.patience else None):
-            await self._copy_log(repair, region)
-            await self._copy_missed(repair, region)
-            replicas.rejoin(region.name)  # nothing may happen between the last copy and this
-        self._replicated.pop(region.name, None)
+            await self._finish(repair, region)
         log.info("a region is in step again", region=region.name)
+
+    async def _finish(self, repair: Repair, region: Store) -> None:
+        """The last of what a region lacks, while nothing is appended."""
+        await self._copy_log(repair, region)
+        await self._copy_missed(repair, region)
+        self._store.replicas.rejoin(region.name)  # nothing may happen between the last copy and this
+        self._store.damaged.pop(region.name, None)
+        self._replicated.pop(region.name, None)
+
+    async def _heal(self) -> None:
+        """Where every region must have what counts, one that fell behind (over what was not ours) gets it at once."""
+        if self._store.replicas.policy.patience is not None or self._store.replicas.policy.first:
+            return
+        for region in self._store.replicas.behind:
+            if region.name not in self._set_aside:
+                await self._finish(self._repair_of(region, Mirror(self._store.replicas.in_step)), region)
+
+    def _repair_of(self, region: Store, source: Mirror) -> Repair:
+        return Repair(self._archive, source, region, self._store.replicas.is_foreign)
 
     async def _copy_log(self, repair: Repair, region: Store) -> int:
         copied = 0
@@ -202,7 +239,7 @@ class ManifestLog:
         """
         newest = await self.reader.newest(region)
         if newest:
-            await Repair(self._archive, self._store, region).compare(layout.manifest(newest))
+            await self._repair_of(region, self._store).compare(layout.manifest(newest))
         return newest
 
     async def _ask_newest(self, region: Store) -> int | None:
@@ -320,7 +357,7 @@ class ManifestLog:
             )
         # It may have died between two regions, or not have reached one of them: ours must not stand behind a hole.
         for region in self._store.replicas.in_step:
-            await Repair(self._archive, self._store, region).copy_objects(refs(other.entry))
+            await self._repair_of(region, self._store).copy_objects(refs(other.entry))
         await self._store.put(name, other.data, if_absent=True)
         self._observe(other)
         self._asleep.restart()  # what was just read stands behind no hole

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from archiver.archive import OpenArchive, open_archive
 from archiver.config import Config, DurabilitySection, RegionSection
 from archiver.errors import ConfigError
 from archiver.format import layout
@@ -61,6 +62,13 @@ def _daemons_policy(durability: DurabilitySection) -> WritePolicy:
     if durability.ack == "any":
         return WritePolicy(first=True, patience=ANY_PATIENCE)
     return WritePolicy(patience=durability.degrade_after)
+
+
+async def open_configured(config: Config, store: Mirror, keks: Sequence[Kek] | None = None) -> OpenArchive:
+    """The archive that the configuration means, and pins if it gives its public key. Raises as `open_archive`."""
+    section = config.archive
+    keks = open_keks(config) if keks is None else keks
+    return await open_archive(store, section.name, keks, public_key=section.public_key)
 
 
 def only(mirror: Mirror, region: str) -> Mirror:

@@ -46,7 +46,10 @@ async def _gather(config: Config) -> Facts:
         return _describe(archive, found) | {
             "regions": [_region(each) | {"url": urls[each.region]} for each in found.standings],
             "complete": found.is_complete,
-            "warnings": found.warnings,
+            "warnings": [
+                *found.warnings,
+                *(f"{name} is damaged: {what}" for name, what in archive.store.damaged.items()),
+            ],
             "source": source,
         }
 

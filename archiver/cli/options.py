@@ -16,13 +16,13 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from archiver import config as configuration
-from archiver.archive import OpenArchive, open_archive
+from archiver.archive import OpenArchive
 from archiver.cli.output import configure_logs
 from archiver.config import Config
 from archiver.errors import UsageError
 from archiver.lsn import Lsn
 from archiver.policy.target import Target, ToLatest, ToLsn, ToName, ToTime, parse_time
-from archiver.regions import only, open_keks, open_regions
+from archiver.regions import only, open_configured, open_regions
 
 T = TypeVar("T")
 
@@ -125,8 +125,7 @@ async def opened(config: Config, region: str | None = None) -> AsyncIterator[Ope
     """The archive, over all regions or over one alone."""
     mirror = open_regions(config, prefer=region)
     try:
-        keks = open_keks(config)
-        archive = await open_archive(only(mirror, region) if region else mirror, config.archive.name, keks)
+        archive = await open_configured(config, only(mirror, region) if region else mirror)
         archive.beside = tuple(store for store in mirror.stores if region and store.name != region)
         yield archive
     finally:

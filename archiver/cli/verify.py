@@ -12,7 +12,7 @@ from archiver.cli.output import print_json, progress, say, size
 from archiver.config import Config
 from archiver.errors import IntegrityError, StoreUnavailable, UsageError
 from archiver.survey import Head, require_head
-from archiver.verify import Report
+from archiver.verify import FOREIGN, Report
 from archiver.verify import repair as repair_archive
 from archiver.verify import verify as verify_archive
 
@@ -54,6 +54,12 @@ def verify(
 
 
 def _not_whole(report: Report, repair: bool) -> IntegrityError:
+    if all(finding.what == FOREIGN for finding in report.findings):
+        return IntegrityError(
+            f"objects that are none of archiver's lie in the archive: {len(report.findings)}",
+            where=report.findings[0].object,
+            hint="They harm nothing. Find out who may write there, and remove them.",
+        )
     return IntegrityError(
         f"the archive is not whole: {len(report.findings)} findings",
         where=report.findings[0].object,

@@ -41,6 +41,11 @@ def key(key_id: str) -> str:
     return f"{KEYS}{key_id}.json"
 
 
+def key_id(name: str) -> str:
+    """The id in a wrapped key's name."""
+    return name.removeprefix(KEYS).removesuffix(".json")
+
+
 def segment(ordinal: int, start: Lsn, end: Lsn, upload: UUID) -> str:
     """An id of its own keeps an upload that comes late, or from a daemon that was paused, from replacing another."""
     return f"{SEGMENTS}{ordinal:020d}-{int(start):016X}-{int(end):016X}-{upload.hex[:12]}.seg"

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from archiver.errors import IntegrityError
+from archiver.errors import ForeignObject
 
 Limit = Callable[[str], int | None]
 """How many bytes an object may have to be read, by its key; None for any number."""
@@ -22,10 +22,10 @@ def no_limit(_key: str) -> None:
 
 
 def require_within(limit: Limit, key: str, size: int, where: str) -> None:
-    """Raise IntegrityError, before an object is read, if it is too large to be what its key says."""
+    """Raise ForeignObject, before an object is read, if it is too large to be what its key says."""
     most = limit(key)
     if most is not None and size > most:
-        raise IntegrityError(
+        raise ForeignObject(
             f"the object is larger than any that archiver writes: {size} bytes",
             where=where,
             hint="Run archiver verify; another region may hold it whole.",

@@ -160,8 +160,8 @@ class Mirror:
             await self._pause_or_raise(_most_telling(errors))
             patience = _more(patience)
 
-    async def each(self, read: Callable[[Store], Awaitable[T]]) -> dict[Store, T]:
-        """What `read` makes of every region that answers; all are asked at once, each is waited for as by `first`."""
+    async def each(self, read: Callable[[Store], Awaitable[T]]) -> dict[Store, T | ArchiverError]:
+        """What `read` makes of every region, or its error; all are asked at once, each is waited for as by `first`."""
 
         async def ask(store: Store) -> T | ArchiverError:
             try:
@@ -170,9 +170,7 @@ class Mirror:
                 self._note(store, error)
                 return error
 
-        answers = await asyncio.gather(*map(ask, self._stores))
-        pairs = zip(self._stores, answers, strict=True)
-        return {store: answer for store, answer in pairs if not isinstance(answer, ArchiverError)}
+        return dict(zip(self._stores, await asyncio.gather(*map(ask, self._stores)), strict=True))
 
     def _is_answered(self, store: Store, errors: Sequence[ArchiverError]) -> bool:
         """A region that is behind is not asked for what the regions in step say is nowhere."""

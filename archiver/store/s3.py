@@ -135,6 +135,8 @@ class S3Store:
             response = await self._call("list_objects_v2", prefix, **page)
             for item in response.get("Contents", ()):
                 entry = Entry(item["Key"].removeprefix(self._prefix), int(item["Size"]))
+                if not entry.key:
+                    continue  # what a console makes to show a folder
                 last = self._in_order(entry.key, after=last)
                 yield entry
             token = response.get("NextContinuationToken") if response.get("IsTruncated") else None

@@ -12,10 +12,9 @@ from archiver import manifest_log
 from archiver.archive import OpenArchive, Place, open_archive
 from archiver.errors import RegionsDisagree, StoreUnavailable
 from archiver.format import layout, manifest, segment
-from archiver.format.manifest import Changes
+from archiver.format.manifest import Changes, refs
 from archiver.format.seal import Kind
 from archiver.policy import catalog
-from archiver.repair import refs
 from archiver.store.base import Entry
 from archiver.store.memory import MemoryStore
 from archiver.store.mirror import Mirror
