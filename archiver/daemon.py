@@ -67,12 +67,12 @@ T = TypeVar("T")
 class Daemon:
     """One run of `archiver run`. `ready` tells why it is not, `metrics` how it does."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, accept_gap: bool = False) -> None:
         self._config = config
         self._source = config.require_source()
         self.metrics = Metrics()
         self._danger = SlotDanger(self._source.drop_slot_at)
-        self._alignment = Alignment(self._source, self.metrics.gaps_total.inc)
+        self._alignment = Alignment(self._source, self.metrics.gaps_total.inc, accept_gap=accept_gap)
         self._warned = datetime.min.replace(tzinfo=UTC)
         self._monitor = Source(self._source.dsn, self._source.slot)
         self._capture: Capture | None = None
@@ -111,6 +111,7 @@ class Daemon:
                 await self._work(archive, stop)
             except SlotLost as exc:
                 log.error("the replication slot is lost", error=str(exc))
+                self._alignment.known = archive.log.state.head
                 await _unless_stopped(self._abandon(), stop)
             else:
                 return True

@@ -21,6 +21,7 @@ from uuid import uuid4
 from archiver import __version__
 from archiver.archive import OpenArchive, drill_place
 from archiver.config import DrillSection
+from archiver.cut_log import require_uncut
 from archiver.drill_copy import Place
 from archiver.drill_proof import Findings, Proof
 from archiver.errors import ArchiverError, DrillFailed, TargetUnreachable, UsageError
@@ -272,6 +273,7 @@ def _restore_phases(summary: Summary, started: datetime, ended: datetime) -> Ite
 async def store_record(archive: OpenArchive, record: Record) -> Drill:
     """Seal the record and commit it in every region, beside a running daemon. Raises StoreError."""
     await archive.follow()
+    await require_uncut(archive)
     sealer = await archive.sealer(drill_place(record.snapshot_lsn, record.target_lsn))
     sealer.write(record.encode())
     ref = await archive.store_sealed(layout.drill(record.drill_id), sealer)

@@ -190,7 +190,10 @@ async def _position(source: SourceSection, archive: OpenArchive, history: Histor
     last = history.epochs[-1].changes
     end = last[-1].end_lsn if last else None
     if end is not None and slot.confirmed_flush_lsn > end:
-        hint = "Only one archiver may read the slot; archiver run records the gap and takes a base snapshot."
+        hint = (
+            "Only one archiver may read the slot; archiver run records the gap and takes a base snapshot, unless it "
+            "finds that the log was cut."
+        )
         detail = f"the slot is at {slot.confirmed_flush_lsn}, past the end of the archive at {end}"
         return Check("position", "warn", detail, hint)
     return Check("position", "ok", f"slot at {slot.confirmed_flush_lsn}, archive at {end or 'its beginning'}")
