@@ -17,8 +17,16 @@ import structlog
 from archiver.archive import OpenArchive, require_same_database
 from archiver.capture import Position
 from archiver.config import SourceSection
-from archiver.errors import ConfigError, Fenced, PostgresError, PostgresUnavailable, StoreUnavailable
-from archiver.format.manifest import Gap
+from archiver.cut_log import require_uncut, was_cut
+from archiver.errors import (
+    ConfigError,
+    Fenced,
+    IntegrityError,
+    PostgresError,
+    PostgresUnavailable,
+    StoreUnavailable,
+)
+from archiver.format.manifest import Gap, Signed
 from archiver.lsn import Lsn
 from archiver.postgres.replication_slot import (
     Blocker,
@@ -44,11 +52,14 @@ T = TypeVar("T")
 class Alignment:
     """What a daemon asks of the source before it streams.
 
-    `given_up`: why the slot is no more, if we dropped it. `system`: who the source was when it was last aligned.
+    `accept_gap`: go on, once, where the end of the log was cut off. `known`: its newest manifest, as this process last
+    saw it. `given_up`: why the slot is no more, if we dropped it. `system`: who the source was when last aligned.
     """
 
-    def __init__(self, source: SourceSection, on_gap: Callable[[], None]) -> None:
+    def __init__(self, source: SourceSection, on_gap: Callable[[], None], *, accept_gap: bool = False) -> None:
         self._source = source
+        self._accept_gap = accept_gap
+        self.known: Signed | None = None
         self._on_gap = on_gap
         self.given_up: str | None = None
         self.system: SystemIdentity | None = None
@@ -111,6 +122,23 @@ class Alignment:
                 where=", ".join(sorted(archive.log.unseen)) + " not seen",
                 hint="Bring that region back. Once it is out of the configuration, a gap is recorded.",
             )
+        if not archive.log.unseen:
+            await self._require_uncut(archive, slot if is_same else None)
+
+    async def _require_uncut(self, archive: OpenArchive, slot: SlotInfo | None) -> None:
+        """Raise IntegrityError where the log ended later once: its numbers are not to be taken by others."""
+        head = archive.log.state.head
+        confirmed = slot.confirmed_flush_lsn if slot and not slot.is_lost else None
+        try:
+            if self.known is None:
+                await require_uncut(archive, confirmed)
+            elif head is None or head.seq < self.known.seq:
+                raise was_cut(head, {"this daemon": [f"manifest {self.known.seq}"]}, confirmed)
+        except IntegrityError as exc:
+            if not self._accept_gap:
+                raise
+            log.error("gone on with, as --accept-gap says", error=str(exc))
+        self._accept_gap = False
 
     async def align(self, archive: OpenArchive) -> Position:
         """Compare slot and log, and decide where to go on. What the slot no longer has becomes a gap."""

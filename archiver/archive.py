@@ -9,21 +9,24 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import NamedTuple
 from uuid import UUID, uuid4
 
 from archiver.errors import ConfigError, IntegrityError, ObjectExists, ObjectNotFound
-from archiver.format import layout, manifest
+from archiver.format import layout, manifest, seal
 from archiver.format import wrap as wrapping
 from archiver.format.journal import Point
 from archiver.format.manifest import Archive, Changes, Entry, Fence, ObjectRef, RestorePoint
 from archiver.format.names import open_name, seal_name
-from archiver.format.seal import Identity, Kind, Sealer, unseal
+from archiver.format.seal import Kind, Sealer, unseal
 from archiver.format.wrap import Purpose
+from archiver.identity import Identity, NoArchive, find_identity
 from archiver.keys import SIGNING, Kek, Keyring
 from archiver.lsn import Lsn
 from archiver.manifest_log import ManifestLog
+from archiver.store.base import Store
 from archiver.store.mirror import Mirror
 
 Names = dict[str, str]
@@ -33,15 +36,34 @@ Names = dict[str, str]
 class OpenArchive:
     """An archive that exists: its identity, keys, log and store."""
 
-    def __init__(self, identity: Archive, store: Mirror, keks: Sequence[Kek]) -> None:
-        self.identity = identity
+    def __init__(self, identity: Identity, store: Mirror, keks: Sequence[Kek]) -> None:
+        self.identity = identity.archive
+        self.identity_data = identity.data
         self.store = store
-        self.keys = Keyring(identity.archive, keks, store)
-        self.log = ManifestLog(identity, store)
+        self.keys = Keyring(identity.archive.archive, keks, store)
+        self.log = ManifestLog(identity.archive, store)
+        self.log.damaged = identity.damaged
+        store.replicas.is_foreign = self.is_foreign
+        self.keys.is_used = lambda key_id: key_id in self.log.state.key_ids
+        self.beside: tuple[Store, ...] = ()
+        """Regions that are not read, since another one is trusted, and whose end of the log is compared with it."""
 
-    async def follow(self) -> None:
+    async def follow(self, *, going_on: bool = False) -> None:
         """Become able to append beside a daemon: see ManifestLog.follow."""
-        await self.log.follow(await self.keys.signing_key(self.identity))
+        await self.log.follow(await self.keys.signing_key(self.identity), going_on=going_on)
+
+    async def is_foreign(self, name: str, data: bytes) -> bool:
+        """Whether these bytes, in the place of archive.json, a key or a manifest, are none of this archive's."""
+        if name == layout.ARCHIVE:
+            return data != self.identity_data
+        try:
+            if name.startswith(layout.KEYS):
+                await self.keys.open(layout.key_id(name), data)
+            elif name.startswith(layout.MANIFESTS):
+                return not self.log.reader.belongs(name, data)
+        except IntegrityError:
+            return True
+        return False
 
     async def take_over(self, fence: Fence) -> None:
         """Become the one writer of changes: see ManifestLog.take_over."""
@@ -90,8 +112,8 @@ class OpenArchive:
             for point in points
         }
 
-    def _identity(self, place: Place, writer: UUID, key_id: str) -> Identity:
-        return Identity(
+    def _identity(self, place: Place, writer: UUID, key_id: str) -> seal.Identity:
+        return seal.Identity(
             archive=self.identity.archive,
             system_identifier=int(self.identity.system_identifier),
             kind=place.kind,
@@ -125,63 +147,57 @@ def _finish(sealer: Sealer) -> tuple[bytes, str]:
     return data, hashlib.sha256(data).hexdigest()
 
 
-async def open_archive(store: Mirror, name: str, keks: Sequence[Kek]) -> OpenArchive:
-    """Open what `create_archive` made. Raises ConfigError when there is none, WrongKey, IntegrityError."""
-    try:
-        identity = manifest.parse_archive(await store.get_verified(layout.ARCHIVE, _is_archive))
-    except ObjectNotFound:
-        hint = "Make it with: archiver init"
-        raise ConfigError(f"there is no archive {name!r} in the regions", where=store.name, hint=hint) from None
-    if identity.name != name:
+async def open_archive(store: Mirror, name: str, keks: Sequence[Kek], *, public_key: str | None = None) -> OpenArchive:
+    """Open what `create_archive` made; `public_key` pins it. Raises NoArchive, ConfigError, IntegrityError."""
+    identity = await find_identity(store, name, keks, public_key)
+    if identity.archive.name != name:
         raise ConfigError(
-            f"the regions hold the archive {identity.name!r}, not {name!r}", hint="Give each archive its own prefix."
+            f"the regions hold the archive {identity.archive.name!r}, not {name!r}",
+            hint="Give each archive its own prefix.",
         )
     archive = OpenArchive(identity, store, keks)
-    await archive.keys.signing_key(identity)
+    await archive.keys.signing_key(identity.archive)
     return archive
 
 
-def _is_archive(data: bytes) -> bool:
-    try:
-        manifest.parse_archive(data)
-    except IntegrityError:
-        return False
-    return True
-
-
 async def create_archive(
-    store: Mirror, name: str, keks: Sequence[Kek], *, system_identifier: str, database: str
+    store: Mirror,
+    name: str,
+    keks: Sequence[Kek],
+    *,
+    system_identifier: str,
+    database: str,
+    public_key: str | None = None,
 ) -> OpenArchive:
     """Make the archive in every region, or finish making it. Raises ConfigError if it is another database's."""
     strict = Mirror(store.stores)  # whatever the durability policy: an archive begins whole
     try:
-        identity = await _create_identity(strict, name, keks, system_identifier, database)
-    except ObjectExists:
-        identity = manifest.parse_archive(await store.get(layout.ARCHIVE))
-    require_same_database(identity, database)
-    return await open_archive(store, name, keks)
+        identity = await find_identity(strict, name, keks, public_key)
+    except NoArchive:
+        with suppress(ObjectExists):  # another one was quicker
+            await strict.put(
+                layout.ARCHIVE, await _new_identity(strict, name, keks, system_identifier, database), if_absent=True
+            )
+        identity = await find_identity(strict, name, keks, public_key)
+    require_same_database(identity.archive, database)
+    for region in strict.stores:
+        if await region.size(layout.ARCHIVE) is None:
+            await region.put(layout.ARCHIVE, identity.data, if_absent=True)
+    return await open_archive(store, name, keks, public_key=public_key)
 
 
-async def _create_identity(
-    store: Mirror, name: str, keks: Sequence[Kek], system_identifier: str, database: str
-) -> Archive:
-    try:
-        data = await store.get(layout.ARCHIVE)
-        identity = manifest.parse_archive(data)
-    except ObjectNotFound:
-        archive_id = await _interrupted(store) or uuid4()
-        key = await Keyring(archive_id, keks, store).create_signing_key()
-        identity = Archive(
-            archive=archive_id,
-            name=name,
-            system_identifier=system_identifier,
-            database=database,
-            public_key=key.public_key().public_bytes_raw().hex(),
-            created=datetime.now(UTC),
-        )
-        data = manifest.sign_archive(identity, key)
-    await store.put(layout.ARCHIVE, data, if_absent=True)
-    return identity
+async def _new_identity(store: Mirror, name: str, keks: Sequence[Kek], system_identifier: str, database: str) -> bytes:
+    archive_id = await _interrupted(store) or uuid4()
+    key = await Keyring(archive_id, keks, store).create_signing_key()
+    identity = Archive(
+        archive=archive_id,
+        name=name,
+        system_identifier=system_identifier,
+        database=database,
+        public_key=key.public_key().public_bytes_raw().hex(),
+        created=datetime.now(UTC),
+    )
+    return manifest.sign_archive(identity, key)
 
 
 async def _interrupted(store: Mirror) -> UUID | None:

@@ -92,7 +92,10 @@ class _Section(BaseModel):
 
 
 class ArchiveSection(_Section):
+    """`public_key` pins the archive: any other one in its place is refused."""
+
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")
+    public_key: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 
 
 class SourceSection(_Section):

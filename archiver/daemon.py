@@ -22,7 +22,7 @@ import structlog
 
 from archiver import __version__
 from archiver.alignment import Alignment, patiently, second_reader, tell_blocker
-from archiver.archive import OpenArchive, open_archive
+from archiver.archive import OpenArchive
 from archiver.capture import Capture, Position
 from archiver.config import Config
 from archiver.errors import (
@@ -44,7 +44,7 @@ from archiver.policy.slot_danger import SlotDanger
 from archiver.postgres.replication_slot import each_once
 from archiver.postgres.session import is_shutting_down
 from archiver.postgres.source import Sample, Source
-from archiver.regions import open_keks, open_regions
+from archiver.regions import open_configured, open_keks, open_regions
 from archiver.snapshots import take_snapshot
 from archiver.store.base import Store
 from archiver.store.mirror import Mirror
@@ -67,12 +67,12 @@ T = TypeVar("T")
 class Daemon:
     """One run of `archiver run`. `ready` tells why it is not, `metrics` how it does."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, accept_gap: bool = False) -> None:
         self._config = config
         self._source = config.require_source()
         self.metrics = Metrics()
         self._danger = SlotDanger(self._source.drop_slot_at)
-        self._alignment = Alignment(self._source, self.metrics.gaps_total.inc)
+        self._alignment = Alignment(self._source, self.metrics.gaps_total.inc, accept_gap=accept_gap)
         self._warned = datetime.min.replace(tzinfo=UTC)
         self._monitor = Source(self._source.dsn, self._source.slot)
         self._capture: Capture | None = None
@@ -111,6 +111,7 @@ class Daemon:
                 await self._work(archive, stop)
             except SlotLost as exc:
                 log.error("the replication slot is lost", error=str(exc))
+                self._alignment.known = archive.log.state.head
                 await _unless_stopped(self._abandon(), stop)
             else:
                 return True
@@ -142,11 +143,11 @@ class Daemon:
     async def _start(self, mirror: Mirror) -> OpenArchive:
         """Open the archive, wait for the source and its slot, take over, and find where to go on."""
         keks = [PatientKek(kek) for kek in open_keks(self._config)]
-        archive = await open_archive(mirror, self._config.archive.name, keks)
+        archive = await open_configured(self._config, mirror, keks)
         await patiently(lambda: self._alignment.check_identity(archive))
         await self._alignment.wait_for_slot()
         self._show_regions(archive)
-        await archive.follow()
+        await archive.follow(going_on=True)
         await self._alignment.require_all_seen(archive)
         await archive.take_over(Fence(host=socket.gethostname(), pid=os.getpid(), version=__version__))
         position = await patiently(lambda: self._alignment.align(archive))
@@ -264,7 +265,7 @@ class Daemon:
 
     def _show_regions(self, archive: OpenArchive) -> None:
         """Let the metrics ask, whenever they are read."""
-        self.metrics.degraded.set_function(lambda: bool(archive.store.replicas.behind))
+        self.metrics.degraded.set_function(lambda: bool(archive.store.replicas.behind or archive.store.damaged))
         for region in self._config.region:
             unreplicated = self.metrics.region_unreplicated_segments.labels(region.name)
             unreplicated.set_function(partial(archive.log.unreplicated, region.name))

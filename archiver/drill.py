@@ -21,6 +21,7 @@ from uuid import uuid4
 from archiver import __version__
 from archiver.archive import OpenArchive, drill_place
 from archiver.config import DrillSection
+from archiver.cut_log import require_uncut
 from archiver.drill_copy import Place
 from archiver.drill_proof import Findings, Proof
 from archiver.errors import ArchiverError, DrillFailed, TargetUnreachable, UsageError
@@ -34,6 +35,7 @@ from archiver.policy.target import Plan, Target, ToLatest, ToLsn
 from archiver.recovery_plan import make_plan
 from archiver.restore import Progress, Summary, run_restore
 from archiver.snapshots import read_index
+from archiver.survey import survey
 
 Hook = Callable[[str], Awaitable[None]]
 """Called with the copy's connection string, between the restore and the proof."""
@@ -60,11 +62,16 @@ async def plan_drill(archive: OpenArchive, target: Target | None = None) -> Dril
     Raises TargetUnreachable, IntegrityError; writes nothing.
     """
     started = datetime.now(UTC)
-    log = [signed async for signed in archive.log.scan()]
-    history = History([signed.entry for signed in log])
+    found = await survey(archive)
+    log, history = found.log, found.history
+    if target is not None:
+        found.require_answers(target)
     if not history.snapshots:
         raise TargetUnreachable("there is no base snapshot to restore", hint="archiver run takes the first one.")
     plan, compared, deviations = await _choose(archive, history, target)
+    if target is None and compared is None:
+        found.require_answers(plan.target)
+    deviations += found.warnings
     latest = history.window.latest  # by the source's clock, which may be ahead of ours
     age = max(timedelta(), started - latest) if latest else None
     phase = Phase(name="plan", purpose="recovery", started_at=started, finished_at=datetime.now(UTC))
@@ -266,6 +273,7 @@ def _restore_phases(summary: Summary, started: datetime, ended: datetime) -> Ite
 async def store_record(archive: OpenArchive, record: Record) -> Drill:
     """Seal the record and commit it in every region, beside a running daemon. Raises StoreError."""
     await archive.follow()
+    await require_uncut(archive)
     sealer = await archive.sealer(drill_place(record.snapshot_lsn, record.target_lsn))
     sealer.write(record.encode())
     ref = await archive.store_sealed(layout.drill(record.drill_id), sealer)

@@ -14,6 +14,7 @@
     │   └── ObjectExists          4   a conditional write found an object in its place
     ├── IntegrityError            5   altered, missing, reordered, or sealed under another key
     │   ├── WrongKey              5
+    │   ├── ForeignObject         5   what stands in an object's place is none of archiver's
     │   └── RegionsDisagree       5   two regions hold different things under one name: no side is picked
     ├── TargetUnreachable         6   a recovery target outside the window or inside a gap
     ├── DrillFailed               7
@@ -96,6 +97,10 @@ class IntegrityError(ArchiverError):
 
 
 class WrongKey(IntegrityError):
+    pass
+
+
+class ForeignObject(IntegrityError):
     pass
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
@@ -107,6 +107,8 @@ class Keyring:
         self._store = store
         self._secrets: dict[str, bytes] = {}
         self._writable: set[str] = set()
+        self.is_used: Callable[[str], bool] = lambda _key_id: False
+        """Whether the log names anything that was sealed under this key."""
         self._lock = asyncio.Lock()
 
     async def data_key(self, purpose: wrapping.Purpose, at: datetime) -> str:
@@ -132,7 +134,7 @@ class Keyring:
 
     async def open_copy(self, store: Store, key_id: str) -> bytes:
         """The key, as one region holds it. Raises WrongKey, IntegrityError."""
-        return await self._open(key_id, await store.get(layout.key(key_id)))
+        return await self.open(key_id, await store.get(layout.key(key_id)))
 
     async def wrapped_by(self, key_ids: Iterable[str]) -> set[str]:
         """The ids of those KEKs of ours that open these keys."""
@@ -153,16 +155,31 @@ class Keyring:
     async def _get_or_create(self, key_id: str, purpose: wrapping.Purpose) -> bytes:
         """The key, present in every region: a writer may have died after storing it in the first only."""
         name = layout.key(key_id)
-        try:
-            stored = await self._store.get(name)
-        except ObjectNotFound:
-            stored = await self._new(key_id, purpose)
+        stored = await self._stored(key_id) or await self._new(key_id, purpose)
         try:
             await self._store.put(name, stored, if_absent=True)
         except ObjectExists:  # another writer was quicker, and may have died before it reached every region
-            stored = await self._store.get(name)
+            stored = await self._stored(key_id) or stored
             await self._store.put(name, stored, if_absent=True)
-        return await self._open(key_id, stored)
+        return await self.open(key_id, stored)
+
+    async def _stored(self, key_id: str) -> bytes | None:
+        """A copy that opens. What does not is no key where another region has none, and nothing was sealed with it."""
+
+        async def opened(store: Store) -> bytes:
+            data = await store.get(layout.key(key_id))
+            await self.open(key_id, data)
+            return data
+
+        try:
+            return await self._store.first(opened)
+        except ObjectNotFound:
+            return None
+        except IntegrityError:
+            sizes = await self._store.each(lambda store: store.size(layout.key(key_id)))
+            if self.is_used(key_id) or None not in sizes.values():
+                raise
+            return None
 
     async def _read(self, key_id: str) -> bytes:
         """A wrapped key from the first region that holds a sound one."""
@@ -178,7 +195,8 @@ class Keyring:
         wrapped = wrapping.WrappedKey(archive=self._archive, key_id=key_id, purpose=purpose, wraps=(record,))
         return wrapped.encode()
 
-    async def _open(self, key_id: str, stored: bytes) -> bytes:
+    async def open(self, key_id: str, stored: bytes) -> bytes:
+        """The key in these bytes. Raises WrongKey, IntegrityError."""
         wrapped = wrapping.parse_wrapped(stored, self._archive, key_id)
         for kek in self._keks:
             for record in filter(kek.owns, wrapped.wraps):

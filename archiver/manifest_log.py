@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
@@ -35,10 +35,12 @@ from archiver.format.manifest import (
     Manifest,
     Signed,
     Snapshot,
+    refs,
 )
+from archiver.log_reader import LogReader
 from archiver.policy import catalog
 from archiver.policy.log_state import LogState
-from archiver.repair import Repair, newest_manifest, refs
+from archiver.repair import Repair
 from archiver.store.base import Store
 from archiver.store.mirror import Mirror
 from archiver.tasks import Stopwatch
@@ -54,15 +56,18 @@ class ManifestLog:
     def __init__(self, archive: Archive, store: Mirror) -> None:
         self._archive = archive
         self._store = store
+        self.reader = LogReader(archive, store)
         self._lock = asyncio.Lock()
         self._writer = uuid4()
         self._key: Ed25519PrivateKey | None = None
         self._exclusive = False
         self._unrolled: list[Signed] = []
-        self._rolled_up_to = 0
         self._replicated: dict[str, int] = {}
+        self._set_aside: set[str] = set()
         self._asleep = Stopwatch(_SLEEP_SECONDS)
         self.unseen: set[str] = set()
+        self.damaged: Mapping[str, str] = {}
+        """Regions to be mended before they are written again, and why."""
         self.state = LogState()
         store.replicas.on_behind = self._fell_behind
 
@@ -71,19 +76,16 @@ class ManifestLog:
         """This process's identity in the archive."""
         return self._writer
 
-    async def scan(self) -> AsyncIterator[Signed]:
+    def scan(self) -> AsyncIterator[Signed]:
         """All manifests from the first to the newest, signatures and chain verified. Raises IntegrityError."""
-        previous: Signed | None = None
-        async for signed in self._stored():
-            manifest.check_chain(previous, signed, self._archive.archive)
-            yield signed
-            previous = signed
+        return self.reader.scan()
 
-    async def follow(self, key: Ed25519PrivateKey) -> None:
+    async def follow(self, key: Ed25519PrivateKey, *, going_on: bool = False) -> None:
         """Become able to append beside a running daemon: for base snapshots and drills, never for changes.
 
         Regions that lack the end of the log are behind: where the policy waits for every region, they are repaired
-        at once. Those that cannot be asked, where the policy goes on without them, are `unseen`.
+        at once. Those that cannot be asked, where the policy goes on without them, are `unseen`. `going_on`: a region
+        that holds another archive is set aside, and not an error.
         """
         self._key = key
         async for signed in self.scan():
@@ -95,9 +97,23 @@ class ManifestLog:
         await self._read_on(max(filter(None, newest.values()), default=0))
         for region in self._store.stores:
             await self._find_standing(region, newest[region.name])
+        for name, what in self.damaged.items():
+            self._store.replicas.fall_behind(name, what)
         if self._store.replicas.policy.patience is None:
             for region in self._store.replicas.behind:
-                await self.rejoin(region)
+                await self._rejoin_or_set_aside(region, going_on=going_on)
+
+    async def _rejoin_or_set_aside(self, region: Store, *, going_on: bool) -> None:
+        """A daemon goes on without a region that holds another archive; a command, beside it, would part from it."""
+        try:
+            await self.rejoin(region)
+        except RegionsDisagree:
+            raise
+        except IntegrityError as exc:
+            if not going_on:
+                raise
+            self._set_aside.add(region.name)
+            log.error("a region is set aside", region=region.name, error=str(exc), hint=exc.hint)
 
     async def take_over(self, key: Ed25519PrivateKey, fence: Fence) -> None:
         """Become the archive's one writer of changes; a daemon that wrote before stops at its next append."""
@@ -126,6 +142,7 @@ class ManifestLog:
                     await self._take_back_from_hole(signed)
                 self._asleep.restart()
                 self._observe(signed)
+                await self._heal()
                 await self._roll_up()
                 return signed
 
@@ -144,7 +161,7 @@ class ManifestLog:
         """Whether a daemon wrote any of the manifests up to `newest` that we have not seen; commands write beside."""
         head = self.state.head.seq if self.state.head else 0
         for seq in range(head + 1, newest + 1):
-            if isinstance((await self._read(layout.manifest(seq))).entry, _OWNED_BY_DAEMON):
+            if isinstance((await self.reader.read(seq)).entry, _OWNED_BY_DAEMON):
                 return True
         return False
 
@@ -173,16 +190,32 @@ class ManifestLog:
         """Copy to a region what it lacks, and write it again from then on. Raises StoreError, RegionsDisagree."""
         log.info("a region is being repaired", region=region.name, segments=self.unreplicated(region.name))
         replicas = self._store.replicas
-        repair = Repair(self._archive, Mirror(replicas.in_step), region)
+        repair = self._repair_of(region, Mirror(replicas.in_step))
         while await self._copy_log(repair, region) > _CLOSE:
             pass
         await self._copy_missed(repair, region)
         async with self._lock, asyncio.timeout(_REJOIN_SECONDS if replicas.policy.patience else None):
-            await self._copy_log(repair, region)
-            await self._copy_missed(repair, region)
-            replicas.rejoin(region.name)  # nothing may happen between the last copy and this
-        self._replicated.pop(region.name, None)
+            await self._finish(repair, region)
         log.info("a region is in step again", region=region.name)
+
+    async def _finish(self, repair: Repair, region: Store) -> None:
+        """The last of what a region lacks, while nothing is appended."""
+        await self._copy_log(repair, region)
+        await self._copy_missed(repair, region)
+        self._store.replicas.rejoin(region.name)  # nothing may happen between the last copy and this
+        self._store.damaged.pop(region.name, None)
+        self._replicated.pop(region.name, None)
+
+    async def _heal(self) -> None:
+        """Where every region must have what counts, one that fell behind (over what was not ours) gets it at once."""
+        if self._store.replicas.policy.patience is not None or self._store.replicas.policy.first:
+            return
+        for region in self._store.replicas.behind:
+            if region.name not in self._set_aside:
+                await self._finish(self._repair_of(region, Mirror(self._store.replicas.in_step)), region)
+
+    def _repair_of(self, region: Store, source: Mirror) -> Repair:
+        return Repair(self._archive, source, region, self._store.replicas.is_foreign)
 
     async def _copy_log(self, repair: Repair, region: Store) -> int:
         copied = 0
@@ -204,9 +237,9 @@ class ManifestLog:
 
         Its number says little: another daemon may have written another manifest in that place. Raises RegionsDisagree.
         """
-        newest = await newest_manifest(region)
+        newest = await self.reader.newest(region)
         if newest:
-            await Repair(self._archive, self._store, region).compare(layout.manifest(newest))
+            await self._repair_of(region, self._store).compare(layout.manifest(newest))
         return newest
 
     async def _ask_newest(self, region: Store) -> int | None:
@@ -226,7 +259,7 @@ class ManifestLog:
         """A region that did not answer the scan, and answers now, may hold more than was seen."""
         seen = self.state.head.seq if self.state.head else 0
         for seq in range(seen + 1, newest + 1):
-            signed = await self._read(layout.manifest(seq))
+            signed = await self.reader.read(seq)
             manifest.check_chain(self.state.head, signed, self._archive.archive)
             self._observe(signed)
 
@@ -259,7 +292,7 @@ class ManifestLog:
     async def _ordinal_at(self, seq: int) -> int:
         """The newest change segment that the log holds up to a place."""
         for earlier in range(seq, 0, -1):
-            entry = (await self._read(layout.manifest(earlier))).entry
+            entry = (await self.reader.read(earlier)).entry
             if isinstance(entry, Changes):
                 return entry.ordinal
         return 0
@@ -273,9 +306,7 @@ class ManifestLog:
 
     async def _require_no_hole(self, signed: Signed) -> None:
         """After a long sleep the log may have gone on, and our place in it have been expired: then it looks free."""
-        newer = [
-            entry.key async for entry in self._store.list(layout.MANIFESTS, start_after=layout.manifest(signed.seq))
-        ]
+        newer = await self.reader.following(signed.seq)
         if newer and await self._store.size(layout.manifest(signed.seq)) is None:
             raise Fenced(
                 "the log has gone on without this process, and its place in it has been expired",
@@ -298,11 +329,8 @@ class ManifestLog:
 
     async def _take_back_from_hole(self, signed: Signed) -> None:
         """The sleep may have been between the look and the write: what stands next must follow ours."""
-        following = layout.manifest(signed.seq + 1)
-        names = [
-            entry.key async for entry in self._store.list(layout.MANIFESTS, start_after=layout.manifest(signed.seq))
-        ]
-        if names and (names[0] != following or (await self._read(following)).manifest.prev != signed.hash):
+        newer = await self.reader.following(signed.seq)
+        if newer and (newer[0] != signed.seq + 1 or (await self.reader.read(newer[0])).manifest.prev != signed.hash):
             await self._store.delete(layout.manifest(signed.seq))
             raise Fenced(
                 "the log had gone on without this process, whose place in it had been expired",
@@ -313,7 +341,7 @@ class ManifestLog:
     async def _accept_other(self, seq: int, ours: Entry) -> None:
         """Another writer took our place in the log: go on behind it, unless it took over the archive."""
         name = layout.manifest(seq)
-        other = self._parse(await self._store.get(name))
+        other = self.reader.parse(await self._store.get(name))
         manifest.check_chain(self.state.head, other, self._archive.archive)
         if self._exclusive and isinstance(other.entry, _OWNED_BY_DAEMON):
             raise Fenced(
@@ -329,14 +357,14 @@ class ManifestLog:
             )
         # It may have died between two regions, or not have reached one of them: ours must not stand behind a hole.
         for region in self._store.replicas.in_step:
-            await Repair(self._archive, self._store, region).copy_objects(refs(other.entry))
+            await self._repair_of(region, self._store).copy_objects(refs(other.entry))
         await self._store.put(name, other.data, if_absent=True)
         self._observe(other)
         self._asleep.restart()  # what was just read stands behind no hole
 
     def _observe(self, signed: Signed) -> None:
         self.state.observe(signed)
-        if signed.seq > self._rolled_up_to:
+        if signed.seq > self.reader.rolled_up_to:
             self._unrolled.append(signed)
 
     async def _roll_up(self) -> None:
@@ -346,44 +374,11 @@ class ManifestLog:
             name = layout.rollup(block[0].seq, block[-1].seq)
             await self._store.put(name, catalog.pack([signed.data for signed in block]))
             del self._unrolled[: catalog.ROLLUP]
-            self._rolled_up_to = block[-1].seq
-
-    async def _stored(self) -> AsyncIterator[Signed]:
-        """Stored manifests in order: from roll-ups as far as they reach without a hole, then one by one."""
-        seq = 0
-        async for entry in self._store.list(layout.CATALOG):
-            span = layout.rollup_range(entry.key)
-            if span is not None and span[0] == seq + 1 and (block := await self._rolled_up(entry.key, *span)):
-                seq = self._rolled_up_to = span[1]  # first: what is yielded now need not be rolled up again
-                for signed in block:
-                    yield signed
-        names = [entry.key async for entry in self._store.list(layout.MANIFESTS, start_after=layout.manifest(seq))]
-        for start in range(0, len(names), _READ_AHEAD):
-            for signed in await asyncio.gather(*map(self._read, names[start : start + _READ_AHEAD])):
-                yield signed
-
-    async def _rolled_up(self, name: str, first: int, last: int) -> list[Signed]:
-        """The manifests of a roll-up; none if it is not whole, for the manifests themselves say the same."""
-        try:
-            block = [self._parse(data) for data in catalog.unpack(await self._store.get(name))]
-        except (IntegrityError, ObjectNotFound):
-            return []
-        return block if [signed.seq for signed in block] == [*range(first, last + 1)] else []
-
-    async def _read(self, name: str) -> Signed:
-        """A manifest from the first region that holds the one that belongs there."""
-        return self._parse(await self._store.get_verified(name, lambda data: self._belongs(name, data)))
-
-    def _belongs(self, name: str, data: bytes) -> bool:
-        return layout.manifest(self._parse(data).seq) == name
-
-    def _parse(self, data: bytes) -> Signed:
-        return manifest.parse(data, self._archive.verifier)
+            self.reader.rolled_up_to = block[-1].seq
 
 
 _SLEEP_SECONDS = 300.0  # manifests live for days before they are expired; to look costs a listing
 _IN_ORDER = (layout.MANIFESTS, layout.CATALOG)  # the log is copied in its order, each manifest behind its objects
-_READ_AHEAD = 16
 _CLOSE = 8  # manifests that are copied while appending waits
 _REJOIN_SECONDS = 30.0  # how long appending may wait for that
 _ANSWER_SECONDS = 10.0  # a region may take so long to list its manifests, however soon the policy goes on without it

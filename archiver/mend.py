@@ -16,14 +16,14 @@ import structlog
 from archiver.archive import OpenArchive
 from archiver.errors import ArchiverError, IntegrityError, ObjectNotFound, TargetUnreachable, WrongKey
 from archiver.format import layout, manifest
-from archiver.format.manifest import Changes, Drill, Gap, ObjectRef, Signed, Snapshot
+from archiver.format.manifest import Changes, Drill, Gap, ObjectRef, Signed, Snapshot, refs
 from archiver.format.seal import is_key_of
 from archiver.keys import SIGNING
 from archiver.lsn import Lsn
 from archiver.policy import catalog
 from archiver.policy.history import History
 from archiver.policy.target import ToLsn
-from archiver.repair import Repair, newest_manifest, refs
+from archiver.repair import Repair
 from archiver.store.base import Store
 from archiver.store.mirror import Mirror
 
@@ -36,11 +36,13 @@ class Mending:
     def __init__(self, archive: OpenArchive, region: Store, history: Sequence[Signed]) -> None:
         others = Mirror([store for store in archive.store.stores if store is not region])
         self._identity = archive.identity
+        self._identity_data = archive.identity_data
         self._everywhere = archive.store
         self._keys = archive.keys
         self._region = region
         self._others = others
-        self._repair = Repair(archive.identity, others, region)
+        self._repair = Repair(archive.identity, others, region, archive.is_foreign)
+        self._reader = archive.log.reader
         self._history = history
 
     async def mend(self, damaged: Iterable[str]) -> None:
@@ -71,7 +73,7 @@ class Mending:
         """Whether a region holds the identity, or the key, that all regions should hold."""
         if not await self._is_sound(store, name):
             return False
-        key_id = _key_id(name)
+        key_id = layout.key_id(name)
         if name == layout.ARCHIVE or key_id == SIGNING:
             return True
         sealed = next((ref for signed in self._history for ref in refs(signed.entry) if ref.key_id == key_id), None)
@@ -92,9 +94,8 @@ class Mending:
         """Whether a region holds an identity that is signed, or a key that opens."""
         try:
             if name == layout.ARCHIVE:
-                manifest.parse_archive(await store.get(name))
-            else:
-                await self._keys.open_copy(store, _key_id(name))
+                return await store.get(name) == self._identity_data
+            await self._keys.open_copy(store, layout.key_id(name))
         except WrongKey:
             return True  # whole, as far as anyone without its KEK can say
         except (IntegrityError, ObjectNotFound):
@@ -108,7 +109,7 @@ class Mending:
         held = {signed.seq: await self._held(signed.seq) for signed in self._history}
         wrong = [signed for signed in self._history if (other := held[signed.seq]) is None or other.data != signed.data]
         fork = [other for signed in wrong if (other := held[signed.seq]) is not None]
-        if fork and not (self._is_covered(fork) and await newest_manifest(self._region) <= self._history[-1].seq):
+        if fork and not (self._is_covered(fork) and await self._reader.newest(self._region) <= self._history[-1].seq):
             log.error("the region holds another history, which is left as it is", region=self._region.name,
                       object=layout.manifest(fork[0].seq),
                       hint="If it is the one that ended, let the other go on alone until it holds more.")  # fmt: skip
@@ -179,7 +180,3 @@ def _are_one_history(fork: Sequence[Signed], since: Sequence[Signed]) -> bool:
         return False
     here, there = ({s.entry.timeline for s in log if isinstance(s.entry, Changes)} for log in (fork, since))
     return here <= there
-
-
-def _key_id(name: str) -> str:
-    return name.removeprefix(layout.KEYS).removesuffix(".json")

@@ -26,12 +26,12 @@ from archiver.policy.target import Plan, Target, ToLsn
 from archiver.postgres import load
 from archiver.postgres.session import connect
 from archiver.snapshots import Index
+from archiver.survey import survey
 
 
 async def read_history(archive: OpenArchive) -> History:
     """The whole verified log, as what can be restored from it."""
-    entries = [signed.entry async for signed in archive.log.scan()]
-    return History(entries, await archive.names_of(entries))
+    return (await survey(archive)).history
 
 
 async def make_plan(

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
+from archiver.archive import OpenArchive, open_archive
 from archiver.config import Config, DurabilitySection, RegionSection
 from archiver.errors import ConfigError
+from archiver.format import layout
 from archiver.keys import Kek, open_kek
 from archiver.metrics import Metrics
 from archiver.store.base import Store
@@ -66,6 +68,13 @@ def _daemons_policy(durability: DurabilitySection) -> WritePolicy:
     return WritePolicy(patience=durability.degrade_after)
 
 
+async def open_configured(config: Config, store: Mirror, keks: Sequence[Kek] | None = None) -> OpenArchive:
+    """The archive that the configuration means, and pins if it gives its public key. Raises as `open_archive`."""
+    section = config.archive
+    keks = open_keks(config) if keks is None else keks
+    return await open_archive(store, section.name, keks, public_key=section.public_key)
+
+
 def only(mirror: Mirror, region: str) -> Mirror:
     """The same archive as one region alone holds it."""
     return Mirror([store for store in mirror.stores if store.name == region])
@@ -96,7 +105,7 @@ def _retrying(
 def _adapter(region: RegionSection, allowed: Sequence[str], environ: Mapping[str, str] = os.environ) -> Store:
     url = urlsplit(region.url)
     if url.scheme == "file":
-        return FileStore(region.name, Path(unquote(url.path)))
+        return FileStore(region.name, Path(unquote(url.path)), limit=layout.limit)
     return S3Store(
         region.name,
         url.netloc,
@@ -108,6 +117,7 @@ def _adapter(region: RegionSection, allowed: Sequence[str], environ: Mapping[str
         ca_bundle=region.ca_bundle,
         allow_plaintext=region.allow_plaintext,
         allowed_regions=allowed,
+        limit=layout.limit,
     )
 
 

@@ -2,62 +2,49 @@
 
 In: the region, and a Mirror of those that hold everything. Objects go before the manifest that names them, manifests in
 their order, so that the region's log is a beginning of the others' at every moment, and a crash anywhere leaves only
-work to go on with. Nothing that the region holds is overwritten: what differs there is an IntegrityError.
+work to go on with. Nothing that is the archive's is overwritten: where that differs it is an IntegrityError.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from os.path import commonpath
 
-from archiver.errors import ObjectExists, ObjectNotFound, RegionsDisagree, StoreUnavailable
+import structlog
+
+from archiver.errors import (
+    ForeignObject,
+    IntegrityError,
+    ObjectExists,
+    ObjectNotFound,
+    RegionsDisagree,
+    StoreUnavailable,
+)
 from archiver.format import layout, manifest
-from archiver.format.manifest import Archive, Changes, Drill, Entry, ObjectRef, Signed, Snapshot
+from archiver.format.manifest import Archive, ObjectRef, Signed, refs
+from archiver.log_reader import LogReader
 from archiver.store.base import Entry as StoreEntry
 from archiver.store.base import Store
 from archiver.store.mirror import Mirror
 from archiver.tasks import task_group
 
 AT_ONCE = 2  # objects in memory at a time
+IsForeign = Callable[[str, bytes], Awaitable[bool]]
+"""Whether bytes in the place of an object are none of the archive's: then they may be written over."""
 
-
-async def newest_manifest(store: Store) -> int:
-    """The seq of the newest manifest that a region holds, 0 if it holds none.
-
-    Roll-ups spare listing most of them. One may have come before the last of its manifests, and then says nothing.
-    """
-    ends = [(layout.rollup_range(entry.key) or (0, 0))[1] async for entry in store.list(layout.CATALOG)]
-    newest = 0
-    for end in sorted(ends, reverse=True):
-        if await store.size(layout.manifest(end)) is not None:
-            newest = end
-            break
-    async for entry in store.list(layout.MANIFESTS, start_after=layout.manifest(newest)):
-        newest = max(newest, layout.manifest_seq(entry.key) or 0)
-    return newest
-
-
-def refs(entry: Entry) -> tuple[ObjectRef, ...]:
-    """The objects that a manifest names."""
-    match entry:
-        case Changes():
-            return (entry.object,) if entry.object else ()
-        case Snapshot():
-            return entry.parts
-        case Drill():
-            return (entry.object,)
-        case _:
-            return ()
+log = structlog.get_logger()
 
 
 class Repair:
     """Copies to `region` what the archive holds elsewhere and it does not."""
 
-    def __init__(self, archive: Archive, source: Mirror, region: Store) -> None:
+    def __init__(self, archive: Archive, source: Mirror, region: Store, is_foreign: IsForeign) -> None:
         self._archive = archive
         self._source = source
         self._region = region
+        self._reader = LogReader(archive, source)
+        self._is_foreign = is_foreign
         self._keys: set[str] = set()
 
     async def copy_log(self) -> AsyncIterator[Signed]:
@@ -66,17 +53,16 @@ class Repair:
         Raises StoreError, and IntegrityError when the region disagrees about what it has.
         """
         await self._copy_small()
-        seq = await newest_manifest(self._region)
+        seq = await self._reader.newest(self._region)
         if seq:
             await self.compare(layout.manifest(seq))
-        names = [entry.key async for entry in self._source.list(layout.MANIFESTS, start_after=layout.manifest(seq))]
-        for name in names:
-            signed = manifest.parse(await self._source.get_verified(name, self._is_sound), self._archive.verifier)
+        for following in await self._reader.following(seq):
+            signed = await self._reader.read(following)
             await self.copy_objects(refs(signed.entry))
-            await self._put_same(name, signed.data)
+            await self._put_same(layout.manifest(following), signed.data)
             yield signed
         async for entry in self._source.list(layout.CATALOG):
-            if await self._region.size(entry.key) is None:
+            if layout.rollup_range(entry.key) and await self._region.size(entry.key) is None:
                 await self._region.put(entry.key, await self._source.get(entry.key))
 
     async def copy_objects(self, objects: Sequence[ObjectRef]) -> None:
@@ -98,7 +84,7 @@ class Repair:
         for key_id in sorted(key_ids):
             name = layout.key(key_id)
             if await self._region.size(name) is None:
-                await self._put_same(name, await self._source.get(name))
+                await self._put_same(name, await self._right(name))
             self._keys.add(key_id)
 
     async def _held(self, objects: Sequence[ObjectRef]) -> AsyncIterator[StoreEntry]:
@@ -123,21 +109,69 @@ class Repair:
 
     async def _copy_small(self) -> None:
         """archive.json and the wrapped keys, without which nothing can be read."""
-        for name in [layout.ARCHIVE] + [entry.key async for entry in self._source.list(layout.KEYS)]:
+        await self._require_ours()
+        keys = [entry.key async for entry in self._source.list(layout.KEYS) if layout.is_ours(entry.key)]
+        for name in [layout.ARCHIVE, *keys]:
+            try:
+                right = await self._right(name)
+            except ForeignObject:
+                continue  # it has the name of a key, and is none anywhere
             if await self._region.size(name) is None:
-                await self._region.put(name, await self._source.get(name), if_absent=True)
-            else:
-                await self.compare(name)
+                await self._region.put(name, right, if_absent=True)
+            elif await self._is_damaged(name, right):
+                await self._region.put(name, right)
+
+    async def _require_ours(self) -> None:
+        """Raise IntegrityError where another archive stands: nothing of it is written over.
+
+        An archive.json that was replaced before our own log is another matter, and written again.
+        """
+        try:
+            held = await self._region.get(layout.ARCHIVE)
+        except (ObjectNotFound, ForeignObject):
+            held = b""
+        if held == await self._right(layout.ARCHIVE) or await self._reader.newest(self._region):
+            return
+        if _is_archive(held) or await self._has_manifests():
+            raise IntegrityError(
+                "the region holds another archive, of which nothing is written over",
+                where=self._region.name,
+                hint="Correct the region's url, or empty the place: then it is filled from the others.",
+            )
+
+    async def _has_manifests(self) -> bool:
+        seqs = [layout.manifest_seq(entry.key) async for entry in self._region.list(layout.MANIFESTS)]
+        return any(seqs)
 
     async def compare(self, name: str) -> None:
         """What the region holds must be what the others hold. Raises RegionsDisagree."""
-        held = await self._own(name)
         try:
-            same = held == await self._source.get(name)
+            right = await self._right(name)
         except ObjectNotFound:
-            same = False
-        if not same:
+            raise self._disagreement(name) from None
+        if await self._is_damaged(name, right):
             raise self._disagreement(name)
+
+    async def _right(self, name: str) -> bytes:
+        """The object from a region that holds what belongs there. Raises ForeignObject if none does."""
+
+        async def read(store: Store) -> bytes:
+            data = await store.get(name)
+            if await self._is_foreign(name, data):
+                raise ForeignObject("this is no object of the archive", where=f"{store.name}: {name}")
+            return data
+
+        return await self._source.first(read)
+
+    async def _is_damaged(self, name: str, right: bytes) -> bool:
+        """Whether the region holds, in this place, what is none of the archive's. Raises RegionsDisagree."""
+        try:
+            held = await self._own(name)
+        except ForeignObject:
+            return True
+        if held != right and not await self._is_foreign(name, held):
+            raise self._disagreement(name)
+        return held != right
 
     async def _own(self, name: str) -> bytes:
         """What the region lists it must give: one that has just come back may not yet."""
@@ -150,12 +184,19 @@ class Repair:
         try:
             await self._region.put(name, data, if_absent=True)
         except ObjectExists:
-            if await self._own(name) != data:
-                raise self._disagreement(name) from None
+            if await self._is_damaged(name, data):
+                log.error(
+                    "what stands in the place of an object is written over", object=name, region=self._region.name
+                )
+                await self._region.put(name, data)
 
     def _disagreement(self, name: str) -> RegionsDisagree:
         return RegionsDisagree(name, self._source.name, self._region.name)
 
-    def _is_sound(self, data: bytes) -> bool:
-        manifest.parse(data, self._archive.verifier)
-        return True
+
+def _is_archive(data: bytes) -> bool:
+    try:
+        manifest.parse_archive(data)
+    except IntegrityError:
+        return False
+    return True

@@ -8,7 +8,8 @@ hash; with it everything is also decrypted, decompressed and parsed as a restore
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,14 +20,19 @@ from archiver.format import layout, manifest, segment
 from archiver.format.drill import Record
 from archiver.format.manifest import Changes, Drill, Gap, ObjectRef, Signed, Snapshot
 from archiver.format.seal import Kind, inflate
+from archiver.format.wrap import parse_wrapped
 from archiver.keys import SIGNING
 from archiver.lsn import Lsn
 from archiver.policy import catalog
 from archiver.snapshots import Index, part_place
 from archiver.store.base import Store
+from archiver.survey import head_of
 
 AT_ONCE = 4
 CATCH_UP_SECONDS = 0.3  # between the first region and the last one, for a manifest that is just being written
+
+FOREIGN = "an object that is none of archiver's"
+FOREIGN_KEY = "no key of this archive"
 
 Progress = Callable[[int, int], None]
 """Called with the objects looked at and the objects in all."""
@@ -113,9 +119,11 @@ class _Verification:
         self.logs = list(logs.values())
         best = max(self.logs, key=len)
         self.report.manifests = len(best)
-        self.report.head = best[-1].hash if best else None
+        self.report.head = str(head) if (head := head_of(best)) else None
         self._check_positions(best)
         await self._compare_small_objects({item.ref.key_id for item in _objects(best)} | {SIGNING})
+        for store in list(self._stores):
+            await self._try_on(store, self._find_foreign)
         await self._check_rollups({signed.seq: signed.data for signed in best})
         await self._check_objects(list(_objects(best)))
         if self.report.read_data:
@@ -127,21 +135,41 @@ class _Verification:
     async def _read_log(self, store: Store) -> list[Signed]:
         """The longest sound log that one region holds by itself."""
         log: list[Signed] = []
-        archive = self._archive.identity
+        broken = False
         try:
             async for name, data in self._manifests(store):
-                try:
-                    signed = manifest.parse(data, archive.verifier)
-                    manifest.check_chain(log[-1] if log else None, signed, archive.archive)
-                except IntegrityError as exc:
-                    self._find(store, name, str(exc), f"the log from manifest {len(log) + 1} on")
-                    break
-                log.append(signed)
+                signed = self._parse(data)
+                what = (
+                    str(signed)
+                    if isinstance(signed, IntegrityError)
+                    else None
+                    if broken
+                    else self._unchained(log, signed)
+                )
+                if what is not None:
+                    self._find(store, name, what, f"the log from manifest {len(log) + 1} on")
+                    broken = True
+                elif not broken and isinstance(signed, Signed):
+                    log.append(signed)
         except (ObjectNotFound, IntegrityError) as exc:
             self._find(store, layout.MANIFESTS, str(exc), "the log of this region")
         except StoreError as exc:
             self._set_aside(store, layout.MANIFESTS, exc, "all of this region, which was not looked at")
         return log
+
+    def _parse(self, data: bytes | IntegrityError) -> Signed | IntegrityError:
+        try:
+            return data if isinstance(data, IntegrityError) else self._archive.log.reader.parse(data)
+        except IntegrityError as exc:
+            return exc
+
+    def _unchained(self, log: Sequence[Signed], signed: Signed) -> str | None:
+        """Why a manifest does not follow the log; None if it does."""
+        try:
+            manifest.check_chain(log[-1] if log else None, signed, self._archive.identity.archive)
+        except IntegrityError as exc:
+            return str(exc)
+        return None
 
     async def _catch_up(self, logs: dict[str, list[Signed]]) -> None:
         """A daemon that runs went on writing while we read: what one region had not, it may have by now."""
@@ -162,12 +190,25 @@ class _Verification:
             await asyncio.sleep(CATCH_UP_SECONDS)
         return False
 
-    async def _manifests(self, store: Store) -> AsyncIterator[tuple[str, bytes]]:
-        names = [entry.key async for entry in store.list(layout.MANIFESTS)]
+    async def _manifests(self, store: Store) -> AsyncIterator[tuple[str, bytes | IntegrityError]]:
+        names = [entry.key async for entry in store.list(layout.MANIFESTS) if layout.manifest_seq(entry.key)]
         for start in range(0, len(names), 16):
             batch = names[start : start + 16]
-            for name, data in zip(batch, await asyncio.gather(*map(store.get, batch)), strict=True):
+            for name, data in zip(batch, await asyncio.gather(*(_get(store, name) for name in batch)), strict=True):
                 yield name, data
+
+    async def _find_foreign(self, store: Store) -> None:
+        """Objects whose name archiver gives to nothing, and keys that are none: readers pass over them."""
+        async for entry in store.list(""):
+            name = entry.key
+            if not layout.is_ours(name):
+                shown = name.encode("unicode_escape").decode("ascii")
+                self._find(store, shown, FOREIGN, "nothing: readers pass over it")
+            elif name.startswith(layout.KEYS) and isinstance(data := await self._copy(store, name), bytes):
+                with suppress(IntegrityError):
+                    parse_wrapped(data, self._archive.identity.archive, layout.key_id(name))
+                    continue
+                self._find(store, name, FOREIGN_KEY, "what is sealed with it")
 
     def _compare(self, logs: dict[str, list[Signed]]) -> None:
         """All logs must be the same; one that is a beginning of another has lost its end, or not got it yet."""
@@ -207,8 +248,7 @@ class _Verification:
             except ArchiverError as exc:
                 self._find(store, layout.CATALOG, str(exc), "the roll-ups of this region")
                 continue
-            for name in names:
-                first, last = layout.rollup_range(name) or (1, 0)
+            for name, (first, last) in ((name, span) for name in names if (span := layout.rollup_range(name))):
                 expected = [log.get(seq) for seq in range(first, last + 1)]
                 if what := await self._wrong_with(store, name, expected):
                     self._find(store, name, what, f"reading seq {first} to {last}")
@@ -302,6 +342,12 @@ class _Verification:
 
     # --- findings ---
 
+    async def _try_on(self, store: Store, look: Callable[[Store], Awaitable[None]]) -> None:
+        try:
+            await look(store)
+        except StoreError as exc:
+            self._set_aside(store, layout.MANIFESTS, exc, "the rest of this region, which was not looked at")
+
     def _set_aside(self, store: Store, name: str, error: StoreError, concerns: str) -> None:
         """Ask a region that does not answer no more: each object would take the whole patience."""
         if store in self._stores:
@@ -331,6 +377,13 @@ def _objects(log: Sequence[Signed]) -> Iterator[_Object]:
         elif isinstance(entry, Drill):
             place = drill_place(entry.snapshot_lsn, entry.target_lsn)
             yield _Object(entry.object, place, f"the record of drill {entry.drill_id}")
+
+
+async def _get(store: Store, name: str) -> bytes | IntegrityError:
+    try:
+        return await store.get(name)
+    except IntegrityError as exc:
+        return exc
 
 
 def _consume(items: Iterator[Any]) -> None:

@@ -19,4 +19,5 @@ pytest_plugins = [
     "tests.fix_drill",
     "tests.fix_replay",
     "tests.fix_shop",
+    "tests.fix_stored",
 ]

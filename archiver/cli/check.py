@@ -11,13 +11,14 @@ from pathlib import Path
 
 import typer
 
-from archiver.archive import OpenArchive, open_archive, require_same_database, require_same_server
+from archiver.archive import OpenArchive, require_same_database, require_same_server
 from archiver.cli.options import ConfigOption, JsonOption, load, run_async
 from archiver.cli.output import print_json, say
 from archiver.config import Config, DrillSection, SourceSection
 from archiver.embedded.postgres import require_account
 from archiver.errors import ArchiverError, ObjectExists, ObjectNotFound
 from archiver.format import layout
+from archiver.identity import NoArchive
 from archiver.keys import Kek
 from archiver.policy.history import History
 from archiver.postgres.checks import Check
@@ -25,7 +26,7 @@ from archiver.postgres.preflight import check_source
 from archiver.postgres.replication_slot import identify, slot_info
 from archiver.postgres.session import connect
 from archiver.recovery_plan import read_history
-from archiver.regions import open_keks, open_regions
+from archiver.regions import open_configured, open_keks, open_regions
 from archiver.store.base import Store
 from archiver.store.mirror import Mirror
 
@@ -164,21 +165,26 @@ async def _archive(config: Config, mirror: Mirror, keks: Sequence[Kek]) -> list[
     if not keks:
         return []
     try:
-        if await mirror.size(layout.ARCHIVE) is None:
-            what = f"there is no archive {config.archive.name} yet"
-            return [(STORE, Check("archive", "warn", what, "Make it with: archiver init"))]
-        archive = await open_archive(mirror, config.archive.name, keks)
+        archive = await open_configured(config, mirror, keks)
         history = await read_history(archive)
+    except NoArchive as exc:
+        return [(STORE, Check("archive", "warn", str(exc), exc.hint))]
     except ArchiverError as exc:
         return [(exc.exit_code, failed("archive", exc))]
     whole = Check("archive", "ok", f"{archive.identity.archive}, its log ends at {history.end}")
-    found = [(STORE, whole), (STORE, _snapshots(history))]
+    found = [(STORE, whole), *((KEY, each) for each in _damaged(mirror)), (STORE, _snapshots(history))]
     if config.source is None:
         return found
     try:
         return [*found, (SOURCE, await _position(config.source, archive, history))]
     except ArchiverError as exc:
         return [*found, (exc.exit_code, failed("position", exc))]
+
+
+def _damaged(mirror: Mirror) -> list[Check]:
+    """What was found wrong with regions on the way; archiver verify looks at everything."""
+    hint = "Look at it: archiver verify. Mend it from the other region: archiver verify --repair"
+    return [Check(f"region {region}", "fail", f"damaged: {what}", hint) for region, what in mirror.damaged.items()]
 
 
 def _snapshots(history: History) -> Check:
@@ -201,7 +207,10 @@ async def _position(source: SourceSection, archive: OpenArchive, history: Histor
     last = history.epochs[-1].changes
     end = last[-1].end_lsn if last else None
     if end is not None and slot.confirmed_flush_lsn > end:
-        hint = "Only one archiver may read the slot; archiver run records the gap and takes a base snapshot."
+        hint = (
+            "Only one archiver may read the slot; archiver run records the gap and takes a base snapshot, unless it "
+            "finds that the log was cut."
+        )
         detail = f"the slot is at {slot.confirmed_flush_lsn}, past the end of the archive at {end}"
         return Check("position", "warn", detail, hint)
     return Check("position", "ok", f"slot at {slot.confirmed_flush_lsn}, archive at {end or 'its beginning'}")

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from archiver import drill as drills
-from archiver.archive import OpenArchive, open_archive
+from archiver.archive import OpenArchive
 from archiver.cli import drill_report
 from archiver.cli.options import (
     ConfigOption,
@@ -42,7 +42,7 @@ from archiver.errors import ArchiverError, ConfigError, TargetUnreachable
 from archiver.format.drill import Record
 from archiver.format.manifest import Drill, format_time
 from archiver.policy.target import Target
-from archiver.regions import only, open_keks, open_regions
+from archiver.regions import only, open_configured, open_regions
 from archiver.store.mirror import Mirror
 
 
@@ -157,7 +157,7 @@ async def _run(order: Order, archive: OpenArchive) -> Record:
 async def _store(order: Order, mirror: Mirror, record: Record) -> Outcome:
     """Into every region, also where only one was read: the log must stay the same everywhere."""
     try:
-        archive = await open_archive(mirror, order.config.archive.name, open_keks(order.config))
+        archive = await open_configured(order.config, mirror)
         return Outcome(record, await drills.store_record(archive, record))
     except ArchiverError as exc:
         return Outcome(record, None, exc)
@@ -184,7 +184,9 @@ async def _mirror(order: Order) -> AsyncIterator[Mirror]:
 
 async def _open(order: Order, mirror: Mirror) -> OpenArchive:
     store = only(mirror, order.region) if order.region else mirror
-    return await open_archive(store, order.config.archive.name, open_keks(order.config))
+    archive = await open_configured(order.config, store)
+    archive.beside = tuple(each for each in mirror.stores if each not in store.stores)
+    return archive
 
 
 def _write(path: Path, record: Record) -> None:

@@ -5,7 +5,6 @@ It works as long as one region answers; what does not answer is shown as such.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -16,16 +15,14 @@ from archiver.cli.output import print_json, say, size, table
 from archiver.cli.snapshot import to_json
 from archiver.config import Config, SourceSection
 from archiver.errors import ArchiverError
-from archiver.format import layout
 from archiver.format.manifest import Drill, Entry, ObjectRef, format_time
 from archiver.policy.history import History
 from archiver.policy.target import Window
 from archiver.postgres.replication_slot import slot_info
 from archiver.postgres.session import connect
 from archiver.postgres.source import Source
-from archiver.store.base import Store
+from archiver.survey import Standing, Survey, survey
 
-_TAIL = 1000
 Facts = dict[str, Any]
 
 
@@ -43,19 +40,22 @@ def info(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
 async def _gather(config: Config) -> Facts:
     async with opened(config) as archive:
-        log = [signed async for signed in archive.log.scan()]
-        head = log[-1].seq if log else 0
-        entries = [signed.entry for signed in log]
-        regions = await asyncio.gather(*(_region(store, head) for store in archive.store.stores))
+        found = await survey(archive)
+        urls = {region.name: region.url for region in config.region}
         source = await _source(config.source) if config.source else None
-        history = History(entries, await archive.names_of(entries))
-        return _describe(archive, history, entries, head) | {
-            "regions": [found | {"url": region.url} for found, region in zip(regions, config.region, strict=True)],
+        return _describe(archive, found) | {
+            "regions": [_region(each) | {"url": urls[each.region]} for each in found.standings],
+            "complete": found.is_complete,
+            "warnings": [
+                *found.warnings,
+                *(f"{name} is damaged: {what}" for name, what in archive.store.damaged.items()),
+            ],
             "source": source,
         }
 
 
-def _describe(archive: OpenArchive, history: History, entries: Sequence[Entry], head: int) -> Facts:
+def _describe(archive: OpenArchive, found: Survey) -> Facts:
+    history = found.history
     identity = archive.identity
     window = history.window
     objects = _objects(history)
@@ -66,7 +66,8 @@ def _describe(archive: OpenArchive, history: History, entries: Sequence[Entry], 
             "database": identity.database,
             "system_identifier": history.system_identifier or identity.system_identifier,
             "created": format_time(identity.created),
-            "head_seq": head,
+            "head_seq": found.head.seq if found.head else 0,
+            "head": str(found.head) if found.head else None,
         },
         "window": {
             "earliest": _time(window.earliest),
@@ -88,7 +89,7 @@ def _describe(archive: OpenArchive, history: History, entries: Sequence[Entry], 
             for point in history.restore_points
         ],
         "holds": [],
-        "last_drill": _last_drill(entries),
+        "last_drill": _last_drill([signed.entry for signed in found.log]),
         "segments": sum(1 for changes in history.changes if changes.object),
         "stored_bytes": sum(ref.size for ref in objects),
         "raw_bytes": sum(ref.raw_bytes for ref in objects),
@@ -116,15 +117,10 @@ def _time(time: datetime | None) -> str | None:
     return format_time(time) if time else None
 
 
-async def _region(store: Store, head: int) -> Facts:
+def _region(standing: Standing) -> Facts:
     """Whether the region answers, and the newest manifest in it."""
-    try:
-        start = layout.manifest(head - _TAIL) if head > _TAIL else ""
-        seqs = [layout.manifest_seq(entry.key) async for entry in store.list(layout.MANIFESTS, start_after=start)]
-    except ArchiverError as exc:
-        return {"name": store.name, "reachable": False, "newest_seq": None, "error": str(exc)}
-    newest = max((seq for seq in seqs if seq is not None), default=0)
-    return {"name": store.name, "reachable": True, "newest_seq": newest, "error": None}
+    reachable = standing.newest is not None
+    return {"name": standing.region, "reachable": reachable, "newest_seq": standing.newest, "error": standing.error}
 
 
 async def _source(section: SourceSection) -> Facts | None:
@@ -158,12 +154,15 @@ def _show(facts: Facts) -> None:
     say(f"archive          {archive['name']}, database {archive['database']}, id {archive['id']}")
     say(f"recovery window  {_window(window)}")
     say(f"log              {archive['head_seq']} manifests, ends at LSN {window['end_lsn']}")
+    say(f"end of the log   {archive['head'] or 'none: it is empty'}")
     stored, raw = facts["stored_bytes"], facts["raw_bytes"]
     say(f"stored           {facts['segments']} change segments, {size(stored)} in each region, {size(raw)} unpacked")
     say(f"source           {_lag(facts['source'])}")
     for region in facts["regions"]:
         state = f"newest manifest {region['newest_seq']}" if region["reachable"] else f"DOWN: {region['error']}"
         say(f"region           {region['name']}: {state}")
+    for warning in facts["warnings"]:
+        say(f"WARNING          {warning}")
     say("holds            none")
     say(f"last drill       {_drilled(facts['last_drill'])}")
     _show_lists(facts)

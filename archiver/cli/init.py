@@ -17,12 +17,11 @@ from typing import Annotated, Any
 import psycopg
 import typer
 
-from archiver.archive import create_archive, open_archive, require_same_database
+from archiver.archive import OpenArchive, create_archive, require_same_database
 from archiver.cli.options import ConfigOption, WaitOption, load, run_async
 from archiver.cli.output import note, say
 from archiver.config import Config, SourceSection
-from archiver.errors import ObjectNotFound
-from archiver.format import layout, manifest
+from archiver.identity import NoArchive
 from archiver.keys import Kek
 from archiver.postgres import preflight, setup
 from archiver.postgres.checks import require
@@ -36,7 +35,7 @@ from archiver.postgres.replication_slot import (
 )
 from archiver.postgres.session import connect
 from archiver.recovery_plan import read_history
-from archiver.regions import open_keks, open_regions
+from archiver.regions import open_configured, open_keks, open_regions
 from archiver.store.mirror import Mirror
 
 Conn = psycopg.AsyncConnection[Any]
@@ -91,11 +90,20 @@ async def initialise(
                 keks,
                 system_identifier=links.system.system_id,
                 database=links.system.database,
+                public_key=config.archive.public_key,
             )
             tell(f"archive {archive.identity.name} is in {', '.join(store.name for store in mirror.stores)}")
+            _tell_pin(archive, config, tell)
             await _set_up_source(links, source, keyless, wait, tell)
     finally:
         await mirror.close()
+
+
+def _tell_pin(archive: OpenArchive, config: Config, tell: Callable[[str], None]) -> None:
+    key = archive.identity.public_key
+    tell(f"its public key is {key}")
+    if config.archive.public_key is None:
+        tell(f'to have any other archive in its place refused, write under [archive]: public_key = "{key}"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +142,11 @@ async def _refuse_foreign_archive(
     The server may be another one: then it was moved, or upgraded.
     """
     try:
-        identity = manifest.parse_archive(await mirror.get(layout.ARCHIVE))
-    except ObjectNotFound:
+        archive = await open_configured(config, mirror, keks)
+    except NoArchive:
         return
+    identity = archive.identity
     require_same_database(identity, links.system.database)
-    archive = await open_archive(mirror, config.archive.name, keks)
     if identity.system_identifier != links.system.system_id:
         known = (await read_history(archive)).system_identifier or identity.system_identifier
         if known != links.system.system_id:

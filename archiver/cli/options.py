@@ -16,14 +16,14 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from archiver import config as configuration
-from archiver.archive import OpenArchive, open_archive
+from archiver.archive import OpenArchive
 from archiver.cli.output import configure_logs, note
 from archiver.config import Config
 from archiver.errors import UsageError
 from archiver.lsn import Lsn
 from archiver.policy.target import Target, ToLatest, ToLsn, ToName, ToTime, parse_time
 from archiver.postgres.session import holds_password
-from archiver.regions import only, open_keks, open_regions
+from archiver.regions import only, open_configured, open_regions
 from archiver.secret import Secret
 
 T = TypeVar("T")
@@ -61,6 +61,15 @@ TargetLsnOption = Annotated[
 ]
 TargetNameOption = Annotated[str | None, typer.Option("--target-name", metavar="N", help="Up to this restore point.")]
 LatestOption = Annotated[bool, typer.Option("--latest", help="Up to the end of the archive.")]
+ExpectHeadOption = Annotated[
+    str | None,
+    typer.Option(
+        "--expect-head",
+        metavar="SEQ:HASH",
+        help="Refuse a log that ends before this manifest, or holds another one in its place (noted from info or "
+        "verify). Example: --expect-head 1042:9f86d081884c7d65…",
+    ),
+]
 WaitOption = Annotated[
     timedelta,
     typer.Option(
@@ -128,7 +137,8 @@ async def opened(config: Config, region: str | None = None) -> AsyncIterator[Ope
     """The archive, over all regions or over one alone."""
     mirror = open_regions(config, prefer=region)
     try:
-        keks = open_keks(config)
-        yield await open_archive(only(mirror, region) if region else mirror, config.archive.name, keks)
+        archive = await open_configured(config, only(mirror, region) if region else mirror)
+        archive.beside = tuple(store for store in mirror.stores if region and store.name != region)
+        yield archive
     finally:
         await mirror.close()

@@ -16,6 +16,7 @@ import typer
 from archiver.archive import OpenArchive
 from archiver.cli.options import (
     ConfigOption,
+    ExpectHeadOption,
     JobsOption,
     JsonOption,
     LatestOption,
@@ -38,9 +39,10 @@ from archiver.format.manifest import CommitRef, format_time
 from archiver.policy.target import Plan, Target
 from archiver.postgres.load import existing_roles
 from archiver.postgres.session import connect, postgres_error
-from archiver.recovery_plan import make_plan, missing_roles, read_history, settle_plan
+from archiver.recovery_plan import make_plan, missing_roles, settle_plan
 from archiver.restore import Summary, run_restore
 from archiver.snapshots import read_index
+from archiver.survey import Head, require_head, survey
 
 
 def restore(
@@ -58,6 +60,7 @@ def restore(
         bool, typer.Option("--globals", help="First create the roles that the target's server lacks.")
     ] = False,
     region: RegionOption = None,
+    expect_head: ExpectHeadOption = None,
     jobs: JobsOption = 2,
     yes: YesOption = False,
     as_json: JsonOption = False,
@@ -65,6 +68,7 @@ def restore(
     """Restore into an empty database, to exactly one of: a time, an LSN, a restore point, the latest state.
 
     Shows the plan first and asks. A restore that was interrupted goes on when the same command is repeated.
+    While a region does not answer, --latest and --target-name need --region, which says which one to trust.
 
     Example:
 
@@ -73,8 +77,18 @@ def restore(
         --target-time 2026-11-22T03:00:00Z -c archiver.toml
     """
     target = one_target(given_targets(target_time, target_lsn, target_name, latest=latest))
+    head = Head.parse(expect_head) if expect_head is not None else None
     order = Order(
-        load(config), target, target_of(into), region, jobs, with_globals, dry_run=dry_run, yes=yes, as_json=as_json
+        load(config),
+        target,
+        target_of(into),
+        region,
+        head,
+        jobs,
+        with_globals,
+        dry_run=dry_run,
+        yes=yes,
+        as_json=as_json,
     )
     run_async(_restore(order))
 
@@ -87,6 +101,7 @@ class Order:
     target: Target
     into: str
     region: str | None
+    expected: Head | None
     jobs: int
     with_globals: bool
     dry_run: bool
@@ -96,7 +111,12 @@ class Order:
 
 async def _restore(order: Order) -> None:
     async with opened(order.config, order.region) as archive:
-        history = await read_history(archive)
+        found = await survey(archive)
+        require_head(found.log, order.expected)
+        found.require_answers(order.target)
+        for warning in found.warnings:
+            note(f"warning: {warning}")
+        history = found.history
         plan = await make_plan(archive, order.target, history)
         await _refuse_source(order, archive, history.system_identifier or archive.identity.system_identifier)
         plan, resumes = await settle_plan(archive, plan, order.into)
@@ -106,7 +126,15 @@ async def _restore(order: Order) -> None:
         summary = None if order.dry_run else await _carry_out(order, archive, plan)
     result = _result(summary) if summary else None
     if order.as_json:
-        print_json({"dry_run": order.dry_run, "resumes": resumes, "plan": described, "result": result})
+        print_json(
+            {
+                "dry_run": order.dry_run,
+                "resumes": resumes,
+                "plan": described,
+                "warnings": found.warnings,
+                "result": result,
+            }
+        )
     elif result:
         _show_result(result)
 

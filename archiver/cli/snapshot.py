@@ -11,6 +11,7 @@ from archiver.cli.init import teller
 from archiver.cli.options import ConfigOption, JsonOption, WaitOption, load, opened, run_async
 from archiver.cli.output import print_json, progress, say, size
 from archiver.config import Config
+from archiver.cut_log import require_uncut
 from archiver.format.manifest import Snapshot, format_time
 from archiver.postgres.replication_slot import identify
 from archiver.snapshots import take_snapshot
@@ -35,6 +36,7 @@ async def _take(config: Config, wait: timedelta) -> Snapshot:
         system = await identify(source.dsn, purpose="snapshot")
         require_same_database(archive.identity, system.database)
         await archive.follow()
+        await require_uncut(archive)
         require_same_server(archive.log.system_identifier, system.system_id)
         archived = replace(system, timeline=archive.log.state.timeline or system.timeline)
         with progress() as report:

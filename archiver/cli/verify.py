@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from archiver.cli.options import ConfigOption, JsonOption, RegionOption, load, opened, run_async
+from archiver.cli.options import ConfigOption, ExpectHeadOption, JsonOption, RegionOption, load, opened, run_async
 from archiver.cli.output import print_json, progress, say, size
 from archiver.config import Config
 from archiver.errors import IntegrityError, StoreUnavailable, UsageError
-from archiver.verify import Report
+from archiver.survey import Head, require_head
+from archiver.verify import FOREIGN, Report
 from archiver.verify import repair as repair_archive
 from archiver.verify import verify as verify_archive
 
@@ -20,6 +21,7 @@ Work = Callable[..., Awaitable[Report]]
 
 def verify(
     config: ConfigOption = None,
+    *,
     read_data: Annotated[
         bool, typer.Option("--read-data", help="Also decrypt, decompress and parse everything, as a restore would.")
     ] = False,
@@ -27,6 +29,7 @@ def verify(
         bool, typer.Option("--repair", help="Write again, from another region that holds it whole, what is damaged.")
     ] = False,
     region: RegionOption = None,
+    expect_head: ExpectHeadOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check the manifest log, the hash of every object, and the regions against each other.
@@ -40,7 +43,8 @@ def verify(
     if repair and region:
         raise UsageError("--repair needs every region", hint="Leave --region out.")
     work = repair_archive if repair else verify_archive
-    report = run_async(_verify(load(config), region, work, read_data=read_data))
+    head = Head.parse(expect_head) if expect_head is not None else None
+    report = run_async(_verify(load(config), region, work, head, read_data=read_data))
     if as_json:
         print_json(report.to_json())
     else:
@@ -50,6 +54,12 @@ def verify(
 
 
 def _not_whole(report: Report, repair: bool) -> IntegrityError:
+    if all(finding.what == FOREIGN for finding in report.findings):
+        return IntegrityError(
+            f"objects that are none of archiver's lie in the archive: {len(report.findings)}",
+            where=report.findings[0].object,
+            hint="They harm nothing. Find out who may write there, and remove them.",
+        )
     return IntegrityError(
         f"the archive is not whole: {len(report.findings)} findings",
         where=report.findings[0].object,
@@ -67,8 +77,9 @@ def _silent(report: Report) -> StoreUnavailable:
     )
 
 
-async def _verify(config: Config, region: str | None, work: Work, *, read_data: bool) -> Report:
+async def _verify(config: Config, region: str | None, work: Work, head: Head | None, *, read_data: bool) -> Report:
     async with opened(config, region) as archive:
+        require_head([signed async for signed in archive.log.scan()] if head else (), head)
         with progress() as report:
             return await work(archive, read_data=read_data, progress=lambda done, total: report("objects", done, total))
 
@@ -80,5 +91,4 @@ def _show(report: Report) -> None:
         say(f"{finding.region}: {finding.object}: {finding.what}; concerns {finding.concerns}")
     how = "decrypted and read" if report.read_data else "hashes compared"
     say(f"{report.manifests} manifests, {report.objects} objects, {size(report.stored_bytes)} in each region: {how}")
-    if report.ok:
-        say(f"all whole; the log's newest hash is {report.head or 'none, it is empty'}")
+    say(f"{'all whole; ' if report.ok else ''}the log ends at {report.head or 'its beginning: it is empty'}")

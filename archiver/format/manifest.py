@@ -219,6 +219,19 @@ class Drill(Model):
 Entry = Changes | Snapshot | Gap | Fence | Drill
 
 
+def refs(entry: Entry) -> tuple[ObjectRef, ...]:
+    """The objects that a manifest names."""
+    match entry:
+        case Changes():
+            return (entry.object,) if entry.object else ()
+        case Snapshot():
+            return entry.parts
+        case Drill():
+            return (entry.object,)
+        case _:
+            return ()
+
+
 class Manifest(Model):
     """One entry of the manifest log. `prev` is the SHA-256 of the stored bytes of the manifest before it."""
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from archiver.format.manifest import Catalog, Changes, Drill, Fence, Gap, Lost, Signed, Snapshot
+from archiver.format.manifest import Catalog, Changes, Drill, Fence, Gap, Lost, Signed, Snapshot, refs
 from archiver.lsn import Lsn
 
 
@@ -13,7 +13,8 @@ class LogState:
     """What a writer must know of the log: its end, and the last of each kind that it continues.
 
     `end` and `timeline` are those of the source at the log's end; `system_identifier` where it has changed since the
-    archive was made. `snapshot`, `lost` and `catalog` are forgotten where the source's history began anew.
+    archive was made. `key_ids` are those of all objects. `snapshot`, `lost` and `catalog` are forgotten where the
+    source's history began anew.
     """
 
     head: Signed | None = None
@@ -26,9 +27,11 @@ class LogState:
     drill: Drill | None = None
     lost: Lost | None = None
     catalog: Catalog | None = None
+    key_ids: set[str] = field(default_factory=set)
 
     def observe(self, signed: Signed) -> None:
         self.head = signed
+        self.key_ids |= {ref.key_id for ref in refs(signed.entry)}
         match signed.entry:
             case Changes():
                 self.changes = signed.entry

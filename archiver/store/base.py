@@ -7,9 +7,29 @@ whole or not at all. Every method raises errors of `archiver.errors` only; wheth
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Protocol
+
+from archiver.errors import ForeignObject
+
+Limit = Callable[[str], int | None]
+"""How many bytes an object may have to be read, by its key; None for any number."""
+
+
+def no_limit(_key: str) -> None:
+    """Any number of bytes."""
+
+
+def require_within(limit: Limit, key: str, size: int, where: str) -> None:
+    """Raise ForeignObject, before an object is read, if it is too large to be what its key says."""
+    most = limit(key)
+    if most is not None and size > most:
+        raise ForeignObject(
+            f"the object is larger than any that archiver writes: {size} bytes",
+            where=where,
+            hint="Run archiver verify; another region may hold it whole.",
+        )
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -26,7 +26,7 @@ from archiver.errors import (
     StoreError,
     StoreUnavailable,
 )
-from archiver.store.base import Entry
+from archiver.store.base import Entry, Limit, no_limit, require_within
 
 T = TypeVar("T")
 
@@ -59,9 +59,10 @@ class FileStore:
     The file system must know hard links: they are what makes `if_absent` atomic.
     """
 
-    def __init__(self, name: str, root: Path) -> None:
+    def __init__(self, name: str, root: Path, *, limit: Limit = no_limit) -> None:
         self._name = name
         self._root = root
+        self._limit = limit
         # Folders whose names are known to be on disk; one that is merely there may be another writer's, or a
         # crashed one's, and not yet synced.
         self._durable: set[Path] = set()
@@ -75,7 +76,13 @@ class FileStore:
         await self._run(key, lambda: self._write(path, data, if_absent=if_absent))
 
     async def get(self, key: str) -> bytes:
-        return await self._run(key, self._path(key).read_bytes)
+        path = self._path(key)
+
+        def read() -> bytes:
+            require_within(self._limit, key, path.stat().st_size, f"{self._name}: {key}")
+            return path.read_bytes()
+
+        return await self._run(key, read)
 
     async def size(self, key: str) -> int | None:
         path = self._path(key)

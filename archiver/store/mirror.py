@@ -13,11 +13,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
+import structlog
+
 from archiver.errors import ArchiverError, IntegrityError, ObjectNotFound, StoreError, StoreUnavailable
 from archiver.store.base import Entry, Store
 from archiver.store.replicas import STRICT, Replicas, WritePolicy
 from archiver.tasks import loop_time
 
+log = structlog.get_logger()
 T = TypeVar("T")
 
 # A region that failed is asked last for this long, so that a restore pays a dead region's timeout once and not
@@ -52,6 +55,8 @@ class Mirror:
         self._patience = patience.total_seconds() if patience else None
         self._clock = clock
         self._failed_at: dict[str, float] = {}
+        self.damaged: dict[str, str] = {}
+        """What is wrong with a region that answers, and holds what it should not, or not what it should."""
 
     @property
     def name(self) -> str:
@@ -138,16 +143,34 @@ class Mirror:
         patience = self._patience
         while True:
             errors: list[ArchiverError] = []
+            wrong: dict[str, str] = {}
             for store in self._in_order():
                 if errors and self._is_answered(store, errors):
                     break
                 try:
-                    return await _within(patience, store, read(store))
+                    found = await _within(patience, store, read(store))
                 except _ELSEWHERE as error:
                     self._note(store, error)
                     errors.append(error)
+                    wrong |= {store.name: str(error)} if isinstance(error, IntegrityError) else {}
+                else:
+                    for region, what in wrong.items():
+                        self.tell_damaged(region, what)
+                    return found
             await self._pause_or_raise(_most_telling(errors))
             patience = _more(patience)
+
+    async def each(self, read: Callable[[Store], Awaitable[T]]) -> dict[Store, T | ArchiverError]:
+        """What `read` makes of every region, or its error; all are asked at once, each is waited for as by `first`."""
+
+        async def ask(store: Store) -> T | ArchiverError:
+            try:
+                return await _within(self._patience, store, read(store))
+            except _ELSEWHERE as error:
+                self._note(store, error)
+                return error
+
+        return dict(zip(self._stores, await asyncio.gather(*map(ask, self._stores)), strict=True))
 
     def _is_answered(self, store: Store, errors: Sequence[ArchiverError]) -> bool:
         """A region that is behind is not asked for what the regions in step say is nowhere."""
@@ -187,6 +210,12 @@ class Mirror:
     def _note(self, store: Store, error: ArchiverError) -> None:
         if error.transient:
             self._failed_at[store.name] = self._clock()
+
+    def tell_damaged(self, region: str, what: str) -> None:
+        """A region is damaged: it is said, once, and the others are used."""
+        if region not in self.damaged:
+            log.error("a region is damaged: the others are used", region=region, what=what, hint="archiver verify")
+        self.damaged.setdefault(region, what)
 
 
 class _Listing:

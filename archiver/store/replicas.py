@@ -9,7 +9,7 @@ behind; the last region that is in step never falls behind, and a write waits fo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,6 +17,7 @@ from typing import Any
 
 from archiver.errors import (
     ArchiverError,
+    ForeignObject,
     IntegrityError,
     ObjectExists,
     RegionsDisagree,
@@ -47,6 +48,10 @@ class WritePolicy:
 STRICT = WritePolicy()
 
 
+async def _never(_key: str, _data: bytes) -> bool:
+    return False
+
+
 class Replicas:
     """The regions as those who write see them. `on_behind` hears of each region that falls behind, and why."""
 
@@ -59,6 +64,8 @@ class Replicas:
         self._stores = tuple(stores)
         self.policy = policy
         self.on_behind = on_behind
+        self.is_foreign: Callable[[str, bytes], Awaitable[bool]] = _never
+        """Whether what stands in an object's place is none of the archive's: its region falls behind, at any policy."""
         self._missed: dict[str, set[str]] = {}
         self._trailing: dict[str, dict[asyncio.Task[None], str]] = {store.name: {} for store in stores}
         self._failure: BaseException | None = None
@@ -171,7 +178,8 @@ class Replicas:
         error = task.exception()
         if error is None:
             return task.result() is not False  # of a follower that fell behind before it was written
-        if self.policy.patience is None or not isinstance(error, ArchiverError) or isinstance(error, RegionsDisagree):
+        is_borne = self.policy.patience is not None or isinstance(error, ForeignObject)
+        if not is_borne or not isinstance(error, ArchiverError) or isinstance(error, RegionsDisagree):
             raise error
         if self.in_step == [store] and not self._counts(have):
             raise error
@@ -191,7 +199,8 @@ class Replicas:
             except ObjectExists:
                 raise
             except (TimeoutError, StoreError, IntegrityError) as error:
-                if patience is not None and await _answers(others):
+                is_borne = patience is not None or (others and isinstance(error, ForeignObject))
+                if is_borne and await _answers(others):
                     self.fall_behind(store.name, str(error) or f"{key} was not written within {patience}")
                 elif not isinstance(error, TimeoutError):
                     raise
@@ -221,7 +230,9 @@ class Replicas:
         try:
             await store.put(key, data, if_absent=True)
         except ObjectExists:
-            if await store.get(key) != data:
+            if (held := await store.get(key)) != data:
+                if await self.is_foreign(key, held):
+                    raise _foreign(store, key) from None
                 raise
         return True
 
@@ -257,6 +268,10 @@ class Replicas:
         """What failed while nobody waited for it; the next write says so."""
         if self._failure is not None:
             raise self._failure
+
+
+def _foreign(store: Store, key: str) -> ForeignObject:
+    return ForeignObject("what stands in the place of this object is none of archiver's", where=f"{store.name}: {key}")
 
 
 async def _answers(stores: Iterable[Store]) -> bool:

@@ -24,7 +24,7 @@ from botocore.loaders import Loader
 
 from archiver.endpoints import guard, is_loopback, is_plain, require_private
 from archiver.errors import ConfigError, ObjectNotFound, StoreError
-from archiver.store.base import Entry
+from archiver.store.base import Entry, Limit, no_limit, require_within
 from archiver.store.s3_errors import CAUGHT, classify
 
 CONNECT_TIMEOUT = timedelta(seconds=5)
@@ -64,6 +64,7 @@ class S3Store:
         allowed_regions: Collection[str] = (),
         read_timeout: timedelta = READ_TIMEOUT,
         page_size: int = 1000,
+        limit: Limit = no_limit,
     ) -> None:
         if endpoint:
             require_private(endpoint, name, allow_plaintext=allow_plaintext)
@@ -73,6 +74,7 @@ class S3Store:
         self._allow_plaintext = allow_plaintext
         self._read_timeout = read_timeout
         self._page_size = page_size
+        self._limit = limit
         # What a server with an endpoint of its own says of its region is rarely a place.
         self._unconfirmed = () if endpoint else allowed_regions
         self._settings: dict[str, Any] = {
@@ -109,6 +111,7 @@ class S3Store:
         response = await self._call("get_object", key, Key=self._prefix + key, ChecksumMode="ENABLED")
         patience = self._patience(response["ContentLength"])
         async with self._boundary(key, seconds=patience), response["Body"] as body:
+            require_within(self._limit, key, response["ContentLength"], self._where(key))
             # In pieces, because botocore checks the checksum as it reads, on the event loop.
             return b"".join([chunk async for chunk in body.iter_chunks(READ_CHUNK)])
 
@@ -132,6 +135,8 @@ class S3Store:
             response = await self._call("list_objects_v2", prefix, **page)
             for item in response.get("Contents", ()):
                 entry = Entry(item["Key"].removeprefix(self._prefix), int(item["Size"]))
+                if not entry.key:
+                    continue  # what a console makes to show a folder
                 last = self._in_order(entry.key, after=last)
                 yield entry
             token = response.get("NextContinuationToken") if response.get("IsTruncated") else None

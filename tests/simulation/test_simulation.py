@@ -124,7 +124,7 @@ def let_manifests_overtake_their_objects_in_a_region_that_rejoins(patch: pytest.
 
 DEFENCES: dict[Callable[[pytest.MonkeyPatch], None], int] = {
     confirm_before_the_manifest_is_durable: 2,
-    go_on_behind_the_fence_of_another: 20,
+    go_on_behind_the_fence_of_another: 140,
     append_the_manifest_while_its_object_is_on_its_way: 1,
     record_no_gap: 1,
     take_a_lost_answer_for_a_lost_race: 8,

@@ -257,7 +257,8 @@ async def test_a_manifest_that_its_dead_writer_left_in_one_region_is_completed_b
 async def test_regions_that_disagree_about_a_manifest_are_an_error() -> None:
     stores = regions()
     archive = await written(stores, 1)
-    stores[1].objects[layout.manifest(3)] = b"something else"
+    signed = archive.log._next(snapshot(5))
+    stores[1].objects[layout.manifest(3)] = signed.data
     with pytest.raises(IntegrityError, match="regions disagree"):
         await archive.log.append(changes(2))
 

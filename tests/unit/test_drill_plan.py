@@ -30,7 +30,8 @@ class Log:
 
 
 def archive(*entries: Entry) -> OpenArchive:
-    return cast("OpenArchive", SimpleNamespace(log=Log(entries)))
+    nowhere = SimpleNamespace(stores=())
+    return cast("OpenArchive", SimpleNamespace(log=Log(entries), store=nowhere, beside=()))
 
 
 def idle(start: int, end: int) -> Changes:

@@ -12,10 +12,9 @@ from archiver import manifest_log
 from archiver.archive import OpenArchive, Place, open_archive
 from archiver.errors import RegionsDisagree, StoreUnavailable
 from archiver.format import layout, manifest, segment
-from archiver.format.manifest import Changes
+from archiver.format.manifest import Changes, refs
 from archiver.format.seal import Kind
 from archiver.policy import catalog
-from archiver.repair import newest_manifest, refs
 from archiver.store.base import Entry
 from archiver.store.memory import MemoryStore
 from archiver.store.mirror import Mirror
@@ -77,12 +76,12 @@ async def test_a_roll_up_that_came_before_the_last_of_its_manifests_does_not_hid
 ) -> None:
     monkeypatch.setattr(catalog, "ROLLUP", 3)
     stores = regions()
-    await written(stores, 5)
+    archive = await written(stores, 5)
     assert layout.rollup(4, 6) in stores[1].objects
     for seq in (5, 6):
         del stores[1].objects[layout.manifest(seq)]
-    assert await newest_manifest(stores[1]) == 4
-    assert await newest_manifest(stores[0]) == 6
+    assert await archive.log.reader.newest(stores[1]) == 4
+    assert await archive.log.reader.newest(stores[0]) == 6
     archive = await reopen(stores)
     await archive.take_over(FENCE)
     assert stores[0].objects == stores[1].objects

@@ -128,6 +128,6 @@ class Mistaken(Silent):
 
 async def test_a_log_whose_bytes_do_not_match_their_checksum_is_damaged_and_not_silent(stores: Regions) -> None:
     report = await verify(await open_archive(Mirror([stores[0], Mistaken(stores[1], "none")]), "shop", [KEK]))
-    assert [(f.region, f.object) for f in report.findings][:1] == [(stores[1].name, layout.MANIFESTS)]
+    assert [(f.region, f.object) for f in report.findings][:1] == [(stores[1].name, layout.manifest(1))]
     assert report.damaged
     assert report.silent == []

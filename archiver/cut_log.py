@@ -1,0 +1,90 @@
+"""Whether the end of the log was cut off: objects beyond it may still tell, and so does the replication slot.
+
+In: an archive whose log was read for writing. Out: nothing, or IntegrityError. A daemon that dies between an object and
+its manifest leaves a few objects beyond the log's end, but it never confirms them: what the slot has confirmed, a
+manifest named once. A slot that somebody else moved leaves nothing beyond the end. Nothing is ever written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from archiver.archive import OpenArchive
+from archiver.errors import ArchiverError, IntegrityError
+from archiver.format import layout
+from archiver.format.manifest import Signed
+from archiver.lsn import Lsn
+from archiver.store.base import Store
+
+AT_MOST_UNNAMED = (
+    4  # change segments that a daemon which dies may leave without a manifest: more than capture.IN_FLIGHT
+)
+
+Beyond = Mapping[str, Sequence[str]]
+"""Objects beyond the log's end, by region."""
+
+
+async def require_uncut(archive: OpenArchive, confirmed: Lsn | None = None) -> None:
+    """Raise IntegrityError where the log must have gone on beyond the end that is there.
+
+    `confirmed` is the slot's position, where there is a slot, and it belongs to the history that is archived.
+    """
+    beyond = await find_beyond(archive, confirmed)
+    if beyond:
+        raise was_cut(archive.log.state.head, beyond, confirmed)
+
+
+async def find_beyond(archive: OpenArchive, confirmed: Lsn | None = None) -> Beyond:
+    """What no daemon can have left without a manifest."""
+    answers = await archive.store.each(lambda region: _names_beyond(archive, region, confirmed))
+    head = archive.log.state.head
+    if any(answers.values()) and await archive.log.reader.following(head.seq if head else 0):
+        return {}  # a daemon that runs went on meanwhile
+    return {region.name: names for region, names in answers.items() if names and not isinstance(names, ArchiverError)}
+
+
+async def _names_beyond(archive: OpenArchive, region: Store, confirmed: Lsn | None) -> list[str]:
+    segments = await _segments(archive, region)
+    if confirmed is None:
+        newest = max((ordinal for ordinal, _, _, _ in segments), default=0)
+        return [name for _, _, _, name in segments] if newest > _next(archive) + AT_MOST_UNNAMED else []
+    # One that was never named starts where the log ends, or later: what begins before that was confirmed.
+    named = [name for _, start, end, name in segments if start < confirmed and end <= confirmed]
+    return named + await _snapshots(archive, region, confirmed)
+
+
+async def _segments(archive: OpenArchive, region: Store) -> list[tuple[int, Lsn, Lsn, str]]:
+    """Ordinal, start, end and name of change segments that come after the log's last one."""
+    end = archive.log.state.end
+    found = []
+    async for entry in region.list(layout.SEGMENTS, start_after=layout.segments_before(_next(archive))):
+        place = layout.segment_place(entry.key)
+        if place is not None and (end is None or place[2] > end):
+            found.append((*place, entry.key))
+    return found
+
+
+async def _snapshots(archive: OpenArchive, region: Store, confirmed: Lsn) -> list[str]:
+    """Parts of base snapshots between the log's end and what was confirmed."""
+    end = archive.log.state.end
+    if end is None:
+        return []
+    names = [entry.key async for entry in region.list(layout.SNAPSHOTS, start_after=layout.snapshots_before(end))]
+    return [name for name in names if (lsn := layout.snapshot_lsn(name)) is not None and end < lsn <= confirmed]
+
+
+def _next(archive: OpenArchive) -> int:
+    changes = archive.log.state.changes
+    return changes.ordinal + 1 if changes else 1
+
+
+def was_cut(head: Signed | None, beyond: Beyond, confirmed: Lsn | None) -> IntegrityError:
+    """What was seen, and what to do about it."""
+    seen = [f"{len(names)} objects in {region}, up to {names[-1]}" for region, names in beyond.items()]
+    slot = [f"the slot is at {confirmed}"] if confirmed is not None else []
+    return IntegrityError(
+        "the end of the log was cut off: what it named lies beyond it",
+        where=f"the log ends at manifest {head.seq if head else 0}; " + "; ".join([*seen, *slot]),
+        hint="Bring the manifests back from the bucket's older versions, then: archiver verify. To go on without "
+        "them, and record a gap: archiver run --accept-gap",
+    )
