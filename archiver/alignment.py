@@ -26,8 +26,9 @@ from archiver.errors import (
     PostgresUnavailable,
     StoreUnavailable,
 )
-from archiver.format.manifest import Gap, Signed
+from archiver.format.manifest import Gap
 from archiver.lsn import Lsn
+from archiver.manifest_log import ManifestLog
 from archiver.postgres.replication_slot import (
     Blocker,
     SlotInfo,
@@ -52,14 +53,14 @@ T = TypeVar("T")
 class Alignment:
     """What a daemon asks of the source before it streams.
 
-    `accept_gap`: go on, once, where the end of the log was cut off. `known`: its newest manifest, as this process last
-    saw it. `given_up`: why the slot is no more, if we dropped it. `system`: who the source was when last aligned.
+    `accept_gap`: go on, once, where the end of the log was cut off. `given_up`: why the slot is no more, if we dropped
+    it. `system`: who the source was when it was last aligned.
     """
 
     def __init__(self, source: SourceSection, on_gap: Callable[[], None], *, accept_gap: bool = False) -> None:
         self._source = source
         self._accept_gap = accept_gap
-        self.known: Signed | None = None
+        self._before: ManifestLog | None = None
         self._on_gap = on_gap
         self.given_up: str | None = None
         self.system: SystemIdentity | None = None
@@ -130,15 +131,17 @@ class Alignment:
         head = archive.log.state.head
         confirmed = slot.confirmed_flush_lsn if slot and not slot.is_lost else None
         try:
-            if self.known is None:
+            known = self._before.state.head if self._before else None
+            if known is None:
                 await require_uncut(archive, confirmed)
-            elif head is None or head.seq < self.known.seq:
-                raise was_cut(head, {"this daemon": [f"manifest {self.known.seq}"]}, confirmed)
+            elif head is None or head.seq < known.seq:
+                raise was_cut(head, {"this daemon's memory": [f"manifest {known.seq}"]}, confirmed)
         except IntegrityError as exc:
             if not self._accept_gap:
                 raise
             log.error("gone on with, as --accept-gap says", error=str(exc))
         self._accept_gap = False
+        self._before = archive.log
 
     async def align(self, archive: OpenArchive) -> Position:
         """Compare slot and log, and decide where to go on. What the slot no longer has becomes a gap."""

@@ -37,6 +37,7 @@ from archiver.errors import (
 )
 from archiver.format.manifest import Catalog, Fence
 from archiver.http import serve
+from archiver.inspection import look_regularly
 from archiver.keys import PatientKek
 from archiver.metrics import Metrics
 from archiver.policy.schema_watch import SchemaWatch
@@ -111,7 +112,6 @@ class Daemon:
                 await self._work(archive, stop)
             except SlotLost as exc:
                 log.error("the replication slot is lost", error=str(exc))
-                self._alignment.known = archive.log.state.head
                 await _unless_stopped(self._abandon(), stop)
             else:
                 return True
@@ -179,6 +179,7 @@ class Daemon:
                 tasks.create_task(self._watch_source(archive), name="monitor"),
                 tasks.create_task(self._take_snapshots(archive), name="snapshots"),
                 tasks.create_task(self._repair_regions(archive), name="repair"),
+                tasks.create_task(look_regularly(archive, self._tell_missing), name="inspection"),
             ]
             capture = tasks.create_task(self._keep_capturing(archive, self._capture, stop), name="capture")
             await self._until_stopped(capture, stop)
@@ -269,6 +270,9 @@ class Daemon:
         for region in self._config.region:
             unreplicated = self.metrics.region_unreplicated_segments.labels(region.name)
             unreplicated.set_function(partial(archive.log.unreplicated, region.name))
+
+    def _tell_missing(self, region: str, count: int) -> None:
+        self.metrics.missing_objects.labels(region).set(count)
 
     async def _watch_source(self, archive: OpenArchive) -> None:
         while True:

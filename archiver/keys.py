@@ -107,6 +107,7 @@ class Keyring:
         self._store = store
         self._secrets: dict[str, bytes] = {}
         self._writable: set[str] = set()
+        self._wrapped: dict[str, bytes] = {}
         self.is_used: Callable[[str], bool] = lambda _key_id: False
         """Whether the log names anything that was sealed under this key."""
         self._lock = asyncio.Lock()
@@ -126,6 +127,15 @@ class Keyring:
             if key_id not in self._secrets:
                 self._secrets[key_id] = await self._store.first(lambda store: self.open_copy(store, key_id))
         return self._secrets[key_id]
+
+    async def copy(self, key_id: str) -> bytes:
+        """The wrapped key as it is stored: from a region, or as it was when it was read. Raises as `secret`."""
+        try:
+            return await self._store.first(lambda store: self._opened(store, key_id))
+        except (ObjectNotFound, IntegrityError):
+            if key_id not in self._wrapped:
+                raise
+            return self._wrapped[key_id]
 
     def forget(self) -> None:
         """Read every key again when it is next wanted: what a region held may have been replaced."""
@@ -166,13 +176,8 @@ class Keyring:
     async def _stored(self, key_id: str) -> bytes | None:
         """A copy that opens. What does not is no key where another region has none, and nothing was sealed with it."""
 
-        async def opened(store: Store) -> bytes:
-            data = await store.get(layout.key(key_id))
-            await self.open(key_id, data)
-            return data
-
         try:
-            return await self._store.first(opened)
+            return await self._store.first(lambda store: self._opened(store, key_id))
         except ObjectNotFound:
             return None
         except IntegrityError:
@@ -180,6 +185,12 @@ class Keyring:
             if self.is_used(key_id) or None not in sizes.values():
                 raise
             return None
+
+    async def _opened(self, store: Store, key_id: str) -> bytes:
+        """A region's wrapped key, if it opens."""
+        data = await store.get(layout.key(key_id))
+        await self.open(key_id, data)
+        return data
 
     async def _read(self, key_id: str) -> bytes:
         """A wrapped key from the first region that holds a sound one."""
@@ -203,6 +214,7 @@ class Keyring:
                 secret = await kek.unwrap(record, wrapped.context())
                 if len(secret) != KEY_BYTES:
                     raise IntegrityError("the wrapped key was altered", where=key_id, hint="Run archiver verify.")
+                self._wrapped[key_id] = stored
                 return secret
         named = ", ".join(record.kek for record in wrapped.wraps)
         raise WrongKey(

@@ -27,21 +27,35 @@ log = structlog.get_logger()
 
 
 class LogReader:
-    """Reads the log of one archive. `rolled_up_to`: the seq up to which the last scan found roll-ups."""
+    """Reads the log of one archive.
+
+    `rolled_up_to`: the seq up to which the last scan found roll-ups. `begins_at`: the seq at which the log begins; more
+    than 1 where its oldest manifests are gone.
+    """
 
     def __init__(self, archive: Archive, store: Mirror) -> None:
         self._archive = archive
         self._store = store
         self._passed_over: set[str] = set()
         self.rolled_up_to = 0
+        self.begins_at = 1
 
     async def scan(self) -> AsyncIterator[Signed]:
         """All manifests from the first to the newest, signatures and chain verified. Raises IntegrityError."""
         previous: Signed | None = None
         async for signed in self._stored():
-            manifest.check_chain(previous, signed, self._archive.archive)
+            manifest.check_chain(previous, signed, self._archive.archive, begins=True)
+            if previous is None:
+                self._begin(signed)
             yield signed
             previous = signed
+
+    def _begin(self, first: Signed) -> None:
+        """What an expiry rule took, oldest first, does not keep anybody from what is whole."""
+        if first.seq > 1 and self.begins_at != first.seq:
+            log.error("the beginning of the log is missing", missing=f"manifests 1 to {first.seq - 1}",
+                      hint="archiver verify; archiver check names the buckets' expiry rules")  # fmt: skip
+        self.begins_at = first.seq
 
     async def read(self, seq: int) -> Signed:
         """A manifest from the first region that holds the one that belongs there."""
@@ -91,12 +105,20 @@ class LogReader:
         seq = 0
         async for entry in self._store.list(layout.CATALOG):
             span = layout.rollup_range(entry.key)
-            if span is not None and span[0] == seq + 1 and (block := await self._rolled_up(entry.key, *span)):
+            if (
+                span is not None
+                and await self._continues(seq, span[0])
+                and (block := await self._rolled_up(entry.key, *span))
+            ):
                 seq = self.rolled_up_to = span[1]  # first: what is yielded now need not be rolled up again
                 for signed in block:
                     yield signed
         async for signed in self._one_by_one(seq):
             yield signed
+
+    async def _continues(self, seq: int, first: int) -> bool:
+        """Whether a roll-up goes on where reading stands; it may begin a log whose first manifest is in no region."""
+        return first == seq + 1 or (seq == 0 and not isinstance(await self._try(1), Signed))
 
     async def _one_by_one(self, seq: int) -> AsyncIterator[Signed]:
         """What is no manifest of ours is damage where the log goes on behind it, and foreign where it does not."""

@@ -291,7 +291,7 @@ class ManifestLog:
 
     async def _ordinal_at(self, seq: int) -> int:
         """The newest change segment that the log holds up to a place."""
-        for earlier in range(seq, 0, -1):
+        for earlier in range(seq, self.reader.begins_at - 1, -1):
             entry = (await self.reader.read(earlier)).entry
             if isinstance(entry, Changes):
                 return entry.ordinal

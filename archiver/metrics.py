@@ -24,6 +24,9 @@ class Metrics:
         self.region_unreplicated_segments = self._gauge(
             "region_unreplicated_segments", "Change segments that the region does not hold yet", "region"
         )
+        self.missing_objects = self._gauge(
+            "missing_objects", "Objects that a restore needs and the last look did not find", "region"
+        )
         self.messages_total = self._counter("messages", "Replication messages received")
         self.transactions_total = self._counter("transactions", "Commits received")
         self.received_bytes_total = self._counter("received_bytes", "Bytes received from the source")

@@ -75,6 +75,15 @@ async def open_configured(config: Config, store: Mirror, keks: Sequence[Kek] | N
     return await open_archive(store, section.name, keks, public_key=section.public_key)
 
 
+async def bucket_hazards(config: Config, region: RegionSection) -> Sequence[str]:
+    """What a bucket's own rules would do to the archive; a folder has none. Raises StoreError where nobody says."""
+    store = _adapter(region, config.residency.allowed)
+    try:
+        return await store.hazards() if isinstance(store, S3Store) else []
+    finally:
+        await store.close()
+
+
 def only(mirror: Mirror, region: str) -> Mirror:
     """The same archive as one region alone holds it."""
     return Mirror([store for store in mirror.stores if store.name == region])

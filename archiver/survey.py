@@ -76,12 +76,16 @@ class Survey:
     @property
     def is_complete(self) -> bool:
         """Whether nobody can know more of the log than was read."""
-        return not self.warnings
+        return not any(map(self._warning, self.standings))
 
     @property
     def warnings(self) -> list[str]:
         """What an operator must know before he takes this for the whole log."""
-        return [warning for each in self.standings if (warning := self._warning(each)) is not None]
+        first = self.log[0].seq if self.log else 1
+        missing = f"the log begins at manifest {first}: manifests 1 to {first - 1} are missing, and what they named"
+        return [missing] * (first > 1) + [
+            warning for each in self.standings if (warning := self._warning(each)) is not None
+        ]
 
     def _warning(self, standing: Standing) -> str | None:
         if standing.newest is None:

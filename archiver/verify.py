@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from archiver import mend
 from archiver.archive import OpenArchive, Place, drill_place
 from archiver.errors import ArchiverError, IntegrityError, ObjectNotFound, StoreError, StoreUnavailable
+from archiver.findings import FOREIGN, FOREIGN_KEY, Finding, Report
 from archiver.format import layout, manifest, segment
 from archiver.format.drill import Record
 from archiver.format.manifest import Changes, Drill, Gap, ObjectRef, Signed, Snapshot
@@ -31,47 +32,8 @@ from archiver.survey import head_of
 AT_ONCE = 4
 CATCH_UP_SECONDS = 0.3  # between the first region and the last one, for a manifest that is just being written
 
-FOREIGN = "an object that is none of archiver's"
-FOREIGN_KEY = "no key of this archive"
-
 Progress = Callable[[int, int], None]
 """Called with the objects looked at and the objects in all."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong: in which region, with which object, and what of the archive it concerns."""
-
-    region: str
-    object: str
-    what: str
-    concerns: str
-
-
-@dataclass(slots=True)
-class Report:
-    """What was looked at and found; `ok` when nothing was. `silent` regions could not be asked."""
-
-    manifests: int = 0
-    objects: int = 0
-    stored_bytes: int = 0
-    read_data: bool = False
-    head: str | None = None
-    findings: list[Finding] = field(default_factory=list)
-    silent: list[str] = field(default_factory=list)
-    repaired: list[Finding] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        return not self.findings
-
-    @property
-    def damaged(self) -> bool:
-        """Whether anything was found but that regions are silent, of each of which one finding tells."""
-        return len(self.findings) > len(self.silent)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"ok": self.ok, **asdict(self)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +73,14 @@ class _Verification:
         self._progress = progress
         self._stores = list(archive.store.stores)
         self.logs: Sequence[Sequence[Signed]] = ()
+        self._broken: set[str] = set()
 
     async def run(self) -> Report:
         logs = {store.name: await self._read_log(store) for store in list(self._stores)}
         await self._catch_up(logs)
         self._compare(logs)
         self.logs = list(logs.values())
-        best = max(self.logs, key=len)
+        best = max(self.logs, key=_standing)
         self.report.manifests = len(best)
         self.report.head = str(head) if (head := head_of(best)) else None
         self._check_positions(best)
@@ -147,12 +110,19 @@ class _Verification:
                     else self._unchained(log, signed)
                 )
                 if what is not None:
-                    self._find(store, name, what, f"the log from manifest {len(log) + 1} on")
+                    following = log[-1].seq + 1 if log else 1
+                    self._find(store, name, what, f"the log from manifest {following} on")
                     broken = True
+                    self._broken.add(store.name)
                 elif not broken and isinstance(signed, Signed):
+                    if not log and signed.seq > 1:
+                        self._find(
+                            store, layout.manifest(1), "missing", f"seq 1 to {signed.seq - 1}, and what they named"
+                        )
                     log.append(signed)
         except (ObjectNotFound, IntegrityError) as exc:
             self._find(store, layout.MANIFESTS, str(exc), "the log of this region")
+            self._broken.add(store.name)
         except StoreError as exc:
             self._set_aside(store, layout.MANIFESTS, exc, "all of this region, which was not looked at")
         return log
@@ -166,19 +136,20 @@ class _Verification:
     def _unchained(self, log: Sequence[Signed], signed: Signed) -> str | None:
         """Why a manifest does not follow the log; None if it does."""
         try:
-            manifest.check_chain(log[-1] if log else None, signed, self._archive.identity.archive)
+            manifest.check_chain(log[-1] if log else None, signed, self._archive.identity.archive, begins=True)
         except IntegrityError as exc:
             return str(exc)
         return None
 
     async def _catch_up(self, logs: dict[str, list[Signed]]) -> None:
         """A daemon that runs went on writing while we read: what one region had not, it may have by now."""
-        longest = max(logs.values(), key=len)
+        longest = max(logs.values(), key=_standing)
         for store in self._stores:
             log = logs[store.name]
-            if self._has_finding(store.name, layout.MANIFESTS) or log != longest[: len(log)]:
+            end = log[-1].seq if log else 0
+            if store.name in self._broken or any(each not in longest for each in log[-1:]):
                 continue
-            for signed in longest[len(log) :]:
+            for signed in (each for each in longest if each.seq > end):
                 if not await self._has_come(store, signed):
                     break
                 log.append(signed)
@@ -212,13 +183,14 @@ class _Verification:
 
     def _compare(self, logs: dict[str, list[Signed]]) -> None:
         """All logs must be the same; one that is a beginning of another has lost its end, or not got it yet."""
-        longest_region, longest = max(logs.items(), key=lambda item: len(item[1]))
+        longest_region, longest = max(logs.items(), key=lambda item: _standing(item[1]))
+        right = {signed.seq: signed.hash for signed in longest}
         for region, log in logs.items():
-            differing = next((a.seq for a, b in zip(log, longest, strict=False) if a.hash != b.hash), None)
+            differing = next((each.seq for each in log if right.get(each.seq, each.hash) != each.hash), None)
+            first, last = log[-1].seq + 1 if log else 1, _standing(longest)[0]
             if differing is not None:
                 self._note(region, layout.manifest(differing), f"differs from {longest_region}", f"seq {differing} on")
-            elif len(log) < len(longest) and not self._has_finding(region, layout.MANIFESTS):
-                first, last = len(log) + 1, len(longest)
+            elif first <= last and region not in self._broken:
                 what = f"the region lacks manifests that {longest_region} has"
                 self._note(region, layout.manifest(first), what, f"seq {first} to {last}")
 
@@ -258,7 +230,7 @@ class _Verification:
         if not isinstance(data, bytes):
             return str(data) if data else "missing"
         try:
-            return None if expected and catalog.unpack(data) == expected else "does not repeat the log"
+            return None if _repeats(catalog.unpack(data), expected) else "does not repeat the log"
         except IntegrityError as exc:
             return str(exc)
 
@@ -353,6 +325,7 @@ class _Verification:
         if store in self._stores:
             self._stores.remove(store)
             self.report.silent.append(store.name)
+            self._broken.add(store.name)
             self._find(store, name, str(error), concerns)
 
     def _find(self, store: Store, name: str, what: str, concerns: str) -> None:
@@ -360,9 +333,6 @@ class _Verification:
 
     def _note(self, region: str, name: str, what: str, concerns: str) -> None:
         self.report.findings.append(Finding(region, name, what, concerns))
-
-    def _has_finding(self, region: str, prefix: str) -> bool:
-        return any(f.region == region and f.object.startswith(prefix) for f in self.report.findings)
 
 
 def _objects(log: Sequence[Signed]) -> Iterator[_Object]:
@@ -377,6 +347,17 @@ def _objects(log: Sequence[Signed]) -> Iterator[_Object]:
         elif isinstance(entry, Drill):
             place = drill_place(entry.snapshot_lsn, entry.target_lsn)
             yield _Object(entry.object, place, f"the record of drill {entry.drill_id}")
+
+
+def _standing(log: Sequence[Signed]) -> tuple[int, int]:
+    """How far a log reaches, and how much it holds."""
+    return (log[-1].seq if log else 0), len(log)
+
+
+def _repeats(lines: Sequence[bytes], expected: Sequence[bytes | None]) -> bool:
+    """Whether a roll-up says what the log says. It may know more of the log's beginning, where that is missing."""
+    known = next((at for at, line in enumerate(expected) if line is not None), None)
+    return known is not None and len(lines) == len(expected) and lines[known:] == expected[known:]
 
 
 async def _get(store: Store, name: str) -> bytes | IntegrityError:

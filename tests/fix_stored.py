@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,15 @@ from typing import Any
 import psycopg
 import pytest
 
+from archiver.archive import OpenArchive, open_archive
 from archiver.cli.key import write_key
 from archiver.embedded import PostgresServer
 from archiver.embedded.process import free_ports
 from archiver.format import layout
+from archiver.format.wrap import parse_kek
+from archiver.keys import LocalKek
+from archiver.store.file import FileStore
+from archiver.store.mirror import Mirror
 from tests.fix_cli import Result, Site
 from tests.fix_servers import drop_database
 
@@ -60,6 +65,14 @@ class Stored:
         path = self.path(region, key)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
+
+    def mirror(self) -> Mirror:
+        return Mirror([FileStore(name, self.folder / name) for name in REGIONS])
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[OpenArchive]:
+        kek = LocalKek(parse_kek((self.folder / "kek").read_text(), "kek"))
+        yield await open_archive(self.mirror(), f"t{self.site.dsn.rpartition('_')[2]}", [kek])
 
     def run(self, *arguments: str) -> Result:
         return self.site.run(*arguments)

@@ -14,8 +14,12 @@ import typer
 from archiver.archive import OpenArchive, require_same_database, require_same_server
 from archiver.cli.options import ConfigOption, JsonOption, load, run_async
 from archiver.cli.output import print_json, say
+<<<<<<< HEAD
 from archiver.config import Config, DrillSection, SourceSection
 from archiver.embedded.postgres import require_account
+=======
+from archiver.config import Config, RegionSection, SourceSection
+>>>>>>> archive
 from archiver.errors import ArchiverError, ObjectExists, ObjectNotFound
 from archiver.format import layout
 from archiver.identity import NoArchive
@@ -26,7 +30,7 @@ from archiver.postgres.preflight import check_source
 from archiver.postgres.replication_slot import identify, slot_info
 from archiver.postgres.session import connect
 from archiver.recovery_plan import read_history
-from archiver.regions import open_configured, open_keks, open_regions
+from archiver.regions import bucket_hazards, open_configured, open_keks, open_regions
 from archiver.store.base import Store
 from archiver.store.mirror import Mirror
 
@@ -71,7 +75,9 @@ async def _all(path: Path | None) -> list[Found]:
     except ArchiverError as exc:
         return [*found, (CONFIG, failed("regions", exc))]
     try:
-        found += [(STORE, each) for each in await _regions(mirror)]
+        checked_regions = await _regions(mirror)
+        found += [(STORE, each) for each in checked_regions]
+        found += [(STORE, each) for each in await _rules(config, checked_regions)]
         found += [(SOURCE, each) for each in await _source(config)]
         found += await _archive(config, mirror, keks)
     finally:
@@ -136,6 +142,24 @@ async def _region(store: Store) -> Check:
         return failed(name, exc)
     hint = "Use a store that honours If-None-Match: without it, two daemons could overwrite each other."
     return Check(name, "fail", "the store ignores conditional writes", hint)
+
+
+async def _rules(config: Config, checked: Sequence[Check]) -> list[Check]:
+    """Rules of the buckets themselves, which delete or lock without a word; of regions that answer."""
+    answering = [region for region, each in zip(config.region, checked, strict=True) if each.status == "ok"]
+    return [each for region in answering for each in await _rules_of(config, region)]
+
+
+async def _rules_of(config: Config, region: RegionSection) -> list[Check]:
+    name = f"rules of {region.name}"
+    try:
+        hazards = await bucket_hazards(config, region)
+    except ArchiverError as exc:
+        hint = "Allow s3:GetLifecycleConfiguration and s3:GetBucketObjectLockConfiguration, or look there yourself."
+        return [Check(name, "warn", f"not checked: {exc}", hint)]
+    hint = "Take the archive's prefix out of that rule: archiver itself deletes what has expired."
+    found = [Check(name, "warn", each, hint) for each in hazards]
+    return found or [Check(name, "ok", "none deletes, moves or locks the archive's objects")]
 
 
 # --- source ---

@@ -11,8 +11,8 @@ from archiver.cli.options import ConfigOption, ExpectHeadOption, JsonOption, Reg
 from archiver.cli.output import print_json, progress, say, size
 from archiver.config import Config
 from archiver.errors import IntegrityError, StoreUnavailable, UsageError
+from archiver.findings import FOREIGN, Report
 from archiver.survey import Head, require_head
-from archiver.verify import FOREIGN, Report
 from archiver.verify import repair as repair_archive
 from archiver.verify import verify as verify_archive
 

@@ -345,11 +345,12 @@ class _Stored:
         return parsed
 
 
-def check_chain(previous: Signed | None, following: Signed, archive: UUID) -> None:
-    """Raise IntegrityError unless `following` comes right after `previous` (None: is the first)."""
-    expected_seq = previous.seq + 1 if previous else 1
-    expected_prev = previous.hash if previous else None
+def check_chain(previous: Signed | None, following: Signed, archive: UUID, *, begins: bool = False) -> None:
+    """Raise IntegrityError unless `following` comes right after `previous` (None: is the first; any if it `begins`)."""
     manifest = following.manifest
+    is_begin = begins and previous is None
+    expected_seq = previous.seq + 1 if previous else manifest.seq if is_begin else 1
+    expected_prev = previous.hash if previous else manifest.prev if is_begin else None
     if manifest.archive != archive:
         raise IntegrityError(f"manifest {manifest.seq} belongs to another archive", where=str(manifest.archive))
     if manifest.seq != expected_seq:

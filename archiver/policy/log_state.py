@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from archiver.format.manifest import Catalog, Changes, Drill, Fence, Gap, Lost, Signed, Snapshot, refs
 from archiver.lsn import Lsn
+from archiver.policy.sample import Sample
 
 
 @dataclass
@@ -13,8 +14,8 @@ class LogState:
     """What a writer must know of the log: its end, and the last of each kind that it continues.
 
     `end` and `timeline` are those of the source at the log's end; `system_identifier` where it has changed since the
-    archive was made. `key_ids` are those of all objects. `snapshot`, `lost` and `catalog` are forgotten where the
-    source's history began anew.
+    archive was made. `key_ids` are those of all objects, `sample` is what is looked at. `snapshot`, `lost` and
+    `catalog` are forgotten where the source's history began anew.
     """
 
     head: Signed | None = None
@@ -28,9 +29,11 @@ class LogState:
     lost: Lost | None = None
     catalog: Catalog | None = None
     key_ids: set[str] = field(default_factory=set)
+    sample: Sample = field(default_factory=Sample)
 
     def observe(self, signed: Signed) -> None:
         self.head = signed
+        self.sample.observe(signed)
         self.key_ids |= {ref.key_id for ref in refs(signed.entry)}
         match signed.entry:
             case Changes():

@@ -328,6 +328,16 @@ class Epoch:
     def _begin(self, first: Changes) -> int:
         """The ordinal of `first`, or where a transaction was open at its start, of that one's beginning."""
         before = next((s for s in reversed(self.changes) if s.ordinal < first.ordinal), None)
+        begin = self._begin_or_first(before, first)
+        if begin < self.changes[0].ordinal or (before is None and self.before is None and first.ordinal > 1):
+            raise IntegrityError(
+                "the log begins too late for this base snapshot: what was under way then is missing",
+                where=f"change segment {self.changes[0].ordinal} is the first that the log names",
+                hint="Take a target behind a later base snapshot (archiver info), or take one: archiver snapshot",
+            )
+        return begin
+
+    def _begin_or_first(self, before: Changes | None, first: Changes) -> int:
         return before.open_from if before and before.open_from is not None else first.ordinal
 
     def _behind_target(self, target: Target, stop: Lsn) -> list[Changes]:

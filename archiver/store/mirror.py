@@ -160,6 +160,19 @@ class Mirror:
             await self._pause_or_raise(_most_telling(errors))
             patience = _more(patience)
 
+    async def each_in_full(self, work: Callable[[Store], Awaitable[T]]) -> dict[Store, T | ArchiverError]:
+        """The same of regions in step, for work of many requests: only the region's own patience bounds each."""
+
+        async def attempt(store: Store) -> T | ArchiverError:
+            try:
+                return await work(store)
+            except _ELSEWHERE as error:
+                self._note(store, error)
+                return error
+
+        stores = self.replicas.in_step
+        return dict(zip(stores, await asyncio.gather(*map(attempt, stores)), strict=True))
+
     async def each(self, read: Callable[[Store], Awaitable[T]]) -> dict[Store, T | ArchiverError]:
         """What `read` makes of every region, or its error; all are asked at once, each is waited for as by `first`."""
 

@@ -11,7 +11,7 @@ import asyncio
 import base64
 import hashlib
 import ssl
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from functools import cache
@@ -26,6 +26,7 @@ from archiver.endpoints import guard, is_loopback, is_plain, require_private
 from archiver.errors import ConfigError, ObjectNotFound, StoreError
 from archiver.store.base import Entry, Limit, no_limit, require_within
 from archiver.store.s3_errors import CAUGHT, classify
+from archiver.store.s3_rules import lifecycle_hazards, retention_hazards
 
 CONNECT_TIMEOUT = timedelta(seconds=5)
 READ_TIMEOUT = timedelta(seconds=30)
@@ -147,6 +148,18 @@ class S3Store:
 
     async def check(self) -> None:
         await self._call("head_bucket", "", bucket=True)
+
+    async def hazards(self) -> Sequence[str]:
+        """What the bucket's own rules would do to what is under the prefix. Raises StoreError if it does not tell."""
+        lifecycle = await self._ask_rules("get_bucket_lifecycle_configuration")
+        lock = await self._ask_rules("get_object_lock_configuration")
+        return [*lifecycle_hazards(lifecycle, self._prefix), *retention_hazards(lock)]
+
+    async def _ask_rules(self, operation: str) -> Any:
+        try:
+            return await self._call(operation, "")
+        except ObjectNotFound:  # S3's answer where there are none
+            return {}
 
     async def close(self) -> None:
         async with self._lock:

@@ -50,7 +50,7 @@ class Log:
 
     def __init__(self, entry: Changes) -> None:
         self.state = LogState()
-        self.state.observe(cast(Any, SimpleNamespace(entry=entry)))
+        self.state.observe(cast(Any, SimpleNamespace(entry=entry, seq=1)))
         self.appended: list[Gap] = []
 
     async def require_nothing_beyond(self) -> None:

@@ -23,7 +23,12 @@ DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
 def exposed() -> set[str]:
     """Names of all series that archiver exposes, without those that prometheus-client adds of its own."""
     metrics = Metrics()
-    for labelled in (metrics.region_up, metrics.region_unreplicated_segments, metrics.stored_bytes_total):
+    for labelled in (
+        metrics.region_up,
+        metrics.region_unreplicated_segments,
+        metrics.stored_bytes_total,
+        metrics.missing_objects,
+    ):
         labelled.labels("one")
     metrics.upload_seconds.labels("one")
     lines = metrics.render().decode().splitlines()

@@ -203,3 +203,15 @@ def test_every_item_of_what_comes_back_names_a_test_that_is_there() -> None:
     ]
     assert missing == []
     assert len(rows) == len(re.findall(r"`test_", text)) >= 60
+
+
+def test_every_attack_has_a_defence_and_a_test_that_is_there() -> None:
+    text = (ROOT / "docs/security.md").read_text(encoding="utf-8")
+    rows = [line for line in text[text.index("## Rights at the source") :].splitlines() if line.startswith("| ")]
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    for row in rows:
+        attack, defence, test = (cell.strip() for cell in row.strip("|").split(" | "))
+        if attack not in {"attack", "---"} and test != "the same":
+            assert defence
+            for name in re.findall(r"`(\w+)`", test):
+                assert f"def {name}(" in sources, name
