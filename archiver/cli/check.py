@@ -14,12 +14,8 @@ import typer
 from archiver.archive import OpenArchive, require_same_database, require_same_server
 from archiver.cli.options import ConfigOption, JsonOption, load, run_async
 from archiver.cli.output import print_json, say
-<<<<<<< HEAD
-from archiver.config import Config, DrillSection, SourceSection
+from archiver.config import Config, DrillSection, RegionSection, SourceSection
 from archiver.embedded.postgres import require_account
-=======
-from archiver.config import Config, RegionSection, SourceSection
->>>>>>> archive
 from archiver.errors import ArchiverError, ObjectExists, ObjectNotFound
 from archiver.format import layout
 from archiver.identity import NoArchive
