@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test fuzz soak simulate test-versions lint bench bench-restore lock clean
+.PHONY: install demo test fuzz soak simulate test-versions lint bench bench-restore bench-ddl lock clean
 
 install: $(VENV)/.installed  ## .venv with the command, the embedded parts and the test tools
 
@@ -49,6 +49,9 @@ bench: install  ## the capture path against pg_recvlogical
 
 bench-restore: install  ## a restore against pg_restore and the apply worker
 	$(BIN)/python bench/restore.py
+
+bench-ddl: install  ## what capturing DDL costs the source, per statement
+	$(BIN)/python bench/ddl.py
 
 lock:  ## resolve the dependencies again (needs uv)
 	uv pip compile pyproject.toml --extra embedded --group dev --universal --python-version 3.11 \
