@@ -2,21 +2,30 @@
 
 Each workload runs on one server twice, in turns: without archiver's event triggers, which is the baseline, and with
 them. The difference divided by the number of statements is what a statement costs; it must not grow with the number of
-statements in a text, with the number of locks that the transaction holds, or with the number of tables. Last, a
-restore of the longest texts: its time per statement must not grow either.
+statements in a text, with the number of locks that the transaction holds, or with the number of tables.
+
+With `--restore` instead: archives of many tables, and of many statements in few texts, are restored; the time for each
+must not grow with their number.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import statistics
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
 
 import psycopg
+from worlds import archiver, run, write_config
 
-from archiver.embedded import PostgresServer
+from archiver.embedded import PostgresServer, S3Server
+from archiver.lsn import Lsn
 from archiver.postgres import setup
 from archiver.postgres.session import connect
 
@@ -106,12 +115,88 @@ def cases(rounds: int, count: int, pair: tuple[str, str]) -> Iterator[tuple[str,
             yield name, size, statistics.median(a for a, _ in found), statistics.median(b for _, b in found)
 
 
+# --- restoring ---
+
+
+def many_tables(conn: psycopg.Connection, count: int) -> None:
+    """In the base snapshot: tables with a key and a row."""
+    for start in range(0, count, 500):
+        conn.execute(
+            f"DO $$ BEGIN FOR i IN {start}..{min(start + 500, count) - 1} LOOP"
+            " EXECUTE format('CREATE TABLE many_%s (id int PRIMARY KEY); INSERT INTO many_%s VALUES (1)', i, i);"
+            " END LOOP; END $$".encode()
+        )
+
+
+def many_statements(conn: psycopg.Connection, count: int) -> None:
+    """In the stream: texts of 400 statements."""
+    for start in range(0, count, 400):
+        numbers = range(start, min(start + 400, count))
+        conn.execute("; ".join(f"CREATE TABLE text_{number} (id int PRIMARY KEY)" for number in numbers).encode())
+
+
+def restored(folder: Path, number: int, before: Workload | None, during: Workload | None, count: int) -> float:
+    """Seconds of a restore of its latest state, by the command."""
+    settings = {"wal_level": "logical", "max_locks_per_transaction": 8192, "fsync": False}
+    with closing(PostgresServer(settings=settings)) as server, closing(S3Server(buckets=["bench"])) as region:
+        server.start()
+        region.start()
+        server.execute("CREATE DATABASE bench")
+        server.execute("CREATE DATABASE target")
+        config = write_config(folder, server, [region, region], number)
+        with psycopg.connect(server.dsn("bench"), autocommit=True) as conn:
+            if before is not None:
+                before(conn, count)
+            run(*archiver(config, "init", "--keyless", "full"))
+            daemon = subprocess.Popen(archiver(config, "run"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            try:
+                wait_for(config, conn)
+                if during is not None:
+                    during(conn, count)
+                wait_for(config, conn)
+            finally:
+                daemon.terminate()
+                daemon.wait()
+        started = time.perf_counter()
+        run(*archiver(config, "restore", "--latest", "--yes", "--into", server.dsn("target")))
+        return time.perf_counter() - started
+
+
+def wait_for(config: Path, conn: psycopg.Connection) -> None:
+    """Until all up to now is archived, behind a base snapshot."""
+    conn.execute("CREATE TABLE IF NOT EXISTS mark (at timestamptz PRIMARY KEY)")
+    conn.execute("INSERT INTO mark VALUES (clock_timestamp())")
+    row = conn.execute("SELECT pg_current_wal_flush_lsn()::text").fetchone()
+    assert row is not None
+    while True:
+        facts = json.loads(run(*archiver(config, "info", "--json")))
+        if facts["snapshots"] and Lsn.parse(facts["window"]["end_lsn"]) >= Lsn.parse(row[0]):
+            return
+        time.sleep(1)
+
+
+def restores(count: int) -> None:
+    print(f"{'archive of':<18}{'number':>8}{'restore':>10}{'ms each':>10}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        run(*archiver(folder / "none", "key", "generate", folder / "kek"))
+        for number, (before, during) in enumerate(((many_tables, None), (None, many_statements))):
+            for each, size in enumerate((count // 4, count)):
+                seconds = restored(folder, 2 * number + each, before, during, size)
+                label = (before or during or many_tables).__name__
+                print(f"{label:<18}{size:>8}{seconds:>9.1f}s{seconds / size * 1000:>10.2f}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--statements", type=int, default=2400)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tables", type=int, default=0, help="tables that are there already")
+    parser.add_argument("--restore", action="store_true", help="of --statements tables, and of as many statements")
     arguments = parser.parse_args()
+    if arguments.restore:
+        restores(arguments.statements)
+        return
     server = PostgresServer(settings={"wal_level": "logical", "max_locks_per_transaction": 1024, "fsync": False})
     server.start()
     try:
