@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import psycopg
@@ -138,12 +138,14 @@ def many_statements(conn: psycopg.Connection, count: int) -> None:
 def restored(folder: Path, number: int, before: Workload | None, during: Workload | None, count: int) -> float:
     """Seconds of a restore of its latest state, by the command."""
     settings = {"wal_level": "logical", "max_locks_per_transaction": 8192, "fsync": False}
-    with closing(PostgresServer(settings=settings)) as server, closing(S3Server(buckets=["bench"])) as region:
-        server.start()
-        region.start()
+    with ExitStack() as stack:
+        server = stack.enter_context(closing(PostgresServer(settings=settings)))
+        regions = [stack.enter_context(closing(S3Server(buckets=["bench"]))) for _ in range(2)]
+        for each in (server, *regions):
+            each.start()
         server.execute("CREATE DATABASE bench")
         server.execute("CREATE DATABASE target")
-        config = write_config(folder, server, [region, region], number)
+        config = write_config(folder, server, regions, number)
         with psycopg.connect(server.dsn("bench"), autocommit=True) as conn:
             if before is not None:
                 before(conn, count)
