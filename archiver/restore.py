@@ -34,6 +34,7 @@ from archiver.postgres.build import build_all
 from archiver.postgres.roles import create_roles
 from archiver.postgres.sequences import raise_to_columns, set_sequences
 from archiver.postgres.session import connect
+from archiver.postgres.stand_ins import StandIns
 from archiver.recovery_plan import identity, missing_roles, settle
 from archiver.replay import Replay
 from archiver.snapshots import Index, IndexedTable, part_place, read_index
@@ -95,6 +96,8 @@ class _Restore:
         self._summary = Summary(last_commit=plan.last_commit)
         self._sequences = SequenceStates()
         self._path: str | None = None
+        self._lacking: set[str] = set()
+        self._stand_ins: StandIns
 
     async def run(self) -> Summary:
         conn = await connect(self._dsn, purpose="restore")
@@ -109,6 +112,7 @@ class _Restore:
                 self._summary.warnings += recorded if isinstance(recorded, list) else []
             self._path = index.database.search_path
             await load.expect_path(conn, self._path)
+            self._stand_ins = await StandIns.open(conn)
             if self._with_globals:
                 await self._create_roles(conn, index)
             script = await self._script(conn, index)
@@ -133,7 +137,7 @@ class _Restore:
         return self._summary
 
     async def _create_roles(self, conn: psycopg.AsyncConnection[Any], index: Index) -> None:
-        wanted, kept = missing_roles(index, await load.existing_roles(conn))
+        wanted, kept = missing_roles(index, await load.existing_roles(conn) | self._stand_ins.names)
         self._skip(await create_roles(conn, wanted))
         self._summary.roles_created = [role.name for role in wanted.roles]
         self._summary.roles_kept = kept
@@ -145,10 +149,15 @@ class _Restore:
         entries = dump.split(index.schema)
         script = dump.for_restore(entries, publication=index.publication, target_major=await load.target_major(conn))
         roles, owners = await load.existing_roles(conn), await load.possible_owners(conn)
+        if self._stand_ins.possible:
+            self._lacking = dump_roles.lacking([*script.pre, *script.keys, *script.late], roles)
         steps: dict[str, list[dump.Entry]] = {}
         for step in ("pre", "keys", "late"):
-            steps[step], skipped = dump_roles.for_target(getattr(script, step), roles, owners=owners)
+            _, skipped = dump_roles.for_target(getattr(script, step), roles, owners=owners)
             self._skip(skipped)
+            steps[step], _ = dump_roles.for_target(
+                getattr(script, step), roles | self._lacking, owners=owners | self._lacking
+            )
         if means_names(script.preamble):
             steps["pre"] = [with_not_null_names(entry) for entry in steps["pre"]]
         return dump.Script(script.preamble, **steps)
@@ -165,6 +174,7 @@ class _Restore:
             if not index.database.has_public_schema:
                 await load.drop_public_schema(conn)
             await load.create_progress(conn)
+            await self._stand_ins.make(conn, self._lacking)
             await always_triggers.create(conn)
             await conn.execute(relations.CREATE)
             for entries in _up_to_extensions(script.pre):

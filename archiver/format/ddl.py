@@ -46,10 +46,23 @@ class Event:
     indexes: Sequence[Mapping[str, str]] = ()
 
 
+# fmt: off
+SETTINGS: Final = frozenset({
+    "search_path", "DateStyle", "IntervalStyle", "TimeZone", "standard_conforming_strings", "backslash_quote",
+    "array_nulls", "transform_null_equals", "xmloption", "bytea_output", "extra_float_digits", "lc_monetary",
+    "lc_numeric", "lc_time", "default_table_access_method", "default_toast_compression", "default_text_search_config",
+    "createrole_self_grant", "quote_all_identifiers",
+})
+# fmt: on
+"""What the trigger sends of a session. Any other could say what a target's session must not be told."""
+
+
 def parse_event(content: bytes) -> Event:
     """Raises IntegrityError for what no trigger of archiver wrote."""
     try:
         raw = json.loads(content)
+        if not SETTINGS.issuperset(raw["settings"]):
+            raise ValueError(raw["settings"])  # noqa: TRY301
         return Event(
             kind=raw["event"],
             tag=raw["tag"],
@@ -289,7 +302,7 @@ _DROP_TAGS: Final[dict[Any, str]] = {
 
 # --- Drops ---------------------------------------------------------------------------------------------
 
-_DROPPED_AS: Final[dict[str, str]] = {
+DROPPED_AS: Final[dict[str, str]] = {
     "function": "ROUTINE",
     "procedure": "ROUTINE",
     "aggregate": "ROUTINE",
@@ -315,7 +328,7 @@ def drop_statements(event: Event) -> Iterator[str]:
         kind = dropped["type"]
         if kind not in _NOT_BY_NAME:
             cascade = "" if kind == "user mapping" else " CASCADE"
-            yield f"DROP {_DROPPED_AS.get(kind, kind.upper())} IF EXISTS {_dropped_name(dropped)}{cascade}"
+            yield f"DROP {DROPPED_AS.get(kind, kind.upper())} IF EXISTS {_dropped_name(dropped)}{cascade}"
 
 
 def _dropped_name(dropped: Mapping[str, Any]) -> str:

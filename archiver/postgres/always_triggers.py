@@ -16,7 +16,7 @@ from typing import Any, Final, LiteralString
 import psycopg
 
 from archiver.format.dump_roles import Skipped
-from archiver.postgres import foreign_keys, load
+from archiver.postgres import foreign_keys, load, stand_ins
 from archiver.postgres.foreign_keys import ForeignKeys
 from archiver.postgres.session import postgres_error
 
@@ -85,6 +85,7 @@ class Silence:
     """`lift` before a statement that may concern them and `lifted_for` after it, `impose` before rows are written.
 
     Between two statements nothing is imposed: each foreign key that is dropped holds several locks until the commit.
+    `lifted`: there are triggers that may fire meanwhile.
     """
 
     def __init__(self, firing: str, keys: ForeignKeys | None, *, imposed: bool) -> None:
@@ -92,6 +93,7 @@ class Silence:
         self._keys = keys
         self._imposed = imposed
         self._due = True
+        self.lifted = False
 
     @property
     def by_role(self) -> bool:
@@ -124,7 +126,7 @@ class Silence:
         if self._keys is not None:
             with _errors("taking foreign keys out"):
                 await self._keys.drop(conn)
-        self._due = False
+        self._due = self.lifted = False
 
     async def lift(self, conn: Conn, tag: str, source: str) -> int:
         """For a statement with this tag and text. Returns how many foreign keys are to be dropped again for it."""
@@ -134,6 +136,7 @@ class Silence:
                 made = await self._keys.make(conn, validated=foreign_keys.needs_valid(source))
         if self._imposed:
             await _switch(conn, _LIFT, {})
+        self.lifted = self.lifted or self._imposed
         self._imposed = False
         return made
 
@@ -192,6 +195,8 @@ async def lift_all(conn: Conn) -> list[Skipped]:
                 skipped = await foreign_keys.make_all(conn)
             await _switch(conn, _LIFT, {})
             hushed = await (await conn.execute(_HUSHED)).fetchall()
+            with _errors("dropping the stand-ins for roles"):
+                skipped += await stand_ins.drop_all(conn)
             await conn.execute("DROP TABLE archiver.silenced")
             await load.drop_progress(conn)
             for event_trigger in hushed:

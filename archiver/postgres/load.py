@@ -17,9 +17,10 @@ from psycopg.types.json import Jsonb
 from archiver.errors import PostgresError
 from archiver.format.dump import Entry
 from archiver.format.dump_roles import Skipped, split_ownership
-from archiver.postgres import calling, search_path, unchecked_keys
+from archiver.postgres import calling, search_path, stand_ins, unchecked_keys
 from archiver.postgres.session import connect, fetch, postgres_error
 from archiver.postgres.snapshot_tables import copy_in_query
+from archiver.postgres.stand_ins import REAL
 
 # --- The target ----------------------------------------------------------------------------------------
 
@@ -133,14 +134,17 @@ async def target_major(conn: psycopg.AsyncConnection[Any]) -> int:
     return conn.info.server_version // 10000
 
 
+_ROLES: Final[LiteralString] = "select rolname from pg_catalog.pg_roles where __REAL__".replace("__REAL__", REAL)
+
+
 async def existing_roles(conn: psycopg.AsyncConnection[Any]) -> set[str]:
-    """All roles of the server, PostgreSQL's predefined ones included."""
-    return {name for (name,) in await fetch(conn, "select rolname from pg_catalog.pg_roles", "listing the roles")}
+    """All roles of the server, PostgreSQL's predefined ones included, but no stand-in of a restore."""
+    return {name for (name,) in await fetch(conn, _ROLES, "listing the roles")}
 
 
 async def possible_owners(conn: psycopg.AsyncConnection[Any]) -> set[str]:
     """The roles that the connected role may give objects to."""
-    query: LiteralString = "select rolname from pg_catalog.pg_roles where pg_catalog.pg_has_role(oid, 'MEMBER')"
+    query = _ROLES + " and pg_catalog.pg_has_role(oid, 'MEMBER')"
     return {name for (name,) in await fetch(conn, query, "listing the roles")}
 
 
@@ -254,7 +258,7 @@ async def refresh_views(conn: psycopg.AsyncConnection[Any], views: Sequence[tupl
 async def _refresh(conn: psycopg.AsyncConnection[Any], view: tuple[str, str]) -> Skipped | None:
     label = f"MATERIALIZED VIEW {'.'.join(view)}"
     query = sql.SQL("REFRESH MATERIALIZED VIEW {}").format(sql.Identifier(*view))
-    queries = [search_path.ENTER.encode(), query.as_bytes(), search_path.LEAVE.encode()]
+    queries: list[sql.Composed | bytes] = [search_path.enter(conn), query, search_path.LEAVE.encode()]
     return await attempt(conn, queries, label, "REFRESH MATERIALIZED VIEW", psycopg.DatabaseError)
 
 
@@ -342,7 +346,7 @@ _HAS_PROGRESS: Final[LiteralString] = "select pg_catalog.to_regclass('archiver.r
 
 
 async def create_progress(conn: psycopg.AsyncConnection[Any]) -> None:
-    await _run(conn, _CREATE_PROGRESS, "creating the progress table")
+    await _run(conn, _CREATE_PROGRESS + stand_ins.CREATE, "creating the progress table")
 
 
 async def read_progress(conn: psycopg.AsyncConnection[Any]) -> dict[str, Any] | None:
@@ -365,7 +369,8 @@ async def drop_progress(conn: psycopg.AsyncConnection[Any]) -> None:
     """Remove the progress table and its schema: a restored database holds nothing of archiver's."""
     await _run(
         conn,
-        "drop table if exists archiver.restore_progress, archiver.relations; drop schema if exists archiver",
+        "drop table if exists archiver.restore_progress, archiver.relations, archiver.stand_ins;"
+        " drop schema if exists archiver cascade",  # with the functions of run_as
         "dropping the progress",
     )
 

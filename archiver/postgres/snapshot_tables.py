@@ -107,7 +107,7 @@ def copy_out_query(table: TableInfo, pages: PageRange) -> sql.Composed:
 
     It leaves `search_path.of_users` once it is planned: the text of a row names things in full.
     """
-    return sql.SQL("COPY (SELECT * FROM (SELECT {} FROM ONLY {} {}) AS r WHERE ({}) = '') TO STDOUT").format(
+    return sql.SQL("COPY (SELECT * FROM (SELECT {} FROM ONLY {} {}) AS r WHERE ({}) <> '') TO STDOUT").format(
         sql.SQL(", ").join(map(sql.Identifier, table.columns)),
         sql.Identifier(table.schema, table.name),
         _where(table, pages),
