@@ -29,12 +29,13 @@ from archiver.format.seal import inflate
 from archiver.policy.builds import builds_of
 from archiver.policy.sequence_log import SequenceState, SequenceStates
 from archiver.policy.target import Plan
-from archiver.postgres import always_triggers, calling, load, not_null_names, relations
+from archiver.postgres import always_triggers, calling, load, not_null_names, relations, run_as, users_code
 from archiver.postgres.build import build_all
 from archiver.postgres.roles import create_roles
 from archiver.postgres.sequences import raise_to_columns, set_sequences
 from archiver.postgres.session import connect
 from archiver.postgres.stand_ins import StandIns
+from archiver.postgres.users_code import Guarded
 from archiver.recovery_plan import identity, missing_roles, settle
 from archiver.replay import Replay
 from archiver.snapshots import Index, IndexedTable, part_place, read_index
@@ -98,6 +99,7 @@ class _Restore:
         self._path: str | None = None
         self._lacking: set[str] = set()
         self._stand_ins: StandIns
+        self._guarded: dict[str, Guarded] = {}
 
     async def run(self) -> Summary:
         conn = await connect(self._dsn, purpose="restore")
@@ -193,6 +195,7 @@ class _Restore:
         finished = sum(refs[number].size for number in loaded)
         queue = [(table, number) for table in index.tables for number in table.parts if number not in loaded]
         queue.sort(key=lambda item: refs[item[1]].size)
+        await self._guard(conn)
 
         async def work() -> None:
             nonlocal finished
@@ -207,6 +210,13 @@ class _Restore:
             for number in range(min(self._jobs, len(queue))):
                 group.create_task(work(), name=f"load job {number}")
 
+    async def _guard(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        """Find the tables that are written as their owners, and make for those what all workers need."""
+        self._guarded = {f"{schema}.{name}": each for (schema, name), each in (await users_code.by_name(conn)).items()}
+        async with load.transaction(conn, "owners of tables"):
+            for owner in {each.owner for each in self._guarded.values()}:
+                await run_as.prepare(conn, owner)
+
     async def _load_part(
         self, conn: psycopg.AsyncConnection[Any], table: IndexedTable, number: int, ref: ObjectRef
     ) -> None:
@@ -218,7 +228,8 @@ class _Restore:
 
         async with load.transaction(conn, table.info.label):
             info = table.info
-            await load.copy_in(conn, info.schema, info.name, info.columns, chunks())
+            guarded = self._guarded.get(info.label)
+            await load.copy_in(conn, info.schema, info.name, info.columns, chunks(), guarded=guarded)
             await self._record(conn, **{f"part {number}": True})
 
     async def _create_keys(self, conn: psycopg.AsyncConnection[Any], index: Index, script: dump.Script) -> None:

@@ -269,6 +269,8 @@ def _step(entry: Entry, default: Step) -> Step | None:
         return None
     if entry.type == "RULE" and entry.name.endswith(" _RETURN"):
         return "keys"  # the real definition of a view that pg_dump first created as a stub
+    if entry.type == "ACL" and entry.name.startswith("SCHEMA "):
+        return "pre"  # owners of tables need it while rows are loaded as them
     if entry.type in {"COMMENT", "SECURITY LABEL"} and _ABOUT_LATE.match(entry.name):
         return "late"
     return _STEP_OF.get(entry.type, default)

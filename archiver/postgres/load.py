@@ -17,10 +17,13 @@ from psycopg.types.json import Jsonb
 from archiver.errors import PostgresError
 from archiver.format.dump import Entry
 from archiver.format.dump_roles import Skipped, split_ownership
+from archiver.format.records import copied_rows
 from archiver.postgres import calling, search_path, stand_ins, unchecked_keys
 from archiver.postgres.session import connect, fetch, postgres_error
 from archiver.postgres.snapshot_tables import copy_in_query
+from archiver.postgres.spelled import inserts
 from archiver.postgres.stand_ins import REAL
+from archiver.postgres.users_code import Guarded
 
 # --- The target ----------------------------------------------------------------------------------------
 
@@ -320,9 +323,16 @@ async def copy_in(
     table: str,
     columns: Sequence[str],
     chunks: AsyncIterable[bytes],
+    *,
+    guarded: Guarded | None = None,
 ) -> int:
-    """COPY text into a table; returns its count of rows. A chunk may end anywhere; large ones are cheaper."""
+    """COPY text into a table; returns its count of rows. A chunk may end anywhere; large ones are cheaper.
+
+    A `guarded` one is written as its owner, inside the caller's transaction.
+    """
     try:
+        if guarded is not None:
+            return await _insert(conn, guarded, columns, chunks)
         async with search_path.of_users(conn), conn.cursor() as cur:
             async with cur.copy(copy_in_query(schema, table, columns)) as copy:
                 async for chunk in chunks:
@@ -330,6 +340,17 @@ async def copy_in(
             return cur.rowcount
     except psycopg.Error as exc:
         raise postgres_error(exc, f"table {schema}.{table}") from exc
+
+
+async def _insert(
+    conn: psycopg.AsyncConnection[Any], guarded: Guarded, columns: Sequence[str], chunks: AsyncIterable[bytes]
+) -> int:
+    count, rest = 0, b""
+    async for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for statement in inserts(guarded.table, columns, copied_rows(lines)):
+            count += sum(await guarded.run(conn, [statement]))
+    return count
 
 
 # --- Progress ------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ ours.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, LiteralString
@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg import sql
+from psycopg.adapt import Dumper
 from psycopg.pq import TransactionStatus
 
 from archiver.errors import PostgresError
@@ -33,24 +34,29 @@ CONTEXT: Final = "PL/pgSQL function archiver.run_as_"
 
 _BODY: Final[LiteralString] = """
 DECLARE
+    statement pg_catalog.text;
     found pg_catalog.int8;
+    counts pg_catalog.int8[] := '{}';
 BEGIN
-    EXECUTE statement;
-    GET DIAGNOSTICS found = ROW_COUNT;
-    RETURN found;
+    FOREACH statement IN ARRAY statements LOOP
+        EXECUTE statement;
+        GET DIAGNOSTICS found = ROW_COUNT;
+        counts := pg_catalog.array_append(counts, found);
+    END LOOP;
+    RETURN counts;
 END
 """
 _ROLE: Final[LiteralString] = """
 SELECT r.oid, me.rolname::pg_catalog.text, me.rolsuper, p.oid IS NOT NULL
   FROM pg_catalog.pg_roles r JOIN pg_catalog.pg_roles me ON me.rolname = current_user
   LEFT JOIN pg_catalog.pg_proc p
-    ON p.oid = pg_catalog.to_regprocedure(pg_catalog.concat('archiver.run_as_', r.oid, '(pg_catalog.text)'))
+    ON p.oid = pg_catalog.to_regprocedure(pg_catalog.concat('archiver.run_as_', r.oid, '(pg_catalog.text[])'))
    AND p.proowner = r.oid AND p.prosecdef AND p.prosrc = %s AND p.proconfig IS NULL
  WHERE r.rolname = %s
 """
 _MAKE: Final[LiteralString] = """
 SELECT pg_catalog.pg_advisory_xact_lock({lock});
-CREATE OR REPLACE FUNCTION {function}(statement pg_catalog.text) RETURNS pg_catalog.int8
+CREATE OR REPLACE FUNCTION {function}(statements pg_catalog.text[]) RETURNS pg_catalog.int8[]
 LANGUAGE plpgsql SECURITY DEFINER AS {body};
 REVOKE ALL ON FUNCTION {function} FROM PUBLIC;
 """
@@ -93,16 +99,67 @@ async def run(
     leaves failed, or in one of its own. `silenced`: the caller disables all triggers that fire before it commits.
     All errors are psycopg's, but PostgresError for a role that is not there.
     """
-    async with _in_transaction(conn):
+    [count] = await run_all(conn, role, [statement], settings, silenced=silenced)
+    return count
+
+
+async def run_all(
+    conn: Conn,
+    role: str,
+    statements: Sequence[str | bytes],
+    settings: Mapping[str, str] | None = None,
+    *,
+    silenced: bool = False,
+) -> list[int]:
+    """The same with several statements one after the other; how many rows each concerned."""
+    async with in_transaction(conn):
         await _know_session(conn)
         function = await _function(conn, role)
-        call = sql.SQL("SELECT {}({})").format(function, sql.Placeholder())
         await _enter(conn, settings or {})
-        row = await (await conn.execute(call, (statement,))).fetchone()
+        counts = await _call(conn, function, statements)
         if await _leave(conn) or not silenced:
-            await _fire_deferred(conn, call)
+            await _fire_deferred(conn, function)
+    return counts
+
+
+_ASK: Final[LiteralString] = """
+CREATE SCHEMA IF NOT EXISTS archiver;
+CREATE TEMPORARY TABLE archiver_answer (answer pg_catalog.text);
+GRANT INSERT ON pg_temp.archiver_answer TO {role};
+"""
+
+
+async def ask(conn: Conn, role: str, query: sql.Composed, lent: Sequence[sql.Composed] = ()) -> str | None:
+    """The one value that a query gives to a role, as text; nothing of it stays, nor of what is `lent` for it.
+
+    Also where there is no restore. All errors are as those of `run`.
+    """
+    insert = sql.SQL("INSERT INTO pg_temp.archiver_answer SELECT ({})::pg_catalog.text").format(query)
+    async with conn.transaction(force_rollback=True):
+        await conn.execute(sql.SQL(_ASK).format(role=sql.Identifier(role)))
+        for statement in lent:
+            await conn.execute(statement)
+        await run(conn, role, insert.as_string(conn))
+        row = await (await conn.execute("SELECT answer FROM pg_temp.archiver_answer")).fetchone()
+    return row[0] if row is not None else None
+
+
+class _Text(Dumper):
+    """A statement as it is: in the encoding of the client, whichever that is."""
+
+    def dump(self, obj: Any) -> bytes:
+        statement: bytes = obj
+        return statement
+
+
+async def _call(conn: Conn, function: sql.Identifier, statements: Sequence[str | bytes]) -> list[int]:
+    cursor = conn.cursor()
+    cursor.adapters.register_dumper(bytes, _Text)
+    array = sql.SQL(", ").join(sql.Placeholder() * len(statements))
+    call = sql.SQL("SELECT {}(ARRAY[{}]::pg_catalog.text[])").format(function, array)
+    row = await (await cursor.execute(call, statements)).fetchone()
     assert row is not None
-    return int(row[0])
+    return list(row[0])
 
 
 async def prepare(conn: Conn, role: str) -> None:
@@ -111,8 +168,8 @@ async def prepare(conn: Conn, role: str) -> None:
 
 
 @asynccontextmanager
-async def _in_transaction(conn: Conn) -> AsyncIterator[None]:
-    """A cursor that was held would be read at the commit: what is cleared away must be cleared before it."""
+async def in_transaction(conn: Conn) -> AsyncIterator[None]:
+    """The caller's or, without one, another: a cursor that was held would be read at the commit, so it goes before."""
     if conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE:
         async with conn.transaction():
             yield
@@ -166,13 +223,13 @@ async def _leave(conn: Conn) -> bool:
     return await found.fetchone() != (ours.get("session_replication_role", "origin"),)
 
 
-async def _fire_deferred(conn: Conn, call: sql.Composed) -> None:
+async def _fire_deferred(conn: Conn, function: sql.Identifier) -> None:
     """Now, as their role. One that puts off another again is refused: ALTER TABLE finds it."""
     found = await (await conn.execute(_DEFERRED)).fetchall()
     if not found:
         return
     names = ", ".join(f"{schema}.{trigger}" for schema, _, trigger, _ in found)
-    await conn.execute(call, (f"SET CONSTRAINTS {names} IMMEDIATE",))
+    await _call(conn, function, [f"SET CONSTRAINTS {names} IMMEDIATE"])
     await _leave(conn)
     for schema, table, trigger, when in found:
         await conn.execute(f"ALTER TABLE ONLY {schema}.{table} ENABLE {when} TRIGGER {trigger}".encode())
