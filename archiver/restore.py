@@ -29,11 +29,11 @@ from archiver.format.seal import inflate
 from archiver.policy.builds import builds_of
 from archiver.policy.sequence_log import SequenceState, SequenceStates
 from archiver.policy.target import Plan
-from archiver.postgres import always_triggers, calling, load, not_null_names, relations, run_as, users_code
+from archiver.postgres import always_triggers, calling, load, not_null_names, relations, run_as, stand_ins, users_code
 from archiver.postgres.build import build_all
 from archiver.postgres.roles import create_roles
 from archiver.postgres.sequences import raise_to_columns, set_sequences
-from archiver.postgres.session import connect
+from archiver.postgres.session import connect, postgres_error
 from archiver.postgres.stand_ins import StandIns
 from archiver.postgres.users_code import Guarded
 from archiver.recovery_plan import identity, missing_roles, settle
@@ -118,25 +118,40 @@ class _Restore:
             if self._with_globals:
                 await self._create_roles(conn, index)
             script = await self._script(conn, index)
-            phases = {
-                "schema": self._create_schema,
-                "rows": self._load_rows,
-                "keys": self._create_keys,
-                "constraints": self._create_late,
-                "replay": self._replay,
-                "sequences": self._set_sequences,
-                "finish": self._finish,
-            }
-            for name, phase in phases.items():
-                started = monotonic()
-                await phase(conn, index, script)
-                self._summary.phases[name] = timedelta(seconds=monotonic() - started)
+            await self._phases(conn, index, script)
             self._warn(index, script, await load.unlogged_tables(conn))
+            await self._hand_over(conn)
             self._skip(await always_triggers.lift_all(conn))
         finally:
             await conn.close()
         self._summary.warnings = list(dict.fromkeys(self._summary.warnings))
         return self._summary
+
+    async def _phases(self, conn: psycopg.AsyncConnection[Any], index: Index, script: dump.Script) -> None:
+        phases = {
+            "schema": self._create_schema,
+            "rows": self._load_rows,
+            "keys": self._create_keys,
+            "constraints": self._create_late,
+            "replay": self._replay,
+            "sequences": self._set_sequences,
+            "finish": self._finish,
+        }
+        handed_over = "over" in await self._done(conn)
+        for name, phase in phases.items():
+            started = monotonic()
+            if not handed_over or name == "replay":
+                await phase(conn, index, script)
+            self._summary.phases[name] = timedelta(seconds=monotonic() - started)
+
+    async def _hand_over(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        """What is the stand-ins' becomes the restoring role's: from here on no code of theirs may run."""
+        async with load.transaction(conn, "handing over"):
+            await self._record(conn, over=self._summary.warnings)
+        try:
+            await stand_ins.hand_over(conn)
+        except psycopg.Error as exc:
+            raise postgres_error(exc, "handing over what was a missing role's") from exc
 
     async def _create_roles(self, conn: psycopg.AsyncConnection[Any], index: Index) -> None:
         wanted, kept = missing_roles(index, await load.existing_roles(conn) | self._stand_ins.names)
@@ -243,6 +258,7 @@ class _Restore:
             await self._record(conn, views=self._skip(await load.refresh_views(conn, views)))
 
     async def _finish(self, conn: psycopg.AsyncConnection[Any], index: Index, script: dump.Script) -> None:
+        self._skip(await always_triggers.give_keys_back(conn))
         if not means_names(script.preamble):
             await not_null_names.give_names(conn)
         self._skip(await load.apply_settings(conn, index.database.settings, await load.existing_roles(conn)))
@@ -289,8 +305,9 @@ class _Restore:
     async def _replay(self, conn: psycopg.AsyncConnection[Any], index: Index, _script: dump.Script) -> None:
         done = (await self._done(conn)).get("replay")
         replay = Replay(self._archive, self._plan, index, done)
-        async with self._worker("replay") as worker:
-            await replay.run(worker, partial(self._progress, "replay"))
+        if "over" not in await self._done(conn):
+            async with self._worker("replay") as worker:
+                await replay.run(worker, partial(self._progress, "replay"))
         self._sequences = replay.sequences
         self._summary.transactions_replayed = replay.transactions
         self._skip(replay.left_out)

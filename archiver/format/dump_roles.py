@@ -73,6 +73,11 @@ def split_ownership(entry: Entry) -> tuple[Entry, list[str]]:
     return replace(entry, text="".join(part for part in parts if part not in given)), given
 
 
+def owner_given(statement: str) -> str | None:
+    """The role that a statement gives its object to."""
+    return next(iter(_matched(_OWNER, statement)), None)
+
+
 class _Fitter:
     def __init__(self, roles: frozenset[str], owners: frozenset[str]) -> None:
         self.roles = roles

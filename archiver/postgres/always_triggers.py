@@ -184,20 +184,25 @@ async def hush_event_triggers(conn: Conn) -> None:
     await _switch(conn, _HUSH, {})
 
 
+async def give_keys_back(conn: Conn) -> list[Skipped]:
+    """When no more rows come. Returns what of them was left out. Raises PostgresError."""
+    with _errors("putting foreign keys back"):
+        async with conn.transaction():
+            return await foreign_keys.make_all(conn)
+
+
 async def lift_all(conn: Conn) -> list[Skipped]:
     """Give everything back, and leave nothing of archiver's: the very last step of a restore.
 
-    Keys come first: row security could hide rows from their checks. Returns what of them was left out.
+    `foreign_keys.make_all` came before: row security could hide rows from their checks. Returns what had to stay.
     """
     with _errors("dropping the progress"):
         async with conn.transaction():
-            with _errors("putting foreign keys back"):
-                skipped = await foreign_keys.make_all(conn)
             await _switch(conn, _LIFT, {})
             hushed = await (await conn.execute(_HUSHED)).fetchall()
             with _errors("dropping the stand-ins for roles"):
-                skipped += await stand_ins.drop_all(conn)
-            await conn.execute("DROP TABLE archiver.silenced")
+                skipped = await stand_ins.drop_all(conn)
+            await conn.execute("DROP TABLE archiver.silenced, archiver.dropped_keys")
             await load.drop_progress(conn)
             for event_trigger in hushed:
                 await conn.execute(_switch_one(conn, *event_trigger).encode())

@@ -17,11 +17,9 @@ from psycopg.types.json import Jsonb
 from archiver.errors import PostgresError
 from archiver.format.dump import Entry
 from archiver.format.dump_roles import Skipped, split_ownership
-from archiver.format.records import copied_rows
 from archiver.postgres import calling, search_path, stand_ins, unchecked_keys
 from archiver.postgres.session import connect, fetch, postgres_error
 from archiver.postgres.snapshot_tables import copy_in_query
-from archiver.postgres.spelled import inserts
 from archiver.postgres.stand_ins import REAL
 from archiver.postgres.users_code import Guarded
 
@@ -223,7 +221,7 @@ async def run_script(conn: psycopg.AsyncConnection[Any], preamble: Entry, entrie
 
 async def _add_foreign_key(conn: psycopg.AsyncConnection[Any], entry: Entry) -> list[Skipped]:
     try:
-        return await unchecked_keys.add(conn, entry.sql, f"{entry.schema}.{entry.name}")
+        return await unchecked_keys.add(conn, entry, f"{entry.schema}.{entry.name}")
     except psycopg.Error as exc:
         raise postgres_error(exc, entry.label) from exc
 
@@ -232,7 +230,7 @@ async def _run_owned(conn: psycopg.AsyncConnection[Any], entry: Entry) -> list[S
     """Create an object, then give it to its owner; an owner who may not have it there is for the report."""
     bare, given = split_ownership(entry)
     if bare.type in calling.TYPES:
-        return await calling.make(conn, bare) or await _give(conn, entry, given)
+        return await calling.make(conn, bare, given) or await _give(conn, entry, given)
     await _run(conn, bare.sql, entry.label)
     return await _give(conn, entry, given)
 
@@ -332,7 +330,7 @@ async def copy_in(
     """
     try:
         if guarded is not None:
-            return await _insert(conn, guarded, columns, chunks)
+            return await guarded.load(conn, columns, chunks)
         async with search_path.of_users(conn), conn.cursor() as cur:
             async with cur.copy(copy_in_query(schema, table, columns)) as copy:
                 async for chunk in chunks:
@@ -340,17 +338,6 @@ async def copy_in(
             return cur.rowcount
     except psycopg.Error as exc:
         raise postgres_error(exc, f"table {schema}.{table}") from exc
-
-
-async def _insert(
-    conn: psycopg.AsyncConnection[Any], guarded: Guarded, columns: Sequence[str], chunks: AsyncIterable[bytes]
-) -> int:
-    count, rest = 0, b""
-    async for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for statement in inserts(guarded.table, columns, copied_rows(lines)):
-            count += sum(await guarded.run(conn, [statement]))
-    return count
 
 
 # --- Progress ------------------------------------------------------------------------------------------

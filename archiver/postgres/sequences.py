@@ -19,6 +19,7 @@ from archiver.errors import PostgresError
 from archiver.policy.sequence_log import SequenceState, furthest
 from archiver.postgres import search_path, users_code
 from archiver.postgres.session import postgres_error
+from archiver.postgres.tables_only import tables_only
 from archiver.postgres.users_code import Guarded
 
 
@@ -54,7 +55,9 @@ async def read_sequences(conn: psycopg.AsyncConnection[Any]) -> Sequences:
         async with conn.cursor(row_factory=dict_row) as cur:
             rows = await (await cur.execute(_SEQUENCES)).fetchall()
         readable = [row for row in rows if row["readable"]]
-        states = [state for batch in _batches(readable) for state in await _read(conn, batch)]
+        async with conn.transaction():
+            await tables_only(conn)
+            states = [state for batch in _batches(readable) for state in await _read(conn, batch)]
     except psycopg.Error as exc:
         raise postgres_error(exc, "reading the sequences") from exc
     return Sequences(states, [f"{row['schema']}.{row['name']}" for row in rows if not row["readable"]])

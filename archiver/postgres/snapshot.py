@@ -26,6 +26,7 @@ from archiver.policy.parts import PageRange
 from archiver.postgres import search_path
 from archiver.postgres.session import connect, fetch, postgres_error
 from archiver.postgres.snapshot_tables import TableInfo, copy_out_query
+from archiver.postgres.tables_only import tables_only
 
 BATCH_ROWS: Final = 4096
 WHOLE_TABLE: Final = PageRange()
@@ -48,6 +49,7 @@ async def begin_snapshot(conn: psycopg.AsyncConnection[Any], snapshot: str | Non
     """Begin a transaction that sees the snapshot. Raises PostgresError once its exporter has ended."""
     try:
         await conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        await tables_only(conn)
         if snapshot is not None:
             await conn.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(snapshot))
     except psycopg.Error as exc:

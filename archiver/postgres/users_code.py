@@ -8,15 +8,17 @@ does. Triggers are not looked at: they are silent wherever we write.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, LiteralString
 
 import psycopg
 from psycopg import sql
 
+from archiver.format.records import copied_rows
 from archiver.postgres import run_as
 from archiver.postgres.session import postgres_error
+from archiver.postgres.spelled import inserts
 
 Conn = psycopg.AsyncConnection[Any]
 
@@ -81,8 +83,8 @@ WITH RECURSIVE untrusted (class, oid) AS (
 SELECT c.oid, n.nspname::pg_catalog.text, c.relname::pg_catalog.text,
        pg_catalog.pg_get_userbyid(c.relowner)::pg_catalog.text,
        pg_catalog.has_schema_privilege(c.relowner, n.oid, 'USAGE'),
-       (SELECT pg_catalog.bool_and(pg_catalog.has_table_privilege(c.relowner, c.oid, p))
-          FROM pg_catalog.unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS p)
+       ARRAY(SELECT p FROM pg_catalog.unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS p
+              WHERE NOT pg_catalog.has_table_privilege(c.relowner, c.oid, p))
   FROM __FOUND__ f JOIN pg_catalog.pg_class c ON c.oid = f.root JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 """
 # Nothing of it, nor a type of its columns, depends on anything of this database: so it is with most tables.
@@ -122,7 +124,7 @@ class Guarded:
     name: str
     owner: str
     uses_schema: bool
-    has_rights: bool
+    lacks: Sequence[LiteralString]
 
     @property
     def table(self) -> sql.Identifier:
@@ -138,16 +140,26 @@ class Guarded:
                 await conn.execute(statement)
         return counts
 
-    async def ask(self, conn: Conn, query: sql.Composed) -> str | None:
-        """The value of a query of it, as text. All errors are psycopg's."""
-        return await run_as.ask(conn, self.owner, query, list(self._lent("GRANT {} TO {}")))
+    async def load(self, conn: Conn, columns: Sequence[str], chunks: AsyncIterable[bytes]) -> int:
+        """Write COPY's text, in chunks that may end anywhere; returns its count of rows. All errors are psycopg's."""
+        count, rest = 0, b""
+        async for chunk in chunks:
+            *lines, rest = (rest + chunk).split(b"\n")
+            for statement in inserts(self.table, columns, copied_rows(lines)):
+                count += sum(await self.run(conn, [statement]))
+        return count
+
+    async def ask(self, conn: Conn, query: sql.Composed, others: Sequence[sql.Identifier] = ()) -> str | None:
+        """The value of a query of it, and of `others`, as text. All errors are psycopg's."""
+        read = sql.SQL("GRANT SELECT ON TABLE {} TO {}")
+        lent = [*self._lent("GRANT {} TO {}"), *(read.format(each, sql.Identifier(self.owner)) for each in others)]
+        return await run_as.ask(conn, self.owner, query, lent)
 
     def _lent(self, how: LiteralString) -> Iterator[sql.Composed]:
         rights = []
         if not self.uses_schema:
             rights.append(sql.SQL("USAGE ON SCHEMA {}").format(sql.Identifier(self.schema)))
-        if not self.has_rights:
-            rights.append(sql.SQL("SELECT, INSERT, UPDATE, DELETE ON TABLE {}").format(self.table))
+        rights += [sql.SQL(right + " ON TABLE {}").format(self.table) for right in self.lacks]
         return (sql.SQL(how).format(right, sql.Identifier(self.owner)) for right in rights)
 
 

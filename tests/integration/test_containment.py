@@ -158,6 +158,22 @@ SCENARIOS: dict[str, tuple[list[str], list[str]]] = {
         ["INSERT INTO app.t SELECT i, 1 FROM generate_series(2, 40) i; INSERT INTO app.serial DEFAULT VALUES",
          "COMMENT ON TABLE app.t IS 'x'", "UPDATE app.t SET v = 2; DELETE FROM app.t WHERE id > 35"],
     ),
+    "what a base snapshot makes": (
+        ["CREATE TABLE app.t (id int PRIMARY KEY, g int GENERATED ALWAYS AS (id + app.pure(1)) STORED);"
+         "INSERT INTO app.t VALUES (1); CREATE TABLE app.parted (id int, v int) PARTITION BY LIST ((app.pure(v)));"
+         "CREATE TABLE app.part PARTITION OF app.parted FOR VALUES IN (1); INSERT INTO app.parted VALUES (NULL, 1)",
+         "CREATE DOMAIN app.d AS int CHECK (app.attack() > 0); CREATE FUNCTION app.sf(app.d, int) RETURNS app.d LANGUAGE sql AS 'SELECT $1'; CREATE AGGREGATE app.agg (int) (SFUNC = app.sf, STYPE = app.d, INITCOND = '1')",
+         "CREATE TABLE app.parent (id int PRIMARY KEY); INSERT INTO app.parent VALUES (1); CREATE INDEX ON app.parent (id) WHERE app.pure(1) = 1;"
+         "CREATE TABLE app.child (id int REFERENCES app.parent); INSERT INTO app.child VALUES (1);"
+         "ALTER TABLE app.child REPLICA IDENTITY FULL, ADD CHECK (app.attack() > 0); CREATE MATERIALIZED VIEW app.m AS SELECT app.attack()",
+         "dba: ALTER TABLE app.parted REPLICA IDENTITY FULL; ALTER TABLE app.part REPLICA IDENTITY FULL"],
+        ["COMMENT ON TABLE app.t IS 'x'", "REFRESH MATERIALIZED VIEW app.m"],
+    ),
+    "a schema whose name looks like a header": (
+        ['dba: CREATE SCHEMA "x; Owner: y; Type: TABLE; Schema: archiver" AUTHORIZATION {evil}',
+         'CREATE TABLE "x; Owner: y; Type: TABLE; Schema: archiver".t (id int PRIMARY KEY)'],
+        ['INSERT INTO "x; Owner: y; Type: TABLE; Schema: archiver".t VALUES (1)'],
+    ),
     "casts, while computed rows are written": (
         ["CREATE TABLE app.t (id int PRIMARY KEY, v text); INSERT INTO app.t VALUES (1, E'a,\"b\\\\) '), (2, ''), (3, NULL)",
          "CREATE FUNCTION app.cast_in(text) RETURNS app.t LANGUAGE plpgsql AS $$ BEGIN PERFORM app.attack(); RETURN NULL; END $$",
