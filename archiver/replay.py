@@ -59,6 +59,7 @@ class Replay:
         self._renames = Renames(done.get("renames", ()))
         self._archive = archive
         self._publication = index.publication
+        self._source = index.rights
         first = int(done.get("segment", 0))
         self._segments = [changes for changes in plan.segments if changes.ordinal >= first]
         after = Lsn.parse(done["lsn"]) if done else plan.snapshot.lsn
@@ -68,8 +69,8 @@ class Replay:
 
     async def run(self, conn: psycopg.AsyncConnection[Any], on_segment: Done) -> None:
         """Replay all segments and commit. Raises IntegrityError, PostgresError."""
-        ddl = await DdlReplay.open(conn, self._publication)
-        ddl.left_out, ddl.missing = list(self.left_out), set(self.missing)
+        ddl = await DdlReplay.open(conn, self._publication, self._source)
+        ddl.runner.left_out, ddl.runner.missing = list(self.left_out), set(self.missing)
         ddl.renames = self._renames
         with _few_searches_for_cycles():
             async with Applier.open(
@@ -81,7 +82,7 @@ class Replay:
             ) as applier:
                 ddl.attach(applier)
                 await self._run(applier, ddl, on_segment)
-        self.left_out, self.missing = ddl.left_out, frozenset(ddl.missing)
+        self.left_out, self.missing = ddl.runner.left_out, frozenset(ddl.runner.missing)
 
     async def _run(self, applier: Applier, ddl: DdlReplay, on_segment: Done) -> None:
         session, number = None, 0
@@ -138,8 +139,8 @@ class Replay:
             _note_progress,
             transactions=self.transactions,
             sequences=self.sequences.all(),
-            left_out=[[item.entry, item.reason, first_line(item.statement)] for item in ddl.left_out],
-            missing=sorted(ddl.missing),
+            left_out=[[item.entry, item.reason, first_line(item.statement)] for item in ddl.runner.left_out],
+            missing=sorted(ddl.runner.missing),
             renames=self._renames.to_json(),
         )
 

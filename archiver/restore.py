@@ -29,11 +29,13 @@ from archiver.format.seal import inflate
 from archiver.policy.builds import builds_of
 from archiver.policy.sequence_log import SequenceState, SequenceStates
 from archiver.policy.target import Plan
-from archiver.postgres import always_triggers, calling, load, not_null_names, relations
+from archiver.postgres import always_triggers, calling, load, not_null_names, relations, run_as, stand_ins, users_code
 from archiver.postgres.build import build_all
 from archiver.postgres.roles import create_roles
 from archiver.postgres.sequences import raise_to_columns, set_sequences
-from archiver.postgres.session import connect
+from archiver.postgres.session import connect, postgres_error
+from archiver.postgres.stand_ins import StandIns
+from archiver.postgres.users_code import Guarded
 from archiver.recovery_plan import identity, missing_roles, settle
 from archiver.replay import Replay
 from archiver.snapshots import Index, IndexedTable, part_place, read_index
@@ -95,6 +97,9 @@ class _Restore:
         self._summary = Summary(last_commit=plan.last_commit)
         self._sequences = SequenceStates()
         self._path: str | None = None
+        self._lacking: set[str] = set()
+        self._stand_ins: StandIns
+        self._guarded: dict[str, Guarded] = {}
 
     async def run(self) -> Summary:
         conn = await connect(self._dsn, purpose="restore")
@@ -109,31 +114,47 @@ class _Restore:
                 self._summary.warnings += recorded if isinstance(recorded, list) else []
             self._path = index.database.search_path
             await load.expect_path(conn, self._path)
+            self._stand_ins = await StandIns.open(conn)
             if self._with_globals:
                 await self._create_roles(conn, index)
             script = await self._script(conn, index)
-            phases = {
-                "schema": self._create_schema,
-                "rows": self._load_rows,
-                "keys": self._create_keys,
-                "constraints": self._create_late,
-                "replay": self._replay,
-                "sequences": self._set_sequences,
-                "finish": self._finish,
-            }
-            for name, phase in phases.items():
-                started = monotonic()
-                await phase(conn, index, script)
-                self._summary.phases[name] = timedelta(seconds=monotonic() - started)
+            await self._phases(conn, index, script)
             self._warn(index, script, await load.unlogged_tables(conn))
+            await self._hand_over(conn)
             self._skip(await always_triggers.lift_all(conn))
         finally:
             await conn.close()
         self._summary.warnings = list(dict.fromkeys(self._summary.warnings))
         return self._summary
 
+    async def _phases(self, conn: psycopg.AsyncConnection[Any], index: Index, script: dump.Script) -> None:
+        phases = {
+            "schema": self._create_schema,
+            "rows": self._load_rows,
+            "keys": self._create_keys,
+            "constraints": self._create_late,
+            "replay": self._replay,
+            "sequences": self._set_sequences,
+            "finish": self._finish,
+        }
+        handed_over = "over" in await self._done(conn)
+        for name, phase in phases.items():
+            started = monotonic()
+            if not handed_over or name == "replay":
+                await phase(conn, index, script)
+            self._summary.phases[name] = timedelta(seconds=monotonic() - started)
+
+    async def _hand_over(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        """What is the stand-ins' becomes the restoring role's: from here on no code of theirs may run."""
+        async with load.transaction(conn, "handing over"):
+            await self._record(conn, over=self._summary.warnings)
+        try:
+            await stand_ins.hand_over(conn)
+        except psycopg.Error as exc:
+            raise postgres_error(exc, "handing over what was a missing role's") from exc
+
     async def _create_roles(self, conn: psycopg.AsyncConnection[Any], index: Index) -> None:
-        wanted, kept = missing_roles(index, await load.existing_roles(conn))
+        wanted, kept = missing_roles(index, await load.existing_roles(conn) | self._stand_ins.names)
         self._skip(await create_roles(conn, wanted))
         self._summary.roles_created = [role.name for role in wanted.roles]
         self._summary.roles_kept = kept
@@ -145,10 +166,15 @@ class _Restore:
         entries = dump.split(index.schema)
         script = dump.for_restore(entries, publication=index.publication, target_major=await load.target_major(conn))
         roles, owners = await load.existing_roles(conn), await load.possible_owners(conn)
+        if self._stand_ins.possible:
+            self._lacking = dump_roles.lacking([*script.pre, *script.keys, *script.late], roles)
         steps: dict[str, list[dump.Entry]] = {}
         for step in ("pre", "keys", "late"):
-            steps[step], skipped = dump_roles.for_target(getattr(script, step), roles, owners=owners)
+            _, skipped = dump_roles.for_target(getattr(script, step), roles, owners=owners)
             self._skip(skipped)
+            steps[step], _ = dump_roles.for_target(
+                getattr(script, step), roles | self._lacking, owners=owners | self._lacking
+            )
         if means_names(script.preamble):
             steps["pre"] = [with_not_null_names(entry) for entry in steps["pre"]]
         return dump.Script(script.preamble, **steps)
@@ -165,6 +191,7 @@ class _Restore:
             if not index.database.has_public_schema:
                 await load.drop_public_schema(conn)
             await load.create_progress(conn)
+            await self._stand_ins.make(conn, self._lacking)
             await always_triggers.create(conn)
             await conn.execute(relations.CREATE)
             for entries in _up_to_extensions(script.pre):
@@ -183,6 +210,7 @@ class _Restore:
         finished = sum(refs[number].size for number in loaded)
         queue = [(table, number) for table in index.tables for number in table.parts if number not in loaded]
         queue.sort(key=lambda item: refs[item[1]].size)
+        await self._guard(conn)
 
         async def work() -> None:
             nonlocal finished
@@ -197,6 +225,13 @@ class _Restore:
             for number in range(min(self._jobs, len(queue))):
                 group.create_task(work(), name=f"load job {number}")
 
+    async def _guard(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        """Find the tables that are written as their owners, and make for those what all workers need."""
+        self._guarded = {f"{schema}.{name}": each for (schema, name), each in (await users_code.by_name(conn)).items()}
+        async with load.transaction(conn, "owners of tables"):
+            for owner in {each.owner for each in self._guarded.values()}:
+                await run_as.prepare(conn, owner)
+
     async def _load_part(
         self, conn: psycopg.AsyncConnection[Any], table: IndexedTable, number: int, ref: ObjectRef
     ) -> None:
@@ -208,7 +243,8 @@ class _Restore:
 
         async with load.transaction(conn, table.info.label):
             info = table.info
-            await load.copy_in(conn, info.schema, info.name, info.columns, chunks())
+            guarded = self._guarded.get(info.label)
+            await load.copy_in(conn, info.schema, info.name, info.columns, chunks(), guarded=guarded)
             await self._record(conn, **{f"part {number}": True})
 
     async def _create_keys(self, conn: psycopg.AsyncConnection[Any], index: Index, script: dump.Script) -> None:
@@ -222,6 +258,7 @@ class _Restore:
             await self._record(conn, views=self._skip(await load.refresh_views(conn, views)))
 
     async def _finish(self, conn: psycopg.AsyncConnection[Any], index: Index, script: dump.Script) -> None:
+        self._skip(await always_triggers.give_keys_back(conn))
         if not means_names(script.preamble):
             await not_null_names.give_names(conn)
         self._skip(await load.apply_settings(conn, index.database.settings, await load.existing_roles(conn)))
@@ -268,8 +305,9 @@ class _Restore:
     async def _replay(self, conn: psycopg.AsyncConnection[Any], index: Index, _script: dump.Script) -> None:
         done = (await self._done(conn)).get("replay")
         replay = Replay(self._archive, self._plan, index, done)
-        async with self._worker("replay") as worker:
-            await replay.run(worker, partial(self._progress, "replay"))
+        if "over" not in await self._done(conn):
+            async with self._worker("replay") as worker:
+                await replay.run(worker, partial(self._progress, "replay"))
         self._sequences = replay.sequences
         self._summary.transactions_replayed = replay.transactions
         self._skip(replay.left_out)

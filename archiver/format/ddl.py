@@ -343,7 +343,7 @@ _DROP_TAGS: Final[dict[Any, str]] = {
 
 # --- Drops ---------------------------------------------------------------------------------------------
 
-_DROPPED_AS: Final[dict[str, str]] = {
+DROPPED_AS: Final[dict[str, str]] = {
     "function": "ROUTINE",
     "procedure": "ROUTINE",
     "aggregate": "ROUTINE",
@@ -369,7 +369,18 @@ def drop_statements(event: Event) -> Iterator[str]:
         kind = dropped["type"]
         if kind not in _NOT_BY_NAME:
             cascade = "" if kind == "user mapping" else " CASCADE"
-            yield f"DROP {_DROPPED_AS.get(kind, kind.upper())} IF EXISTS {_dropped_name(dropped)}{cascade}"
+            yield _one_drop(f"DROP {DROPPED_AS.get(kind, kind.upper())} IF EXISTS {_dropped_name(dropped)}{cascade}")
+
+
+def _one_drop(statement: str) -> str:
+    """Raises IntegrityError where an identity makes it more than the drop of one object."""
+    try:
+        [parsed] = parse(statement)
+    except (ParseError, ValueError) as exc:
+        raise IntegrityError(f"what was dropped cannot be told: {first_line(statement)}") from exc
+    if len(getattr(parsed.stmt, "objects", None) or (1,)) != 1 or "Drop" not in type(parsed.stmt).__name__:
+        raise IntegrityError(f"this is more than one drop: {first_line(statement)}")
+    return statement
 
 
 def _dropped_name(dropped: Mapping[str, Any]) -> str:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final, Literal
 
+from pglast.parser import scan
+
 PREAMBLE: Final = "PREAMBLE"
 END: Final = "END"
 OWN_SCHEMA: Final = "archiver"
@@ -67,7 +69,7 @@ class Script:
 IDENTIFIER: Final = r'(?:"(?:[^"]|"")*"|[\w$]+)'
 
 _HEADER: Final = re.compile(
-    r"--\n-- (?:Name: (?P<name>.*); Type: (?P<type>[A-Z][A-Z ]*); Schema: (?P<schema>.*); Owner: (?P<owner>.*)"
+    r"--\n-- (?:Name: (?P<fields>.*; Type: [A-Z][A-Z ]*; Schema: .*; Owner: .*)"
     r"|(?P<end>PostgreSQL database dump complete))\n--\n"
 )
 _TOKEN: Final = re.compile(
@@ -123,8 +125,30 @@ def _entry(piece: str) -> Entry:
     header = _HEADER.search(piece)
     if header is None or header["end"]:
         return Entry(piece, type=END)
-    owner = header["owner"].partition("; Tablespace: ")[0]
-    return Entry(piece, header["name"], header["type"], header["schema"], owner)
+    found = list(_readings(header["fields"]))
+    name, kind, schema, owner = found[0] if len(found) == 1 else _right_one(found, piece[header.end() :])
+    return Entry(piece, name, kind, schema, owner.partition("; Tablespace: ")[0])
+
+
+_Reading = tuple[str, str, str, str]
+
+
+def _readings(fields: str) -> Iterator[_Reading]:
+    """What a header may mean: name, type, schema and owner. Names may hold what stands between them."""
+    for middle in re.finditer(r"(?=; Type: ([A-Z][A-Z ]*); Schema: )", fields):
+        rest = fields[middle.end(1) + len("; Schema: ") :]
+        for border in re.finditer(r"(?=; Owner: )", rest):
+            yield fields[: middle.start()], middle[1], rest[: border.start()], rest[border.start() + len("; Owner: ") :]
+
+
+def _right_one(found: Sequence[_Reading], body: str) -> _Reading:
+    """The one that the statement bears out: its first name with a schema is that of what it is about."""
+    tokens = scan(body)
+    names = [unquote(body[token.start : token.end + 1]) for token in tokens]
+    names = [re.sub(r"[\r\n]", " ", name) for name in names]  # as in a header
+    dotted = next((name for name, after in pairwise(names) if after == "."), "-")
+    stands = [each for each in found if each[2] == dotted] or [each for each in found if each[2] == "-"] or found
+    return next((each for each in reversed(stands) if each[0] in names), stands[-1])
 
 
 def _with_state(entries: Iterator[Entry]) -> Iterator[Entry]:
@@ -269,6 +293,8 @@ def _step(entry: Entry, default: Step) -> Step | None:
         return None
     if entry.type == "RULE" and entry.name.endswith(" _RETURN"):
         return "keys"  # the real definition of a view that pg_dump first created as a stub
+    if entry.type == "ACL" and entry.name.startswith("SCHEMA "):
+        return "pre"  # owners of tables need it while rows are loaded as them
     if entry.type in {"COMMENT", "SECURITY LABEL"} and _ABOUT_LATE.match(entry.name):
         return "late"
     return _STEP_OF.get(entry.type, default)

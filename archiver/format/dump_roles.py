@@ -56,6 +56,14 @@ def for_target(
     return [fitted for entry in entries if (fitted := fitter.fit(entry)) is not None], fitter.skipped
 
 
+def lacking(entries: Iterable[Entry], roles: Collection[str]) -> set[str]:
+    """The roles that entries name, and that are none of these."""
+    fitter = _Fitter(frozenset(roles), frozenset(roles))
+    for entry in entries:
+        fitter.fit(entry)
+    return fitter.lacking
+
+
 def split_ownership(entry: Entry) -> tuple[Entry, list[str]]:
     """An entry without the statements that give its object away, and those statements."""
     if " OWNER TO " not in entry.text:
@@ -65,11 +73,17 @@ def split_ownership(entry: Entry) -> tuple[Entry, list[str]]:
     return replace(entry, text="".join(part for part in parts if part not in given)), given
 
 
+def owner_given(statement: str) -> str | None:
+    """The role that a statement gives its object to."""
+    return next(iter(_matched(_OWNER, statement)), None)
+
+
 class _Fitter:
     def __init__(self, roles: frozenset[str], owners: frozenset[str]) -> None:
         self.roles = roles
         self.owners = owners
         self.skipped: list[Skipped] = []
+        self.lacking: set[str] = set()
 
     def fit(self, entry: Entry) -> Entry | None:
         if entry.type in _ACL_SHAPES:
@@ -124,6 +138,7 @@ class _Fitter:
         return role in _NO_ROLE or role in allowed
 
     def _skip(self, entry: Entry, statement: str, missing: list[str]) -> None:
+        self.lacking.update(missing)
         bare = re.sub(rf"\A{_BLANK}", "", statement).strip()
         self.skipped.append(Skipped(entry.label, f"no role {', '.join(missing)}", bare))
 

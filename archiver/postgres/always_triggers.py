@@ -16,7 +16,7 @@ from typing import Any, Final, LiteralString
 import psycopg
 
 from archiver.format.dump_roles import Skipped
-from archiver.postgres import foreign_keys, load
+from archiver.postgres import foreign_keys, load, stand_ins
 from archiver.postgres.foreign_keys import ForeignKeys
 from archiver.postgres.session import postgres_error
 
@@ -85,6 +85,7 @@ class Silence:
     """`lift` before a statement that may concern them and `lifted_for` after it, `impose` before rows are written.
 
     Between two statements nothing is imposed: each foreign key that is dropped holds several locks until the commit.
+    `lifted`: there are triggers that may fire meanwhile.
     """
 
     def __init__(self, firing: str, keys: ForeignKeys | None, *, imposed: bool) -> None:
@@ -92,6 +93,7 @@ class Silence:
         self._keys = keys
         self._imposed = imposed
         self._due = True
+        self.lifted = False
 
     @property
     def by_role(self) -> bool:
@@ -124,7 +126,7 @@ class Silence:
         if self._keys is not None:
             with _errors("taking foreign keys out"):
                 await self._keys.drop(conn)
-        self._due = False
+        self._due = self.lifted = False
 
     async def lift(self, conn: Conn, tag: str, source: str) -> int:
         """For a statement with this tag and text. Returns how many foreign keys are to be dropped again for it."""
@@ -134,6 +136,7 @@ class Silence:
                 made = await self._keys.make(conn, validated=foreign_keys.needs_valid(source))
         if self._imposed:
             await _switch(conn, _LIFT, {})
+        self.lifted = self.lifted or self._imposed
         self._imposed = False
         return made
 
@@ -181,18 +184,25 @@ async def hush_event_triggers(conn: Conn) -> None:
     await _switch(conn, _HUSH, {})
 
 
+async def give_keys_back(conn: Conn) -> list[Skipped]:
+    """When no more rows come. Returns what of them was left out. Raises PostgresError."""
+    with _errors("putting foreign keys back"):
+        async with conn.transaction():
+            return await foreign_keys.make_all(conn)
+
+
 async def lift_all(conn: Conn) -> list[Skipped]:
     """Give everything back, and leave nothing of archiver's: the very last step of a restore.
 
-    Keys come first: row security could hide rows from their checks. Returns what of them was left out.
+    `foreign_keys.make_all` came before: row security could hide rows from their checks. Returns what had to stay.
     """
     with _errors("dropping the progress"):
         async with conn.transaction():
-            with _errors("putting foreign keys back"):
-                skipped = await foreign_keys.make_all(conn)
             await _switch(conn, _LIFT, {})
             hushed = await (await conn.execute(_HUSHED)).fetchall()
-            await conn.execute("DROP TABLE archiver.silenced")
+            with _errors("dropping the stand-ins for roles"):
+                skipped = await stand_ins.drop_all(conn)
+            await conn.execute("DROP TABLE archiver.silenced, archiver.dropped_keys")
             await load.drop_progress(conn)
             for event_trigger in hushed:
                 await conn.execute(_switch_one(conn, *event_trigger).encode())

@@ -321,6 +321,8 @@ class Applier:
         for table in work:
             with self._errors(f"{table.writer.relation}, {span}"):
                 await self._write(table)
+                if table.writer.guarded:  # which leaves the session without a path
+                    await self._conn.execute(search_path.enter(self._conn))
 
     async def _commit(self, record: CommitHook, last: SourceTransaction) -> None:
         async with self._conn.cursor() as cursor:

@@ -20,7 +20,9 @@ from archiver.format.pgmessages import UNCHANGED, Delete, Insert, Row, RowMessag
 from archiver.policy.batch import DELETE, INSERT, REPLACE, UPDATE, KeyedNet, MultisetNet, NewRows, Phase, Shape, fill
 from archiver.postgres.apply_sql import Statements
 from archiver.postgres.copytext import blocks
+from archiver.postgres.spelled import MARKER, inserts, spell
 from archiver.postgres.tables import Table
+from archiver.postgres.users_code import Guarded
 
 _FEW: Final = 16  # up to here single statements in one round trip save the five that staging takes
 _PIPELINE: Final = 500  # statements between two round trips
@@ -55,7 +57,8 @@ class TableWriter:
         self._narrowing = table.narrowing
         self._write_of = _picker(self._written)
         self._key_of = _picker(self._key)
-        self._statements = Statements(table, stage)
+        self.guarded = table.guarded
+        self._statements = Statements(table, stage, MARKER) if table.guarded else Statements(table, stage)
         self._update_one = cache(self._statements.update_one)
         self._staged = False
 
@@ -64,7 +67,9 @@ class TableWriter:
     async def write(self, phases: Iterable[Phase]) -> None:
         """Apply the phases of a batch."""
         for phase in phases:
-            if isinstance(phase, list):
+            if self.guarded and not isinstance(phase, list):
+                await self._write_guarded(self.guarded, phase)
+            elif isinstance(phase, list):
                 await self.write_singly(phase)
             elif len(phase) <= _FEW:
                 await self._write_few(phase)
@@ -77,7 +82,7 @@ class TableWriter:
 
     async def prepare(self, phases: Iterable[Phase]) -> None:
         """Make what `write` needs; outside of a savepoint, so that it outlives a rollback to it."""
-        if not self._staged and any(map(_needs_stage, phases)):
+        if not (self._staged or self.guarded) and any(map(_needs_stage, phases)):
             await self._cursor.execute(self._statements.create_stage())
             self._staged = True
 
@@ -94,13 +99,33 @@ class TableWriter:
     async def _write_few(self, phase: NewRows | KeyedNet | MultisetNet) -> None:
         """Rows that only a scan finds are found by one scan together."""
         if isinstance(phase, MultisetNet) and (gone := phase.deleted()):
-            values = tuple(value for row, copies in gone for value in (*self._write_of(row), b"%d" % copies))
-            statement = self._statements.delete_few_copies(len(gone), self._narrow(gone))
+            statement, values = self._delete_few(gone)
             # By an index of that column if there is one: without statistics the planner would read the table.
             await self._cursor.execute("SET LOCAL enable_seqscan = off")
             await self._counted(statement, sum(copies for _, copies in gone), values)
             await self._cursor.execute("SET LOCAL enable_seqscan = DEFAULT")
         await self._run(self._singles_of(phase))
+
+    async def _write_guarded(self, guarded: Guarded, phase: NewRows | KeyedNet | MultisetNet) -> None:
+        """Without staging: as the table's owner, who reads values spelled out."""
+        if isinstance(phase, MultisetNet):
+            gone = iter(phase.deleted())
+            while some := list(islice(gone, _FEW)):
+                statement, values = self._delete_few(some)
+                [found] = await guarded.run(self._conn, [spell(statement, values)])
+                self._check(found, sum(copies for _, copies in some))
+            new: Iterable[Row] = phase.inserted()
+        else:
+            new = phase.rows if isinstance(phase, NewRows) else phase.rows(INSERT, REPLACE)
+        if isinstance(phase, KeyedNet):
+            await self._run(self._changed(phase))
+        columns = [self.relation.columns[at].name for at in self._written]
+        for insert in inserts(guarded.table, columns, map(self._write_of, new)):
+            await guarded.run(self._conn, [insert])
+
+    def _delete_few(self, gone: Sequence[tuple[Row, int]]) -> Single:
+        values = tuple(value for row, copies in gone for value in (*self._write_of(row), b"%d" % copies))
+        return self._statements.delete_few_copies(len(gone), self._narrow(gone)), values
 
     async def _write_keyed(self, net: KeyedNet) -> None:
         """Deletes first: they make room for unique values that updates and inserts take."""
@@ -171,6 +196,10 @@ class TableWriter:
         """Each statement must hit exactly one row."""
         iterator = iter(singles)
         while part := list(islice(iterator, _PIPELINE)):
+            if self.guarded:
+                for found in await self.guarded.run(self._conn, [spell(*single) for single in part]):
+                    self._check(found, 1)
+                continue
             async with self._conn.pipeline():
                 cursors = [await self._send(statement, values) for statement, values in part]
             for cursor in cursors:
@@ -184,14 +213,17 @@ class TableWriter:
         if isinstance(net, NewRows):
             yield from map(self._insert, net.rows)
         elif isinstance(net, KeyedNet):
-            for row in net.rows(DELETE, REPLACE):
-                yield self._statements.delete_one(), self._key_of(row)
-            for columns, rows in self._by_columns(net.rows(UPDATE)).items():
-                pick = _picker((*columns, *self._key))
-                yield from ((self._update_one(columns), pick(row)) for row in rows)
+            yield from self._changed(net)
             yield from map(self._insert, net.rows(INSERT, REPLACE))
         elif isinstance(net, MultisetNet):
             yield from map(self._insert, net.inserted())
+
+    def _changed(self, net: KeyedNet) -> Iterator[Single]:
+        for row in net.rows(DELETE, REPLACE):
+            yield self._statements.delete_one(), self._key_of(row)
+        for columns, rows in self._by_columns(net.rows(UPDATE)).items():
+            pick = _picker((*columns, *self._key))
+            yield from ((self._update_one(columns), pick(row)) for row in rows)
 
     def _singles(self, change: RowMessage) -> Iterator[Single]:
         if type(change) is Insert:

@@ -17,10 +17,11 @@ _AND = SQL(" AND ")
 
 
 class Statements:
-    """The statements of one table; `stage` is the name of its staging table."""
+    """The statements of one table; `stage` is the name of its staging table, `marker` how a parameter is written."""
 
-    def __init__(self, table: Table, stage: str) -> None:
+    def __init__(self, table: Table, stage: str, marker: str = "${}") -> None:
         self.table = table
+        self._marker = marker
         relation = table.shape.relation
         self._target = Identifier(table.place.schema, table.place.name)
         self._stage = Identifier("pg_temp", stage)
@@ -83,10 +84,10 @@ class Statements:
     def delete_few_copies(self, rows: int, narrow: int | None) -> bytes:
         """The same with parameters: the values of each row, then how many of it."""
         width = len(self.table.written)
-        given = []
+        given: list[Composable] = []
         for first in range(1, rows * (width + 1) + 1, width + 1):
             values = self._typed(first)
-            row = [_text(values), SQL(f"${first + width}::int8")]
+            row: list[Composable] = [_text(values), SQL("{}::int8").format(*self._parameters(first + width, 1))]
             row += [values[self.table.written.index(at)] for at in _listed(narrow)]
             given.append(SQL("({})").format(_COMMA.join(row)))
         return self._delete_copies(SQL("VALUES {}").format(_COMMA.join(given)), narrow)
@@ -118,11 +119,13 @@ class Statements:
         if not self.table.written:
             return _bytes("INSERT INTO {} DEFAULT VALUES", self._target)
         names = _COMMA.join(self._names[at] for at in self.table.written)
-        values = _COMMA.join(_parameters(1, len(self.table.written)))
+        values = _COMMA.join(self._parameters(1, len(self.table.written)))
         return _bytes("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE VALUES ({})", self._target, names, values)
 
     def delete_one(self) -> bytes:
-        return _bytes("DELETE FROM ONLY {} t WHERE {}", self._target, self._same_key(_parameters(1, len(self._key))))
+        return _bytes(
+            "DELETE FROM ONLY {} t WHERE {}", self._target, self._same_key(self._parameters(1, len(self._key)))
+        )
 
     def delete_one_copy(self) -> bytes:
         return _bytes(
@@ -135,8 +138,8 @@ class Statements:
 
     def update_one(self, columns: Sequence[int]) -> bytes:
         """Set these columns, key included or not, of the row whose old key follows their values."""
-        values = dict(zip(columns, _parameters(1, len(columns)), strict=True))
-        return self._update(values, _parameters(1 + len(columns), len(self._key)), staged=False)
+        values = dict(zip(columns, self._parameters(1, len(columns)), strict=True))
+        return self._update(values, self._parameters(1 + len(columns), len(self._key)), staged=False)
 
     # --- parts
 
@@ -180,8 +183,11 @@ class Statements:
         """Parameters, from `$first` on, of the types of the columns."""
         return [
             SQL("{}::{}").format(parameter, SQL(self.table.columns[at].type))  # format_type() quotes it
-            for parameter, at in zip(_parameters(first, len(self.table.written)), self.table.written, strict=True)
+            for parameter, at in zip(self._parameters(first, len(self.table.written)), self.table.written, strict=True)
         ]
+
+    def _parameters(self, first: int, count: int) -> list[Composable]:
+        return [SQL(self._marker.format(number)) for number in range(first, first + count)]
 
     def _of(self, alias: str, columns: Iterable[int]) -> list[Composable]:
         return [Identifier(alias, self.table.columns[at].name) for at in columns]
@@ -206,10 +212,6 @@ def _free_name(name: str, taken: Collection[str]) -> str:
 
 def _listed(column: int | None) -> list[int]:
     return [] if column is None else [column]
-
-
-def _parameters(first: int, count: int) -> list[Composable]:
-    return [SQL(f"${number}") for number in range(first, first + count)]
 
 
 def _text(values: Sequence[Composable]) -> Composed:

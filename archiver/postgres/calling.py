@@ -6,19 +6,20 @@ made only where there are no rows yet, as it was at the source, which could not 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import psycopg
 
 from archiver.format.dump import Entry
 from archiver.format.dump_roles import Skipped
-from archiver.postgres import search_path
+from archiver.postgres import owned_entries, run_as, search_path
 from archiver.postgres.session import postgres_error
 
 Conn = psycopg.AsyncConnection[Any]
 
 _OVER_ROWS: Final = frozenset({"INDEX", "INDEX ATTACH", "CONSTRAINT"})
-TYPES: Final = _OVER_ROWS | {"TABLE", "TABLE ATTACH", "DEFAULT"}
+TYPES: Final = _OVER_ROWS | {"TABLE", "TABLE ATTACH", "DEFAULT", "CHECK CONSTRAINT", "AGGREGATE"}
 """Entries of a dump that do: the server looks into the functions of generated columns, too."""
 
 _NOT_FOUND: Final = (
@@ -28,25 +29,29 @@ _NOT_FOUND: Final = (
 )
 
 
-async def make(conn: Conn, entry: Entry) -> list[Skipped]:
+async def make(conn: Conn, entry: Entry, given: Sequence[str] = ()) -> list[Skipped]:
     """In the caller's transaction. Returns what cannot be made with its function as it is. Raises PostgresError.
 
-    Without a search_path, if that is possible: an entry of a dump names all in full only without one.
+    Without a search_path, if that is possible: an entry of a dump names all in full only without one. `given` are the
+    statements that give the object to its owner, who makes it if that runs code of his.
     """
     try:
         async with conn.transaction():
-            await conn.execute(entry.sql.encode())
+            if not await owned_entries.make(conn, entry, given):
+                await conn.execute(entry.sql.encode())
     except psycopg.Error as exc:
         if not _may_lack(entry, exc):
             raise postgres_error(exc, entry.label) from exc
-        return await _make_with_path(conn, entry)
+        return await _make_with_path(conn, entry, given)
     return []
 
 
-async def _make_with_path(conn: Conn, entry: Entry) -> list[Skipped]:
+async def _make_with_path(conn: Conn, entry: Entry, given: Sequence[str]) -> list[Skipped]:
     try:
-        async with conn.transaction(), search_path.of_users(conn):
-            await conn.execute(entry.sql.encode())
+        async with conn.transaction():
+            if not await owned_entries.make(conn, entry, given, with_path=True):
+                async with search_path.of_users(conn):
+                    await conn.execute(entry.sql.encode())
     except psycopg.Error as exc:
         if entry.type not in _OVER_ROWS or not _may_lack(entry, exc):
             raise postgres_error(exc, entry.label) from exc
@@ -72,5 +77,6 @@ def _may_lack(entry: Entry, exc: psycopg.Error) -> bool:
 
 
 def _in_a_function(exc: psycopg.Error) -> bool:
-    """Whether something was not found that a function names, and not the statement itself."""
-    return isinstance(exc, _NOT_FOUND) and exc.diag.context is not None
+    """Whether something was not found that a function names, and not the statement itself, which we may have run."""
+    context = exc.diag.context
+    return isinstance(exc, _NOT_FOUND) and context is not None and not context.startswith(run_as.CONTEXT)

@@ -1,91 +1,48 @@
 """DDL of the stream, executed at the target: each statement at its place, with its session's settings and role.
 
-It gets entries of the journal from an Applier, in the target transaction that the rows are written in. Whatever fails
-is an error that names the statement, but for privileges and owners that the target has no role for: those are reported.
-Triggers, rules and foreign keys that would act are held silent, since what they did is in the stream.
+It gets entries of the journal from an Applier, in the target transaction that the rows are written in, and has its
+statements run by archiver.postgres.ddl_running. Triggers, rules and foreign keys that would act are held silent, since
+what they did is in the stream.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from typing import Any, Final, Literal, LiteralString, NamedTuple
+from typing import Any, Final
 
 import psycopg
-from psycopg import sql
 
 from archiver.errors import PostgresError
 from archiver.format import ddl
 from archiver.format.ddl import Event
 from archiver.format.ddl_renames import rename_of
-from archiver.format.ddl_rewrite import Replay, TargetFacts, for_target, without_checks
-from archiver.format.dump_roles import Skipped
 from archiver.format.journal import DDL, LOST, ROWS, TEXT, Entry, computed_rows, reason_of, words_for
 from archiver.lsn import Lsn
 from archiver.policy.source_transaction import SourceTransaction
-from archiver.postgres import always_triggers, ddl_indexes, relations, rewritten_rows, unchecked_keys
+from archiver.postgres import always_triggers, ddl_indexes, relations, rewritten_rows
 from archiver.postgres.apply import Applier, EntryHandler
+from archiver.postgres.ddl_running import Runner
+from archiver.postgres.lending import SourceRights
 from archiver.postgres.renames import Renames
-from archiver.postgres.session import fetch, postgres_error
+from archiver.postgres.session import postgres_error
 
 MAX_STATEMENTS: Final = 100
 """DDL statements, and foreign keys dropped for them, in one target transaction: each keeps locks, of which
 max_locks_per_transaction allows few."""
 
 Conn = psycopg.AsyncConnection[Any]
-Powers = Literal["own", "lent", "restorer's"]
-"""With whose rights a statement is run: its role's own, its role's as a superuser, or the restoring role's."""
-
-_ALWAYS: Final = {
-    "check_function_bodies": "off",
-    "default_tablespace": "",
-    "standard_conforming_strings": "on",
-    "backslash_quote": "safe_encoding",
-}
-"""Bodies were checked at the source, perhaps with temporary tables; tablespaces are the source's own. Of texts that
-were written otherwise literals have been rewritten, and what the triggers describe is spelled so."""
-_PERMITTED_TO_FAIL: Final = frozenset(
-    {
-        "GRANT",
-        "REVOKE",
-        "ALTER DEFAULT PRIVILEGES",
-        "COMMENT",
-        "SECURITY LABEL",
-        "CREATE USER MAPPING",
-        "CREATE PUBLICATION",
-    }
-)
-"""As with a base snapshot: all rows and rules of the data are there without them, and some need a superuser."""
-_BEARABLE: Final = (psycopg.errors.InsufficientPrivilege, psycopg.errors.InvalidParameterValue)
-_OF_LEFT_OUT: Final = frozenset({"ALTER POLICY", "COMMENT"})
-"""What may speak of a policy that was left out, because none of its roles is at the target."""
-
-
-_ROLES: Final[LiteralString] = """
-SELECT rolname::text, pg_catalog.pg_has_role(oid, 'MEMBER'), rolsuper, rolname = current_user FROM pg_catalog.pg_roles
-"""
-
-
-class Roles(NamedTuple):
-    """Those that the restoring role may become, and whether it is a superuser."""
-
-    settable: frozenset[str]
-    superuser: bool
 
 
 class DdlReplay:
-    """Runs the DDL messages of one replay. `left_out` is for the report, and so are the roles that were `missing`.
+    """Runs the DDL messages of one replay, by its `runner`.
 
     `renames` are to be known again where an interrupted replay goes on.
     """
 
-    def __init__(self, conn: Conn, target: TargetFacts, roles: Roles, silence: always_triggers.Silence) -> None:
-        self.left_out: list[Skipped] = []
-        self.missing: set[str] = set()
+    def __init__(self, conn: Conn, runner: Runner, silence: always_triggers.Silence) -> None:
         self.renames = Renames()
+        self.runner = runner
         self._conn = conn
-        self._target = target
-        self._roles = roles
         self._silence = silence
         self._statements = 0
         self._must_commit = False
@@ -95,14 +52,11 @@ class DdlReplay:
         self._texts_until = Lsn(0)
 
     @classmethod
-    async def open(cls, conn: Conn, publication: str) -> DdlReplay:
+    async def open(cls, conn: Conn, publication: str, source: SourceRights) -> DdlReplay:
         """For a connection that an Applier will own. Raises PostgresError."""
-        rows = await fetch(conn, _ROLES, "listing the roles")
         silence = await always_triggers.Silence.open(conn)
-        facts = TargetFacts(frozenset(name for name, *_ in rows), publication, system_triggers=silence.by_role)
-        settable = frozenset(name for name, member, _, _ in rows if member)
-        superuser = any(own and powerful for _, _, powerful, own in rows)
-        return cls(conn, facts, Roles(settable, superuser), silence)
+        runner = await Runner.open(conn, publication, source, system_triggers=silence.by_role)
+        return cls(conn, runner, silence)
 
     def attach(self, applier: Applier) -> None:
         self._applier = applier
@@ -184,8 +138,7 @@ class DdlReplay:
         if not event.objects and event.tag in ddl.RUNS_SCRIPTS:
             return  # IF NOT EXISTS, and it did
         statement = ddl.statement_of(event)
-        replay = for_target(statement, event, self._target)
-        self._report(event, replay)
+        replay = await self.runner.fit(statement, event)
         if replay.statements:
             await self._run(event, replay.statements, lsn)
             await self._know_again(event)
@@ -241,17 +194,7 @@ class DdlReplay:
         self._statements += len(statements)
         guarded = not self._is_of_a_new_enum(event, lsn)
         for statement in statements:
-            try:
-                if guarded:
-                    await self._conn.execute("SAVEPOINT archiver_ddl")
-                await self._execute(event, statement)
-                if guarded:
-                    await self._conn.execute("RELEASE SAVEPOINT archiver_ddl")
-            except psycopg.Error as exc:
-                if not (guarded and await self._get_along(event, statement, exc)):
-                    error = postgres_error(exc, f"DDL at {lsn}")
-                    error.message = f"{error.message}, in: {ddl.first_line(statement)}"
-                    raise error from exc
+            await self.runner.run(event, statement, lsn, guarded=guarded, silenced=not self._silence.lifted)
 
     def _is_of_a_new_enum(self, event: Event, lsn: Lsn) -> bool:
         """An enum may use a value that its own transaction adds if no subtransaction made either (17 and later)."""
@@ -259,86 +202,6 @@ class DdlReplay:
         if event.tag == "CREATE TYPE" and self._attached().last_tagged("ALTER TYPE") > lsn:
             self._makes_enums = until
         return event.tag in {"CREATE TYPE", "ALTER TYPE"} and self._makes_enums == until
-
-    async def _execute(self, event: Event, statement: str, powers: Powers = "own") -> None:
-        await self._enter(event, powers)
-        await self._conn.execute(statement.encode(), prepare=False)
-        await self._leave(event, powers)
-
-    async def _get_along(self, event: Event, statement: str, exc: psycopg.Error) -> bool:
-        """Whether the restore can go on though this statement failed: it could be run otherwise, or be left out."""
-        if self._conn.broken:
-            return False
-        denied = isinstance(exc, psycopg.errors.InsufficientPrivilege) and event.role in self._roles.settable
-        if denied and await self._again(event, statement, "lent" if self._roles.superuser else "restorer's"):
-            return True
-        if _is_bearable(event.tag, exc):
-            await self._again(event, "")
-            self.left_out.append(Skipped(event.tag, postgres_error(exc).message, statement))
-            return True
-        if not isinstance(exc, psycopg.errors.ForeignKeyViolation) or (unchecked := without_checks(statement)) is None:
-            return False
-        if there := await self._again(event, unchecked):
-            self.left_out.append(await unchecked_keys.left_unchecked(self._conn, exc, statement))
-        return there
-
-    async def _again(self, event: Event, statement: str, powers: Powers = "own") -> bool:
-        """Undo what failed, and run another statement in its place, if any; whether that was possible.
-
-        What a role had at the source, as the database's owner or by a GRANT that fires nothing, it may lack here. It
-        has a superuser's rights for that long, which nobody else sees, or the restoring role does it.
-        """
-        try:
-            await self._conn.execute("ROLLBACK TO SAVEPOINT archiver_ddl")
-            if statement:
-                await self._execute(event, statement, powers)
-            await self._conn.execute("RELEASE SAVEPOINT archiver_ddl")
-        except psycopg.Error:  # why it was run a second time is told
-            return False
-        return True
-
-    async def _enter(self, event: Event, powers: Powers) -> None:
-        known = event.role in self._roles.settable and powers != "restorer's"
-        given = {name: value for name, value in event.settings.items() if value is not None}
-        if not known:  # "$user" would be another one
-            given["search_path"] = ", ".join(map(ddl.quote, event.schemas))
-            self._note_role(event)
-        await self._set(given | _ALWAYS)
-        if powers == "lent":
-            await self._conn.execute(sql.SQL("ALTER ROLE {} SUPERUSER").format(sql.Identifier(event.role)))
-        if known:
-            await self._conn.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(event.role)))
-
-    async def _set(self, settings: dict[str, str]) -> None:
-        """Settings that this server knows: another version may lack some."""
-        await self._conn.execute(
-            "SELECT pg_catalog.set_config(g.key, g.value, true) FROM pg_catalog.json_each_text(%s::json) AS g"
-            " JOIN pg_catalog.pg_settings s ON pg_catalog.lower(s.name) = pg_catalog.lower(g.key)",
-            [json.dumps(settings)],
-        )
-
-    async def _leave(self, event: Event, powers: Powers) -> None:
-        await self._conn.execute("RESET ROLE")
-        if powers == "lent":
-            await self._conn.execute(sql.SQL("ALTER ROLE {} NOSUPERUSER").format(sql.Identifier(event.role)))
-        names = {*event.settings, *_ALWAYS}
-        await self._conn.execute(
-            "SELECT pg_catalog.set_config(s.name, CASE s.name WHEN 'search_path' THEN '' ELSE s.reset_val END, true)"
-            " FROM pg_catalog.pg_settings s WHERE pg_catalog.lower(s.name) = ANY (%s)",
-            [[name.lower() for name in names]],
-        )
-
-    def _note_role(self, event: Event) -> None:
-        there = event.role in self._target.roles
-        self.missing |= set() if there else {event.role}
-        what = "ownership of what it made"
-        reason = f"role {event.role} may not do here what it did" if there else f"no role {event.role}"
-        if not any((item.entry, item.reason) == (what, reason) for item in self.left_out):
-            self.left_out.append(Skipped(what, reason, event.tag))
-
-    def _report(self, event: Event, replay: Replay) -> None:
-        self.left_out += [Skipped(event.tag, reason, event.source) for reason in replay.left_out]
-        self.missing |= replay.missing
 
     def _attached(self) -> Applier:
         assert self._applier is not None
@@ -354,12 +217,6 @@ def _acts(entry: Entry) -> bool:
 def _may_name(event: Event) -> str:
     """All that a statement can mean names by: its text, the drops it did, and what stands in its search_path."""
     return " ".join([event.source, *event.schemas, *(str(each.get("identity")) for each in event.objects)])
-
-
-def _is_bearable(tag: str, exc: psycopg.Error) -> bool:
-    if tag in _OF_LEFT_OUT and isinstance(exc, psycopg.errors.UndefinedObject):
-        return True
-    return tag in _PERMITTED_TO_FAIL and isinstance(exc, _BEARABLE)
 
 
 _HINT: Final = "Restore to a target before it, or mend what the target lacks and restore into a new database."

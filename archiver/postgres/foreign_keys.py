@@ -12,8 +12,9 @@ from typing import Any, Final, LiteralString
 import psycopg
 from psycopg import sql
 
+from archiver.format.dump import Entry
 from archiver.format.dump_roles import Skipped
-from archiver.postgres import search_path, unchecked_keys
+from archiver.postgres import unchecked_keys
 
 Conn = psycopg.AsyncConnection[Any]
 
@@ -96,9 +97,9 @@ class ForeignKeys:
         for rel, table, name, definition, valid, comment, partitioned, _ in await _dropped(conn):
             checked = valid and (validated or partitioned)
             try:
-                async with conn.transaction(), search_path.of_users(conn):
-                    for statement in _statements(table, name, definition, comment, valid=checked):
-                        await conn.execute(statement)
+                async with conn.transaction():
+                    add, *behind = _statements(table, name, definition, comment, valid=checked)
+                    await unchecked_keys.run(conn, Entry(add.decode(), type="FK CONSTRAINT"), behind)
                     await conn.execute(_FORGET, (rel, name))
             except psycopg.errors.ForeignKeyViolation:
                 continue
@@ -119,8 +120,8 @@ async def make_all(conn: Conn) -> list[Skipped]:
     skipped: list[Skipped] = []
     for _, table, name, definition, valid, comment, _, label in await _dropped(conn):
         add, *behind = _statements(table, name, definition, comment, valid=valid)
-        skipped += await unchecked_keys.add(conn, add.decode(), label, behind)
-    await conn.execute("DROP TABLE archiver.dropped_keys")
+        skipped += await unchecked_keys.add(conn, Entry(add.decode(), type="FK CONSTRAINT"), label, behind)
+    await conn.execute("DELETE FROM archiver.dropped_keys")
     return skipped
 
 

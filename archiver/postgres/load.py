@@ -17,9 +17,11 @@ from psycopg.types.json import Jsonb
 from archiver.errors import PostgresError
 from archiver.format.dump import Entry
 from archiver.format.dump_roles import Skipped, split_ownership
-from archiver.postgres import calling, search_path, unchecked_keys
+from archiver.postgres import calling, search_path, stand_ins, unchecked_keys
 from archiver.postgres.session import connect, fetch, postgres_error
 from archiver.postgres.snapshot_tables import copy_in_query
+from archiver.postgres.stand_ins import REAL
+from archiver.postgres.users_code import Guarded
 
 # --- The target ----------------------------------------------------------------------------------------
 
@@ -133,14 +135,17 @@ async def target_major(conn: psycopg.AsyncConnection[Any]) -> int:
     return conn.info.server_version // 10000
 
 
+_ROLES: Final[LiteralString] = "select rolname from pg_catalog.pg_roles where __REAL__".replace("__REAL__", REAL)
+
+
 async def existing_roles(conn: psycopg.AsyncConnection[Any]) -> set[str]:
-    """All roles of the server, PostgreSQL's predefined ones included."""
-    return {name for (name,) in await fetch(conn, "select rolname from pg_catalog.pg_roles", "listing the roles")}
+    """All roles of the server, PostgreSQL's predefined ones included, but no stand-in of a restore."""
+    return {name for (name,) in await fetch(conn, _ROLES, "listing the roles")}
 
 
 async def possible_owners(conn: psycopg.AsyncConnection[Any]) -> set[str]:
     """The roles that the connected role may give objects to."""
-    query: LiteralString = "select rolname from pg_catalog.pg_roles where pg_catalog.pg_has_role(oid, 'MEMBER')"
+    query = _ROLES + " and pg_catalog.pg_has_role(oid, 'MEMBER')"
     return {name for (name,) in await fetch(conn, query, "listing the roles")}
 
 
@@ -216,7 +221,7 @@ async def run_script(conn: psycopg.AsyncConnection[Any], preamble: Entry, entrie
 
 async def _add_foreign_key(conn: psycopg.AsyncConnection[Any], entry: Entry) -> list[Skipped]:
     try:
-        return await unchecked_keys.add(conn, entry.sql, f"{entry.schema}.{entry.name}")
+        return await unchecked_keys.add(conn, entry, f"{entry.schema}.{entry.name}")
     except psycopg.Error as exc:
         raise postgres_error(exc, entry.label) from exc
 
@@ -225,7 +230,7 @@ async def _run_owned(conn: psycopg.AsyncConnection[Any], entry: Entry) -> list[S
     """Create an object, then give it to its owner; an owner who may not have it there is for the report."""
     bare, given = split_ownership(entry)
     if bare.type in calling.TYPES:
-        return await calling.make(conn, bare) or await _give(conn, entry, given)
+        return await calling.make(conn, bare, given) or await _give(conn, entry, given)
     await _run(conn, bare.sql, entry.label)
     return await _give(conn, entry, given)
 
@@ -254,7 +259,7 @@ async def refresh_views(conn: psycopg.AsyncConnection[Any], views: Sequence[tupl
 async def _refresh(conn: psycopg.AsyncConnection[Any], view: tuple[str, str]) -> Skipped | None:
     label = f"MATERIALIZED VIEW {'.'.join(view)}"
     query = sql.SQL("REFRESH MATERIALIZED VIEW {}").format(sql.Identifier(*view))
-    queries = [search_path.ENTER.encode(), query.as_bytes(), search_path.LEAVE.encode()]
+    queries: list[sql.Composed | bytes] = [search_path.enter(conn), query, search_path.LEAVE.encode()]
     return await attempt(conn, queries, label, "REFRESH MATERIALIZED VIEW", psycopg.DatabaseError)
 
 
@@ -316,9 +321,16 @@ async def copy_in(
     table: str,
     columns: Sequence[str],
     chunks: AsyncIterable[bytes],
+    *,
+    guarded: Guarded | None = None,
 ) -> int:
-    """COPY text into a table; returns its count of rows. A chunk may end anywhere; large ones are cheaper."""
+    """COPY text into a table; returns its count of rows. A chunk may end anywhere; large ones are cheaper.
+
+    A `guarded` one is written as its owner, inside the caller's transaction.
+    """
     try:
+        if guarded is not None:
+            return await guarded.load(conn, columns, chunks)
         async with search_path.of_users(conn), conn.cursor() as cur:
             async with cur.copy(copy_in_query(schema, table, columns)) as copy:
                 async for chunk in chunks:
@@ -342,7 +354,7 @@ _HAS_PROGRESS: Final[LiteralString] = "select pg_catalog.to_regclass('archiver.r
 
 
 async def create_progress(conn: psycopg.AsyncConnection[Any]) -> None:
-    await _run(conn, _CREATE_PROGRESS, "creating the progress table")
+    await _run(conn, _CREATE_PROGRESS + stand_ins.CREATE, "creating the progress table")
 
 
 async def read_progress(conn: psycopg.AsyncConnection[Any]) -> dict[str, Any] | None:
@@ -365,7 +377,8 @@ async def drop_progress(conn: psycopg.AsyncConnection[Any]) -> None:
     """Remove the progress table and its schema: a restored database holds nothing of archiver's."""
     await _run(
         conn,
-        "drop table if exists archiver.restore_progress, archiver.relations; drop schema if exists archiver",
+        "drop table if exists archiver.restore_progress, archiver.relations, archiver.stand_ins;"
+        " drop schema if exists archiver cascade",  # with the functions of run_as
         "dropping the progress",
     )
 

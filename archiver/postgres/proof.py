@@ -6,6 +6,7 @@ In: a connection string of the copy. Out: plain facts; policy/drill.py judges th
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, LiteralString
 
 import psycopg
@@ -14,10 +15,11 @@ from psycopg.rows import dict_row
 
 from archiver.format.digest import RowDigest
 from archiver.policy.drill import TableState
-from archiver.postgres import search_path
+from archiver.postgres import search_path, users_code
 from archiver.postgres.session import connect, fetch, postgres_error
 from archiver.postgres.snapshot import digest_table
 from archiver.postgres.snapshot_tables import TableInfo, list_tables
+from archiver.postgres.users_code import Guarded
 from archiver.tasks import task_group
 
 Progress = Callable[[int, int], None]
@@ -38,6 +40,7 @@ async def read_tables(
     states = {name: TableState(there[name].columns, None) for name in wanted if name in there}
     queue = [name for name in states if set(wanted[name].columns) == set(there[name].columns)]
     queue.sort(key=lambda name: there[name].bytes)
+    wanted = {name: replace(wanted[name], runs_code=there[name].runs_code) for name in there if name in wanted}
     total, done = len(queue), 0
 
     async def work() -> None:
@@ -67,7 +70,8 @@ async def with_rows(dsn: str, tables: Sequence[TableInfo]) -> list[str]:
 
 async def _has_row(conn: psycopg.AsyncConnection[Any], table: TableInfo) -> bool:
     query = sql.SQL("SELECT EXISTS (SELECT FROM ONLY {})").format(sql.Identifier(table.schema, table.name))
-    return await _is_true(conn, query, f"table {table.label}")
+    guarded = (await users_code.by_name(conn)).get((table.schema, table.name)) if table.runs_code else None
+    return await _is_true(conn, query, f"table {table.label}", guarded)
 
 
 _NOT_VALIDATED: Final[LiteralString] = """
@@ -135,10 +139,13 @@ async def dangling(conn: psycopg.AsyncConnection[Any], tables: Collection[str]) 
             keys = await (await cur.execute(_FOREIGN_KEYS, {"tables": list(tables)})).fetchall()
     except psycopg.Error as exc:
         raise postgres_error(exc, "listing the foreign keys") from exc
-    return [f"{key['schema']}.{key['name']} {key['key']}" for key in keys if await _dangles(conn, key)]
+    guarded = await users_code.by_name(conn)
+    return [f"{key['schema']}.{key['name']} {key['key']}" for key in keys if await _dangles(conn, key, guarded)]
 
 
-async def _dangles(conn: psycopg.AsyncConnection[Any], key: dict[str, Any]) -> bool:
+async def _dangles(
+    conn: psycopg.AsyncConnection[Any], key: dict[str, Any], guarded: Mapping[tuple[str, str], Guarded]
+) -> bool:
     equal = [
         sql.SQL("p.{} {} c.{}").format(sql.Identifier(parent), sql.SQL(operator), sql.Identifier(column))
         for parent, operator, column in zip(key["parents"], key["operators"], key["columns"], strict=True)
@@ -150,10 +157,25 @@ async def _dangles(conn: psycopg.AsyncConnection[Any], key: dict[str, Any]) -> b
         _only(key["parent_plain"], key["parent_schema"], key["parent"]),
         sql.SQL(" AND ").join(equal),
     )
-    return await _is_true(conn, query, f"foreign key {key['key']}")
+    both = [guarded.get((key["schema"], key["name"])), guarded.get((key["parent_schema"], key["parent"]))]
+    parent = sql.Identifier(key["parent_schema"], key["parent"])
+    child = sql.Identifier(key["schema"], key["name"])
+    one = next((each for each in both if each is not None), None)
+    return await _is_true(conn, query, f"foreign key {key['key']}", one, (child, parent))
 
 
-async def _is_true(conn: psycopg.AsyncConnection[Any], query: sql.Composed, where: str) -> bool:
+async def _is_true(
+    conn: psycopg.AsyncConnection[Any],
+    query: sql.Composed,
+    where: str,
+    guarded: Guarded | None = None,
+    tables: Sequence[sql.Identifier] = (),
+) -> bool:
+    if guarded is not None:
+        try:
+            return await guarded.ask(conn, query, tables) == "true"
+        except psycopg.Error as exc:
+            raise postgres_error(exc, where) from exc
     async with search_path.of_users(conn):
         [(found,)] = await fetch(conn, query, where)
     return bool(found)

@@ -7,7 +7,7 @@ Never: a sequence moved back, or one left where it may stand too low.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, LiteralString
 
@@ -17,8 +17,10 @@ from psycopg.rows import dict_row
 
 from archiver.errors import PostgresError
 from archiver.policy.sequence_log import SequenceState, furthest
-from archiver.postgres import search_path
+from archiver.postgres import search_path, users_code
 from archiver.postgres.session import postgres_error
+from archiver.postgres.tables_only import tables_only
+from archiver.postgres.users_code import Guarded
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,9 @@ async def read_sequences(conn: psycopg.AsyncConnection[Any]) -> Sequences:
         async with conn.cursor(row_factory=dict_row) as cur:
             rows = await (await cur.execute(_SEQUENCES)).fetchall()
         readable = [row for row in rows if row["readable"]]
-        states = [state for batch in _batches(readable) for state in await _read(conn, batch)]
+        async with conn.transaction():
+            await tables_only(conn)
+            states = [state for batch in _batches(readable) for state in await _read(conn, batch)]
     except psycopg.Error as exc:
         raise postgres_error(exc, "reading the sequences") from exc
     return Sequences(states, [f"{row['schema']}.{row['name']}" for row in rows if not row["readable"]])
@@ -158,8 +162,8 @@ async def behind_columns(conn: psycopg.AsyncConnection[Any]) -> list[SequenceSta
     try:
         async with conn.cursor(row_factory=dict_row) as cur:
             uses = await (await cur.execute(_USES)).fetchall()
-        async with search_path.of_users(conn):
-            reached = [state for use in uses if (state := await _reached(conn, use)) is not None]
+        guarded = await users_code.by_name(conn)
+        reached = [state for use in uses if (state := await _reached(conn, use, guarded)) is not None]
     except psycopg.Error as exc:
         raise postgres_error(exc, "comparing sequences with their columns") from exc
     needed = furthest(reached)
@@ -167,7 +171,9 @@ async def behind_columns(conn: psycopg.AsyncConnection[Any]) -> list[SequenceSta
     return [state for state in needed if state.is_past(there[state.schema, state.name])]
 
 
-async def _reached(conn: psycopg.AsyncConnection[Any], use: dict[str, Any]) -> SequenceState | None:
+async def _reached(
+    conn: psycopg.AsyncConnection[Any], use: dict[str, Any], guarded: Mapping[tuple[str, str], Guarded]
+) -> SequenceState | None:
     """The state of a sequence that has just given the furthest value in a column."""
     furthest_value = sql.SQL("max" if use["increment"] > 0 else "min")
     query = sql.SQL("SELECT {}({}) FROM {} WHERE {} BETWEEN {} AND {}").format(
@@ -178,8 +184,16 @@ async def _reached(conn: psycopg.AsyncConnection[Any], use: dict[str, Any]) -> S
         use["seqmin"],
         use["seqmax"],
     )
-    row = await (await conn.execute(query)).fetchone()
-    value = row[0] if row else None
+    value = await _value(conn, query, guarded.get((use["table_schema"], use["table"])))
     if value is None:
         return None
     return SequenceState(use["sequence_schema"], use["sequence"], value, True, use["increment"])
+
+
+async def _value(conn: psycopg.AsyncConnection[Any], query: sql.Composed, guarded: Guarded | None) -> int | None:
+    if guarded is not None:
+        answer = await guarded.ask(conn, query)
+        return None if answer is None else int(answer)
+    async with search_path.of_users(conn):
+        row = await (await conn.execute(query)).fetchone()
+    return row[0] if row else None

@@ -26,6 +26,7 @@ from archiver.policy.parts import PageRange
 from archiver.postgres import search_path
 from archiver.postgres.session import connect, fetch, postgres_error
 from archiver.postgres.snapshot_tables import TableInfo, copy_out_query
+from archiver.postgres.tables_only import tables_only
 
 BATCH_ROWS: Final = 4096
 WHOLE_TABLE: Final = PageRange()
@@ -48,6 +49,7 @@ async def begin_snapshot(conn: psycopg.AsyncConnection[Any], snapshot: str | Non
     """Begin a transaction that sees the snapshot. Raises PostgresError once its exporter has ended."""
     try:
         await conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        await tables_only(conn)
         if snapshot is not None:
             await conn.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(snapshot))
     except psycopg.Error as exc:
@@ -180,6 +182,7 @@ class DatabaseInfo:
 
     `extensions` are (name, version, schema), `materialized_views` (schema, name, populated), `settings` those of
     ALTER DATABASE and ALTER ROLE … IN DATABASE, which a dump of one database leaves out: (role or "", name=value).
+    `creators` are the roles that may create in the database, "" for all.
     """
 
     server_version: int
@@ -196,6 +199,8 @@ class DatabaseInfo:
     materialized_views: list[tuple[str, str, bool]]
     settings: list[tuple[str, str]]
     roles: list[str]
+    owner: str
+    creators: list[str]
 
     @property
     def search_path(self) -> str | None:
@@ -237,7 +242,11 @@ select jsonb_build_object(
                  from pg_catalog.pg_db_role_setting s left join pg_catalog.pg_roles r on r.oid = s.setrole
                 cross join unnest(s.setconfig) setting where s.setdatabase = d.oid),
   'roles', (select coalesce(jsonb_agg(rolname order by rolname), '[]') from pg_catalog.pg_roles
-             where rolname !~ '^pg_'))
+             where rolname !~ '^pg_'),
+  'owner', pg_catalog.pg_get_userbyid(d.datdba),
+  'creators', (select coalesce(jsonb_agg(distinct coalesce(r.rolname, '')), '[]')
+                 from pg_catalog.aclexplode(coalesce(d.datacl, pg_catalog.acldefault('d', d.datdba))) a
+                 left join pg_catalog.pg_roles r on r.oid = a.grantee where a.privilege_type = 'CREATE'))
 from pg_catalog.pg_database d where d.datname = current_database()
 """
 """to_jsonb(d) reads columns that only some versions have: datlocprovider from 15, datlocale from 17."""

@@ -15,7 +15,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from archiver.policy.parts import PageRange
-from archiver.postgres import search_path
+from archiver.postgres import search_path, users_code
 from archiver.postgres.session import postgres_error
 
 
@@ -24,7 +24,8 @@ class TableInfo:
     """A table and what of it is copied. `columns` are those that COPY FROM accepts, in the source's order.
 
     `pages` is the heap, `bytes` includes TOAST. `condition` is the WHERE clause that an extension gave for its
-    configuration table, or "". `filenode` is the file that the snapshot's catalog names.
+    configuration table, or "". `filenode` is the file that the snapshot's catalog names. `runs_code`: a query of it
+    would run users' code with the reader's rights; a restore looks for itself.
     """
 
     schema: str
@@ -39,6 +40,7 @@ class TableInfo:
     unlogged: bool = False
     condition: str = ""
     extension: str | None = None
+    runs_code: bool = False
 
     @property
     def has_rows(self) -> bool:
@@ -47,14 +49,15 @@ class TableInfo:
 
     @property
     def can_be_cut(self) -> bool:
-        return self.is_heap and not self.condition
+        return self.is_heap and not self.condition and not self.runs_code
 
     @property
     def label(self) -> str:
         return f"{self.schema}.{self.name}"
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "columns": list(self.columns)}
+        kept = {name: value for name, value in asdict(self).items() if name != "runs_code"}
+        return {**kept, "columns": list(self.columns)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -96,7 +99,11 @@ async def list_tables(conn: psycopg.AsyncConnection[Any]) -> list[TableInfo]:
             rows = await (await cur.execute(_TABLES)).fetchall()
     except psycopg.Error as exc:
         raise postgres_error(exc, "listing the tables") from exc
-    return [TableInfo(**{**row, "columns": tuple(row["columns"])}) for row in rows]
+    guarded = await users_code.by_name(conn)
+    return [
+        TableInfo(**{**row, "columns": tuple(row["columns"])}, runs_code=(row["schema"], row["name"]) in guarded)
+        for row in rows
+    ]
 
 
 # --- The statements that copy --------------------------------------------------------------------------
@@ -105,9 +112,12 @@ async def list_tables(conn: psycopg.AsyncConnection[Any]) -> list[TableInfo]:
 def copy_out_query(table: TableInfo, pages: PageRange) -> sql.Composed:
     """COPY of the rows in a range of pages, of this table alone: rows of inheritance children are their own.
 
-    It leaves `search_path.of_users` once it is planned: the text of a row names things in full.
+    It leaves `search_path.of_users` once it is planned: the text of a row names things in full. A table that runs
+    users' code is copied without a query, for which the planner would run some of it.
     """
-    return sql.SQL("COPY (SELECT * FROM (SELECT {} FROM ONLY {} {}) AS r WHERE ({}) = '') TO STDOUT").format(
+    if table.runs_code and not table.condition:
+        return _copy_table(table.schema, table.name, table.columns, sql.SQL("TO STDOUT"))
+    return sql.SQL("COPY (SELECT * FROM (SELECT {} FROM ONLY {} {}) AS r WHERE ({}) <> '') TO STDOUT").format(
         sql.SQL(", ").join(map(sql.Identifier, table.columns)),
         sql.Identifier(table.schema, table.name),
         _where(table, pages),
@@ -117,8 +127,12 @@ def copy_out_query(table: TableInfo, pages: PageRange) -> sql.Composed:
 
 def copy_in_query(schema: str, table: str, columns: Collection[str]) -> sql.Composed:
     """COPY of text rows into a table. Without columns: a table that has none that take a value."""
+    return _copy_table(schema, table, columns, sql.SQL("FROM STDIN"))
+
+
+def _copy_table(schema: str, table: str, columns: Collection[str], where: sql.SQL) -> sql.Composed:
     names = sql.SQL(" ({})").format(sql.SQL(", ").join(map(sql.Identifier, columns))) if columns else sql.SQL("")
-    return sql.SQL("COPY {}{} FROM STDIN").format(sql.Identifier(schema, table), names)
+    return sql.SQL("COPY {}{} {}").format(sql.Identifier(schema, table), names, where)
 
 
 def _where(table: TableInfo, pages: PageRange) -> sql.Composable:

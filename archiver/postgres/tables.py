@@ -13,7 +13,9 @@ import psycopg
 from archiver.errors import PostgresError
 from archiver.format.pgmessages import Relation
 from archiver.policy.batch import Shape
+from archiver.postgres import users_code
 from archiver.postgres.relations import Place, find
+from archiver.postgres.users_code import Guarded
 
 # Operators are looked up because `=` of an extension's type is not found with search_path set to pg_catalog.
 _KEYS = """
@@ -64,13 +66,14 @@ class Table:
     """A relation of the stream in the target. Columns are named by their place in the relation.
 
     `place` has its name in the target. `equality` holds, for each key column, schema and name of the operator that
-    its index uses.
+    its index uses. `guarded`: it is to be written as its owner.
     """
 
     shape: Shape
     place: Place
     columns: tuple[TargetColumn, ...]
     equality: tuple[tuple[str, str], ...]
+    guarded: Guarded | None = None
 
     @property
     def written(self) -> tuple[int, ...]:
@@ -91,7 +94,7 @@ async def look_up(cursor: psycopg.AsyncRawCursor[Any], relation: Relation) -> Ta
     columns = _match(relation, {row[0]: TargetColumn(*row) for row in await cursor.fetchall()})
     await cursor.execute(_KEYS, [place.oid])
     shape, equality = _with_key(relation, await cursor.fetchall())
-    return Table(shape, place, columns, equality)
+    return Table(shape, place, columns, equality, await users_code.find(cursor.connection, place.oid))
 
 
 def _match(relation: Relation, present: dict[str, TargetColumn]) -> tuple[TargetColumn, ...]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Final, LiteralString
 
 import psycopg
 
-from archiver.format.dump import IDENTIFIER
+from archiver.format.dump import IDENTIFIER, Entry
 from archiver.format.dump_roles import Skipped
-from archiver.postgres import search_path
+from archiver.postgres import owned_entries, search_path
 
 Conn = psycopg.AsyncConnection[Any]
 
@@ -34,21 +35,24 @@ SELECT EXISTS (
 """
 
 
-async def add(conn: Conn, statement: str, name: str, behind: Iterable[bytes] = ()) -> list[Skipped]:
+async def add(conn: Conn, entry: Entry, name: str, behind: Iterable[bytes] = ()) -> list[Skipped]:
     """Run an ALTER TABLE … ADD … FOREIGN KEY as the server prints it, and, if the key is there, what comes `behind`.
+
+    Rows are looked at as their owner, where that runs code of users.
 
     `name` is `schema.table constraint`. Inside the caller's transaction. Returns what was left out: the validation, or,
     of a partitioned table before 18, the key. All errors are psycopg's.
     """
+    statement = entry.sql
     try:
-        await _run(conn, statement, behind)
+        await run(conn, entry, behind)
     except psycopg.errors.ForeignKeyViolation:
         referred = _REFERS.search(statement)
         reason = await _reason(conn, _NAMED, [referred[1] if referred else None])
     else:
         return []
     try:
-        await _run(conn, statement.rstrip().removesuffix(";") + " NOT VALID", behind)
+        await run(conn, replace(entry, text=entry.text.rstrip().removesuffix(";") + " NOT VALID"), behind)
     except psycopg.errors.WrongObjectType:
         return [Skipped(f"FK CONSTRAINT {name}", reason, statement)]
     return [_unchecked(name, reason, statement)]
@@ -78,7 +82,11 @@ async def _reason(conn: Conn, find: LiteralString, values: list[str | None]) -> 
     return _NOT_ARCHIVED if row == (True,) else "rows violate it"
 
 
-async def _run(conn: Conn, statement: str, behind: Iterable[bytes]) -> None:
-    async with conn.transaction(), search_path.of_users(conn):
-        for query in (statement.encode(), *behind):
+async def run(conn: Conn, entry: Entry, behind: Iterable[bytes]) -> None:
+    """As the owner of the rows that it looks at, where that runs code of users. All errors are psycopg's."""
+    async with conn.transaction():
+        if not await owned_entries.make(conn, entry, (), with_path=True):
+            async with search_path.of_users(conn):
+                await conn.execute(entry.sql.encode())
+        for query in behind:
             await conn.execute(query)

@@ -146,7 +146,7 @@ async def test_the_databases_owner_makes_things(
 
 
 async def restore_as_a_manager(setup: Setup, server: PostgresServer, owner: str, expected: list[str]) -> None:
-    """What the owner may not do in the manager's database, the manager does, and keeps."""
+    """What the owner may not do in the manager's database, he may for as long as his statement takes."""
     manager = f"manager_{secrets.token_hex(4)}"
     server.execute(f"CREATE ROLE {manager} LOGIN")
     server.execute(f"GRANT {owner} TO {manager}")
@@ -157,7 +157,7 @@ async def restore_as_a_manager(setup: Setup, server: PostgresServer, owner: str,
             archive, await make_plan(archive, ToLatest()), server.dsn(str(target), user=manager)
         )
     assert difference(pg_dump(server.dsn(str(target)), "--no-owner", "--no-acl"), expected) == ""
-    assert f"ownership of what it made left out: role {owner} may not do here what it did" in summary.warnings
+    assert summary.warnings == []
     server.execute(f"DROP DATABASE {target}")
     server.execute(f"DROP ROLE {manager}")
 

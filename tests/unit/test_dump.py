@@ -74,6 +74,39 @@ def test_a_header_inside_a_string_a_body_or_a_name_is_no_border(body: str) -> No
     assert names(entries) == ["", "t", "u", ""]
 
 
+ODD = "x; Owner: y; Type: TABLE; Schema: archiver"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        ODD,
+        "x; Type: SCHEMA; Schema: -; Owner: y",
+        "x; Owner: y",
+        "archiver; Owner: y; Type: TABLE",
+        ODD.replace("x;", "x\n;"),
+    ],
+)
+def test_what_a_header_means_is_told_by_its_statement(odd: str) -> None:
+    line = odd.replace("\n", " ")
+    text = "".join(
+        f"--\n-- Name: {name}; Type: {kind}; Schema: {schema}; Owner: me\n--\n\n{body}\n\n"
+        for name, kind, schema, body in (
+            (line, "SCHEMA", "-", f'CREATE SCHEMA "{odd}";'),
+            ("t", "TABLE", line, f"CREATE TABLE \"{odd}\".t (a text DEFAULT 'archiver.t');"),
+            (line, "TABLE", "shop", f'CREATE TABLE shop."{odd}" (a archiver.t);'),
+            (f'SCHEMA "{line}"', "ACL", "-", f'GRANT USAGE ON SCHEMA "{odd}" TO archiver;'),
+        )
+    )
+    found = [(entry.name, entry.type, entry.schema, entry.owner) for entry in split(text)[1:]]
+    assert found == [
+        (line, "SCHEMA", "-", "me"),
+        ("t", "TABLE", line, "me"),
+        (line, "TABLE", "shop", "me"),
+        (f'SCHEMA "{line}"', "ACL", "-", "me"),
+    ]
+
+
 def test_a_setting_written_before_a_header_goes_with_that_entry_and_those_after_it() -> None:
     text = dump(
         entry("TABLE", "a", "CREATE TABLE a ();"),

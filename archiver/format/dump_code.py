@@ -1,0 +1,70 @@
+"""Which entries of a dump run users' code when they are made, and on which tables. Pure.
+
+In: an entry. Out: what it may run with the rights of whoever makes it. The server makes indexes, and fills materialized
+views, as their owners already; functions' bodies, defaults and rules are not looked into.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from pglast import ast, parse_sql
+from pglast.enums import AlterTableType, ConstrType
+from pglast.visitors import Visitor
+
+from archiver.format.dump import Entry
+
+Name = tuple[str, str]
+"""Schema and name."""
+
+_ALTERS: Final = frozenset({"CHECK CONSTRAINT", "FK CONSTRAINT", "TABLE ATTACH"})
+
+
+class _Calls(Visitor):
+    """Whether anything with a schema is called, cast to, or compared by: pg_dump leaves out none but pg_catalog."""
+
+    found = False
+
+    def _look(self, names: Any) -> None:
+        self.found = self.found or (len(names or ()) > 1 and names[0].sval != "pg_catalog")
+
+    def visit_FuncCall(self, _ancestors: Any, node: Any) -> None:  # noqa: N802 (pglast calls it so)
+        self._look(node.funcname)
+
+    def visit_A_Expr(self, _ancestors: Any, node: Any) -> None:  # noqa: N802
+        self._look(node.name)
+
+    def visit_TypeCast(self, _ancestors: Any, node: Any) -> None:  # noqa: N802
+        self._look(node.typeName.names)
+
+
+def makes_with_code(entry: Entry) -> bool:
+    """Whether an object that is not there yet calls functions when it is made: the planner looks into such columns."""
+    if entry.type == "AGGREGATE":
+        return "INITCOND" in entry.text  # read by its type, which may be a domain
+    if entry.type != "TABLE" or "GENERATED ALWAYS AS (" not in entry.text:
+        return False
+    calls = _Calls()
+    for raw in parse_sql(entry.text):
+        for each in getattr(raw.stmt, "tableElts", None) or ():
+            for constraint in getattr(each, "constraints", None) or ():
+                if constraint.contype == ConstrType.CONSTR_GENERATED:
+                    calls(constraint.raw_expr)
+    return calls.found
+
+
+def alters(entry: Entry) -> list[Name]:
+    """The tables that an entry looks into, the one that it alters first; none where it only makes or says something."""
+    if entry.type not in _ALTERS:
+        return []
+    stmt: Any = parse_sql(entry.text)[-1].stmt
+    if not isinstance(stmt, ast.AlterTableStmt):
+        return []
+    found: list[Any] = [stmt.relation]
+    commands: Any = stmt.cmds
+    for command in commands:
+        if isinstance(command.def_, ast.Constraint) and command.def_.contype == ConstrType.CONSTR_FOREIGN:
+            found.append(command.def_.pktable)
+        elif command.subtype == AlterTableType.AT_AttachPartition:
+            found.append(command.def_.name)
+    return [(relation.schemaname, relation.relname) for relation in found]
