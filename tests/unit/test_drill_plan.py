@@ -30,8 +30,11 @@ class Log:
 
 
 def archive(*entries: Entry) -> OpenArchive:
+    async def no_names(_entries: object) -> dict[str, str]:
+        return {}
+
     nowhere = SimpleNamespace(stores=())
-    return cast("OpenArchive", SimpleNamespace(log=Log(entries), store=nowhere, beside=()))
+    return cast("OpenArchive", SimpleNamespace(log=Log(entries), store=nowhere, beside=(), names_of=no_names))
 
 
 def idle(start: int, end: int) -> Changes:
