@@ -14,7 +14,7 @@ import psycopg
 from pglast.parser import ParseError
 
 from archiver.errors import IntegrityError
-from archiver.format import ddl
+from archiver.format import ddl, ddl_drops
 from archiver.format.ddl import Event
 from archiver.format.ddl_rewrite import Replay, TargetFacts, for_target, without_checks
 from archiver.format.dump_roles import Skipped
@@ -220,7 +220,7 @@ def _require_one(statement: str) -> None:
 
 
 def _kind(described: Mapping[str, Any]) -> str:
-    return ddl.DROPPED_AS.get(str(described["type"]), str(described["type"]).upper())
+    return ddl_drops.DROPPED_AS.get(str(described["type"]), str(described["type"]).upper())
 
 
 def _is_bearable(tag: str, exc: psycopg.Error) -> bool:
