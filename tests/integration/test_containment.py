@@ -17,6 +17,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from archiver.embedded import PostgresServer
+from archiver.errors import PostgresError
 from archiver.policy.target import ToLatest
 from archiver.recovery_plan import make_plan
 from archiver.restore import Summary, run_restore
@@ -216,6 +217,15 @@ async def test_an_owners_code_gets_no_more_rights_at_the_target(world: World, sc
         assert_contained(restored, before)
         assert rows(restored) == rows(world.setup.dsn), way
         await world.archive_again()
+
+
+async def test_a_schema_archiver_that_another_role_made_in_the_target_is_refused(world: World) -> None:
+    await world.archive([], [])
+    dsn = world.setup.make_database(stem="restored")
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute(f"CREATE SCHEMA archiver AUTHORIZATION {world.evil}".encode())
+        with pytest.raises(PostgresError, match="schema archiver of another role"):
+            await restore_into(world.setup, dsn)
 
 
 # --- Restoring elsewhere -------------------------------------------------------------------------------
