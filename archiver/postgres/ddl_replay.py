@@ -13,7 +13,7 @@ from typing import Any, Final
 import psycopg
 
 from archiver.errors import PostgresError
-from archiver.format import ddl
+from archiver.format import ddl, ddl_drops
 from archiver.format.ddl import Event
 from archiver.format.ddl_renames import rename_of
 from archiver.format.journal import DDL, LOST, ROWS, TEXT, Entry, computed_rows, reason_of, words_for
@@ -122,7 +122,7 @@ class DdlReplay:
 
     async def _on_event(self, event: Event, message: Entry, applier: Applier) -> None:
         if event.kind == "sql_drop":
-            await self._run(event, list(ddl.drop_statements(event)), message.lsn)
+            await self._run(event, list(ddl_drops.drop_statements(event)), message.lsn)
         elif event.kind == "ddl_command_start" and event.tag in ddl.RUNS_SCRIPTS:
             applier.skip_rows = True
         elif event.kind == "ddl_command_start":

@@ -14,7 +14,7 @@ import psycopg
 from pglast.parser import ParseError
 
 from archiver.errors import IntegrityError
-from archiver.format import ddl
+from archiver.format import ddl, ddl_drops
 from archiver.format.ddl import Event
 from archiver.format.ddl_rewrite import Replay, TargetFacts, for_target, without_checks
 from archiver.format.dump_roles import Skipped
@@ -155,11 +155,19 @@ class Runner:
             return False
         if await self._again(event, statement, lend=True):
             return True
-        if event.tag not in OF_RIGHTS and event.role not in self._source.superusers:
-            return False
-        if done := await self._again(event, statement, who=self._restorer()):
-            await self._give_away(event)
-        return done
+        for who in await self._others(event):
+            if await self._again(event, statement, who=who):
+                await self._give_away(event)
+                return True
+        return False
+
+    async def _others(self, event: Event) -> list[_Who]:
+        """Who else may run it: the owners of what it names, whose rights it had; the restoring role, in their place."""
+        await self._conn.execute("ROLLBACK TO SAVEPOINT archiver_ddl")
+        known = self._settable | self._stand_ins.names
+        owners = [owner for owner in await lending.owners(self._conn, event) if owner in known]
+        may = event.tag in OF_RIGHTS or event.role in self._source.superusers
+        return [*(_Who(owner, own=False) for owner in owners), *([self._restorer()] if may else [])]
 
     async def _give_away(self, event: Event) -> None:
         """What the restoring role made goes to the role whose statement it was, where that may own it."""
@@ -218,7 +226,7 @@ def _require_one(statement: str) -> None:
 
 
 def _kind(described: Mapping[str, Any]) -> str:
-    return ddl.DROPPED_AS.get(str(described["type"]), str(described["type"]).upper())
+    return ddl_drops.DROPPED_AS.get(str(described["type"]), str(described["type"]).upper())
 
 
 def _is_bearable(tag: str, exc: psycopg.Error) -> bool:

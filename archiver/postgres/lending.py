@@ -64,7 +64,7 @@ Lent = tuple[list[sql.Composed], list[sql.Composed]]
 async def lent_for(conn: Conn, event: Event, source: SourceRights) -> Lent:
     """What the role of an event gets for its statement. All errors are psycopg's."""
     give, take = await _of_database(conn, event, source)
-    for owner in await _owners(conn, event):
+    for owner in await owners(conn, event):
         grant = (sql.Identifier(owner), sql.Identifier(event.role))
         give.append(sql.SQL("GRANT {} TO {}").format(*grant))
         take.append(sql.SQL("REVOKE {} FROM {}").format(*grant))
@@ -99,7 +99,8 @@ async def _in_schemas(conn: Conn, role: str) -> list[sql.Composed]:
     return [sql.SQL("CREATE ON SCHEMA {}").format(sql.Identifier(schema)) for (schema,) in schemas]
 
 
-async def _owners(conn: Conn, event: Event) -> list[str]:
+async def owners(conn: Conn, event: Event) -> list[str]:
+    """Of what an event names, those that its role is no member of."""
     values = {
         "role": event.role,
         "schemas": [*{str(each["schema"]) for each in event.objects if each.get("schema")}, *event.schemas],

@@ -70,6 +70,11 @@ async def ensure_empty(conn: psycopg.AsyncConnection[Any]) -> None:
 
 _CLAIM: Final = int.from_bytes(b"archiver", "big")
 _AT_WORK: Final = _CLAIM + 1
+# Whoever owns it could change what a restore keeps there, and whose rights it runs statements with.
+_OTHERS: Final[LiteralString] = """
+select r.rolname from pg_catalog.pg_namespace n join pg_catalog.pg_roles r on r.oid = n.nspowner
+ where n.nspname = 'archiver' and r.rolname <> current_user and not r.rolsuper
+"""
 _LOCK: Final[LiteralString] = "SELECT pg_catalog.pg_advisory_lock(%s)"
 _SHARE: Final[LiteralString] = "SELECT pg_catalog.pg_advisory_lock_shared(%s)"
 
@@ -87,11 +92,15 @@ async def claim(conn: psycopg.AsyncConnection[Any]) -> None:
         await conn.execute(_LOCK, (_AT_WORK,))
         await conn.execute("SELECT pg_catalog.pg_advisory_unlock(%s)", (_AT_WORK,))
         await conn.execute("SET lock_timeout = 0")
+        others = await (await conn.execute(_OTHERS)).fetchone()
     except psycopg.errors.LockNotAvailable as exc:
         where, hint = conn.info.dbname, "Wait for it, or end its connections to the target."
         raise PostgresError("another restore into this database is running", where=where, hint=hint) from exc
     except psycopg.Error as exc:
         raise postgres_error(exc, "claiming the target") from exc
+    if others is not None:
+        hint = f"Restore as {others[0]}, who began a restore, or drop that schema."
+        raise PostgresError("the target holds a schema archiver of another role", where=conn.info.dbname, hint=hint)
 
 
 @asynccontextmanager

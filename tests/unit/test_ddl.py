@@ -9,7 +9,7 @@ import pytest
 from pglast import parse_sql
 
 from archiver.errors import IntegrityError
-from archiver.format import ddl
+from archiver.format import ddl, ddl_drops
 from archiver.format.ddl import Event
 from archiver.format.ddl_rewrite import TargetFacts, for_target
 
@@ -157,7 +157,7 @@ def test_statements_that_fire_event_triggers_are_told_from_others(text: str, exp
 )
 def test_an_object_is_dropped_by_its_identity(kind: str, identity: str, expected: str) -> None:
     dropped = event("DROP", kind="sql_drop", objects=[{"type": kind, "identity": identity}])
-    [statement] = ddl.drop_statements(dropped)
+    [statement] = ddl_drops.drop_statements(dropped)
     assert statement == expected
     parse_sql(statement)
 
@@ -173,7 +173,7 @@ def test_what_has_an_identity_without_quotes_is_dropped_by_its_address(
     kind: str, name: str, of: str, expected: str
 ) -> None:
     dropped = [{"type": kind, "identity": f"{name} on {of}", "names": [name], "args": [of]}]
-    [statement] = ddl.drop_statements(event("DROP", kind="sql_drop", objects=dropped))
+    [statement] = ddl_drops.drop_statements(event("DROP", kind="sql_drop", objects=dropped))
     assert statement == expected
     parse_sql(statement)
 
