@@ -12,7 +12,6 @@ ours.
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -72,10 +71,7 @@ _OURS: Final[LiteralString] = """
 SELECT name, pg_catalog.current_setting(name) FROM pg_catalog.pg_settings
  WHERE source = 'session' AND name <> 'search_path' AND name !~ '[.]'
 """
-_SET: Final[LiteralString] = """
-SELECT pg_catalog.set_config(s.name, g.value, true) FROM pg_catalog.json_each_text(%s::pg_catalog.json) AS g
-  JOIN pg_catalog.pg_settings s ON pg_catalog.lower(s.name) = pg_catalog.lower(g.key)
-"""
+_KNOWN: Final[LiteralString] = "SELECT pg_catalog.lower(name) FROM pg_catalog.pg_settings"
 # Their functions could make a cursor, or another of the kind, at the commit.
 _DEFERRED: Final[LiteralString] = """
 SELECT pg_catalog.quote_ident(n.nspname), pg_catalog.quote_ident(c.relname), pg_catalog.quote_ident(t.tgname),
@@ -87,7 +83,16 @@ SELECT pg_catalog.quote_ident(n.nspname), pg_catalog.quote_ident(c.relname), pg_
 _REPLICATION: Final[LiteralString] = "SELECT pg_catalog.current_setting('session_replication_role')"
 _LOCK: Final = int.from_bytes(b"run as", "big")
 
-_sessions: WeakKeyDictionary[Conn, dict[str, str]] = WeakKeyDictionary()
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """Settings of ours, and the names, in lower case, of all that the server knows: another version may lack some."""
+
+    ours: dict[str, str]
+    known: frozenset[str]
+
+
+_sessions: WeakKeyDictionary[Conn, _Session] = WeakKeyDictionary()
 
 
 async def run(
@@ -181,7 +186,9 @@ async def _know_session(conn: Conn) -> None:
     """What the session's settings are, as long as no code of users has run in it."""
     if conn not in _sessions:
         conn.prepare_threshold = None  # others could put their own in place of a statement that has a name
-        _sessions[conn] = dict(await (await conn.execute(_OURS)).fetchall())
+        ours = dict(await (await conn.execute(_OURS)).fetchall())
+        known = await (await conn.execute(_KNOWN)).fetchall()
+        _sessions[conn] = _Session(ours, frozenset(name for (name,) in known))
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,15 +218,21 @@ async def _function(conn: Conn, role: str) -> sql.Identifier:
 
 
 async def _enter(conn: Conn, settings: Mapping[str, str]) -> None:
-    """Settings that this server knows: another version may lack some."""
-    await conn.execute(_SET, (json.dumps({"search_path": search_path.path_of_users(conn), **settings}),))
+    given = {"search_path": search_path.path_of_users(conn), **settings}
+    known = _sessions[conn].known
+    await conn.execute(_set({name: value for name, value in given.items() if name.lower() in known}, local=True))
+
+
+def _set(settings: Mapping[str, str], *, local: bool) -> sql.Composed:
+    each = sql.SQL("pg_catalog.set_config({}, {}, {})")
+    return sql.SQL("SELECT {}").format(sql.SQL(", ").join(each.format(*item, local) for item in settings.items()))
 
 
 async def _leave(conn: Conn) -> bool:
     """Whether ordinary triggers may have fired: who may not set session_replication_role can RESET ALL for all that."""
-    ours = {"search_path": search_path.RESTING, **_sessions[conn]}
-    back = sql.SQL(", ").join(sql.SQL("pg_catalog.set_config({}, {}, false)").format(*each) for each in ours.items())
-    found = await conn.execute(sql.SQL("{}; CLOSE ALL; RESET ALL; SELECT {}").format(sql.SQL(_REPLICATION), back))
+    ours = {"search_path": search_path.RESTING, **_sessions[conn].ours}
+    back = _set(ours, local=False)
+    found = await conn.execute(sql.SQL("{}; CLOSE ALL; RESET ALL; {}").format(sql.SQL(_REPLICATION), back))
     return await found.fetchone() != (ours.get("session_replication_role", "origin"),)
 
 

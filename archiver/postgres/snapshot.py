@@ -9,7 +9,7 @@ Call it before pg_dump and before any row is read, and keep its connection open 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Final, LiteralString, Self
 
@@ -108,7 +108,8 @@ async def copy_range(
     a row). Whoever may stop early closes the generator (`contextlib.aclosing`): that cancels the COPY.
     """
     try:
-        async with search_path.of_users(conn), conn.cursor() as cur, cur.copy(copy_out_query(table, pages)):
+        path = nullcontext() if table.runs_code else search_path.of_users(conn)  # for the planner, which a COPY has not
+        async with path, conn.cursor() as cur, cur.copy(copy_out_query(table, pages)):
             reader = _BatchReader(conn.pgconn)
             while rows := await conn.wait(reader.next_batch()):
                 yield rows
