@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from archiver.archive import OpenArchive
+from archiver.archive import open_archive
 from archiver.config import DrillSection
 from archiver.drill import plan_drill, run_drill, store_record
 from archiver.drill_copy import DisposableServer, Place, find_server
@@ -71,8 +71,8 @@ class Drilled:
             async with self.setup.open() as recording:
                 reading = recording
                 if region is not None:
-                    keks = open_keks(self.setup.config)
-                    reading = OpenArchive(recording.identity, only(mirror, region), keks)
+                    name = self.setup.config.archive.name
+                    reading = await open_archive(only(mirror, region), name, open_keks(self.setup.config))
                 plan = await plan_drill(reading, target)
                 place = place or DisposableServer(await find_server(plan.plan.snapshot.server_version // 10000))
                 record = await run_drill(

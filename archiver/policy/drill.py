@@ -93,7 +93,7 @@ def check_nothing_else(strangers: Sequence[str]) -> Check:
 
 _SHOWN: Final = 10
 _DUMPED: Final = re.compile(r"^-- Dumped (from database|by pg_dump) version (\d+)", re.MULTILINE)
-_HEADER: Final = re.compile(r"\A(?:--.*\n|\n)*")
+_HEADER: Final = re.compile(r"\A(?:--.*\n|SET default_\w+ = .*;\n|\n)*")
 
 
 def dumped_by(schema: str) -> dict[str, str]:
@@ -113,7 +113,8 @@ def check_schema(expected: Iterable[dump.Entry], found: Iterable[dump.Entry], le
 
 
 def _definition(entry: dump.Entry) -> tuple[str, str]:
-    return entry.label, _HEADER.sub("", entry.text).rstrip()
+    """With the settings in force, wherever the dump has them: an entry that was left out may have brought them."""
+    return entry.label, "".join(entry.state) + _HEADER.sub("", entry.text).rstrip()
 
 
 # --- Sequences -----------------------------------------------------------------------------------------

@@ -41,16 +41,14 @@ END
 $point$;
 
 -- Whether reading all rows of a table runs nobody's code. The planner evaluates what it can of the expressions of
--- indexes, constraints and statistics, as the current user: of functions, operators and types that are not PostgreSQL's.
--- OIDs from 16384 on are users' (FirstNormalObjectId, transam.h).
+-- indexes and statistics, as the current user: of functions, operators and types that are not PostgreSQL's. Constraints
+-- it leaves alone where constraint_exclusion is off. OIDs from 16384 on are users' (FirstNormalObjectId, transam.h).
 CREATE FUNCTION archiver.is_plain(rel oid) RETURNS bool LANGUAGE sql STABLE AS $plain$
     SELECT relkind = 'r' AND NOT EXISTS (
         SELECT FROM pg_depend d
          WHERE d.refobjid >= 16384
            AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass, 'pg_type'::regclass)
            AND (d.classid = 'pg_class'::regclass AND d.objid IN (SELECT indexrelid FROM pg_index WHERE indrelid = rel)
-             OR d.classid = 'pg_constraint'::regclass
-                AND d.objid IN (SELECT oid FROM pg_constraint WHERE conrelid = rel)
              OR d.classid = 'pg_statistic_ext'::regclass
                 AND d.objid IN (SELECT oid FROM pg_statistic_ext WHERE stxrelid = rel)))
       FROM pg_class WHERE oid = rel
