@@ -415,6 +415,39 @@ async def test_check_names_functions_that_somebody_altered_and_init_renews_them(
             await setup.set_up_publication(conn, section.publication, [], "full")
 
 
+OLDER = """
+CREATE SCHEMA archiver; GRANT USAGE ON SCHEMA archiver TO PUBLIC;
+CREATE TABLE archiver.journal (id int PRIMARY KEY, content text);
+CREATE FUNCTION archiver.record_end(message jsonb) RETURNS void LANGUAGE plpgsql AS 'BEGIN END';
+CREATE FUNCTION archiver.capture_ddl() RETURNS event_trigger LANGUAGE plpgsql AS
+    'BEGIN PERFORM pg_logical_emit_message(true, ''archiver.ddl'', ''x''); END';
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA archiver TO PUBLIC;
+CREATE EVENT TRIGGER archiver_capture_end ON ddl_command_end EXECUTE FUNCTION archiver.capture_ddl();
+CREATE EVENT TRIGGER archiver_guard_keyless ON ddl_command_end EXECUTE FUNCTION archiver.capture_ddl();
+"""
+
+
+async def test_init_replaces_what_an_older_version_installed(make_setup: MakeSetup) -> None:
+    source = make_setup()
+    with source.connect() as conn:
+        conn.execute(BEFORE)
+        conn.execute(OLDER)
+        await source.init()
+        async with source.daemon():
+            await source.archived()
+            conn.execute("CREATE TABLE made (id int PRIMARY KEY); INSERT INTO made VALUES (1)")
+            await source.archived()
+        left = conn.execute(
+            "SELECT nspacl IS NULL OR nspacl::text !~ '[{,]=' FROM pg_namespace WHERE nspname = 'archiver'"
+        )
+        assert left.fetchone() == (True,)
+    async with await connect(source.dsn, purpose="test") as session:
+        checks = await preflight.check_ddl(session, source.config.require_source())
+    assert [check.status for check in checks] == ["ok"]
+    restored, _ = await source.restore()
+    assert difference(pg_dump(restored), pg_dump(source.dsn)) == ""
+
+
 def committed(conn: psycopg.Connection[Any], statement: str, ahead: str | None = None) -> None:
     """In a transaction of its own; `ahead`: with the commit time of a replication origin, so far from now."""
     with conn.transaction():
