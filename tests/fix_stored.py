@@ -161,7 +161,7 @@ def stored(whole_site: Site, tmp_path: Path) -> Stored:
 
 
 @pytest.fixture
-def target(pg: PostgresServer) -> Iterator[str]:
+def empty(pg: PostgresServer) -> Iterator[str]:
     """An empty database."""
     pg.execute("CREATE DATABASE stored_target TEMPLATE template0")
     yield pg.dsn("stored_target")

@@ -97,6 +97,7 @@ async def restore(dsn: str, taken: BaseSnapshot, *, roles: set[str] | None = Non
     conn = await connect(dsn, purpose="restore")
     async with conn:
         await load.ensure_empty(conn)
+        await load.create_progress(conn)
         script = for_restore(split(taken.schema), publication=PUBLICATION, target_major=await load.target_major(conn))
         there = await load.existing_roles(conn) if roles is None else roles
         skipped = await step(conn, script, "pre", there)
@@ -108,6 +109,7 @@ async def restore(dsn: str, taken: BaseSnapshot, *, roles: set[str] | None = Non
         skipped += await load.refresh_views(conn, views)
         skipped += await load.apply_settings(conn, taken.info.settings, there)
         assert await set_sequences(conn, taken.sequences) == []
+        await load.drop_progress(conn)
     return skipped
 
 

@@ -9,66 +9,66 @@ from tests.fix_stored import AFTER, BEFORE, Stored
 ALL = BEFORE + AFTER
 
 
-def restore(stored: Stored, target: str, *arguments: str) -> tuple[int, str]:
-    result = stored.run("restore", "--into", target, "--yes", *arguments)
+def restore(stored: Stored, empty: str, *arguments: str) -> tuple[int, str]:
+    result = stored.run("restore", "--into", empty, "--yes", *arguments)
     return result.returncode, result.stderr
 
 
 @pytest.mark.parametrize("how", [(), ("--dry-run",)], ids=["restore", "dry run"])
 @pytest.mark.parametrize("cut", ["fra", "dub"])
 def test_the_latest_state_is_not_taken_from_a_region_alone_while_another_is_silent(
-    stored: Stored, target: str, cut: str, how: tuple[str, ...]
+    stored: Stored, empty: str, cut: str, how: tuple[str, ...]
 ) -> None:
     stored.cut(cut)
     stored.silence("dub" if cut == "fra" else "fra")
-    code, errors = restore(stored, target, "--latest", *how)
+    code, errors = restore(stored, empty, "--latest", *how)
     assert code == 4, errors
     assert f"not asked: {'dub' if cut == 'fra' else 'fra'}" in errors
     assert f"--region {cut}" in errors
 
 
-def test_a_region_that_is_trusted_by_name_is_restored_from_with_a_warning(stored: Stored, target: str) -> None:
+def test_a_region_that_is_trusted_by_name_is_restored_from_with_a_warning(stored: Stored, empty: str) -> None:
     stored.cut("fra")
     stored.silence("dub")
-    code, errors = restore(stored, target, "--latest", "--region", "fra")
+    code, errors = restore(stored, empty, "--latest", "--region", "fra")
     assert code == 0, errors
     assert "dub could not be asked" in errors
-    assert stored.count(target) == BEFORE
+    assert stored.count(empty) == BEFORE
 
 
-def test_a_region_that_is_trusted_by_name_and_lacks_the_end_of_the_log_is_told_of(stored: Stored, target: str) -> None:
+def test_a_region_that_is_trusted_by_name_and_lacks_the_end_of_the_log_is_told_of(stored: Stored, empty: str) -> None:
     end, newest = stored.cut("fra"), stored.seqs("dub")[-1]
-    code, errors = restore(stored, target, "--latest", "--region", "fra")
+    code, errors = restore(stored, empty, "--latest", "--region", "fra")
     assert code == 0, errors
     assert f"dub holds manifests {end + 1} to {newest}, which fra lacks" in errors
 
 
 @pytest.mark.parametrize("cut", ["fra", "dub"])
-def test_of_two_regions_that_answer_the_longer_log_wins(stored: Stored, target: str, cut: str) -> None:
+def test_of_two_regions_that_answer_the_longer_log_wins(stored: Stored, empty: str, cut: str) -> None:
     stored.cut(cut)
-    code, errors = restore(stored, target, "--latest")
+    code, errors = restore(stored, empty, "--latest")
     assert code == 0, errors
-    assert stored.count(target) == ALL
+    assert stored.count(empty) == ALL
 
 
-def test_a_restore_point_is_not_looked_for_in_one_region_alone(stored: Stored, target: str) -> None:
+def test_a_restore_point_is_not_looked_for_in_one_region_alone(stored: Stored, empty: str) -> None:
     """A later one of that name, or the only one, may stand in what was cut off."""
     stored.cut("fra")
     stored.silence("dub")
-    code, errors = restore(stored, target, "--target-name", "any")
+    code, errors = restore(stored, empty, "--target-name", "any")
     assert code == 4, errors
 
 
-def test_a_time_that_the_log_covers_is_proven_by_one_region(stored: Stored, target: str) -> None:
+def test_a_time_that_the_log_covers_is_proven_by_one_region(stored: Stored, empty: str) -> None:
     """What the log says of a time before its end, no cut can change; behind its end it says so."""
     facts = stored.json("info")
     stored.silence("dub")
     earliest, latest = facts["window"]["earliest"], facts["window"]["latest"]
-    code, errors = restore(stored, target, "--target-time", latest, "--dry-run")
+    code, errors = restore(stored, empty, "--target-time", latest, "--dry-run")
     assert code == 0, errors
     stored.cut("fra")
-    assert restore(stored, target, "--target-time", latest, "--dry-run")[0] == 6
-    assert restore(stored, target, "--target-lsn", facts["window"]["end_lsn"], "--dry-run")[0] == 6
+    assert restore(stored, empty, "--target-time", latest, "--dry-run")[0] == 6
+    assert restore(stored, empty, "--target-lsn", facts["window"]["end_lsn"], "--dry-run")[0] == 6
     assert earliest < latest
 
 
@@ -109,25 +109,25 @@ def test_the_end_of_the_log_is_shown_to_be_noted(stored: Stored) -> None:
         assert "--expect-head 1042:9f86d081" in stored.run_help(command)
 
 
-def test_a_log_that_ends_before_a_noted_one_is_refused(stored: Stored, target: str) -> None:
+def test_a_log_that_ends_before_a_noted_one_is_refused(stored: Stored, empty: str) -> None:
     head = noted(stored)
-    assert restore(stored, target, "--latest", "--expect-head", head, "--dry-run")[0] == 0
+    assert restore(stored, empty, "--latest", "--expect-head", head, "--dry-run")[0] == 0
     assert stored.run("verify", "--expect-head", head).returncode == 0
     for region in ("fra", "dub"):
         stored.cut(region)
-    code, errors = restore(stored, target, "--latest", "--expect-head", head)
+    code, errors = restore(stored, empty, "--latest", "--expect-head", head)
     assert (code, "the log ends before" in errors) == (5, True), errors
     result = stored.run("verify", "--expect-head", head)
     assert (result.returncode, "the log ends before" in result.stderr) == (5, True), result.stderr
 
 
-def test_another_log_than_the_noted_one_is_refused(stored: Stored, target: str) -> None:
+def test_another_log_than_the_noted_one_is_refused(stored: Stored, empty: str) -> None:
     other = f"{stored.newest('snapshot')}:{'0' * 64}"
-    code, errors = restore(stored, target, "--latest", "--expect-head", other)
+    code, errors = restore(stored, empty, "--latest", "--expect-head", other)
     assert (code, "is another one" in errors) == (5, True), errors
     assert stored.run("verify", "--expect-head", other).returncode == 5
 
 
 @pytest.mark.parametrize("text", ["7", "x:y", f"0:{'0' * 64}", f"3:{'0' * 63}", ":"])
-def test_what_is_no_end_of_a_log_is_a_wrong_argument(stored: Stored, target: str, text: str) -> None:
-    assert restore(stored, target, "--latest", "--expect-head", text)[0] == 2
+def test_what_is_no_end_of_a_log_is_a_wrong_argument(stored: Stored, empty: str, text: str) -> None:
+    assert restore(stored, empty, "--latest", "--expect-head", text)[0] == 2

@@ -34,17 +34,17 @@ def _lsn(text: str) -> int:
     return int(high, 16) << 32 | int(low, 16)
 
 
-def test_what_is_whole_can_be_restored_though_the_log_has_lost_its_beginning(stored: Stored, target: str) -> None:
+def test_what_is_whole_can_be_restored_though_the_log_has_lost_its_beginning(stored: Stored, empty: str) -> None:
     last = expire_before_the_base_snapshot(stored)
     facts = stored.json("info")
     assert facts["complete"]
     assert facts["warnings"] == [
         f"the log begins at manifest {last + 1}: manifests 1 to {last} are missing, and what they named"
     ]
-    restored = stored.run("restore", "--into", target, "--latest", "--yes")
+    restored = stored.run("restore", "--into", empty, "--latest", "--yes")
     assert restored.returncode == 0, restored.stderr
     assert f"manifests 1 to {last} are missing" in restored.stderr
-    assert stored.count(target) == BEFORE + AFTER
+    assert stored.count(empty) == BEFORE + AFTER
     report = stored.json("verify")
     found = {(each["region"], each["object"], each["concerns"]) for each in report["findings"]}
     assert found == {(region, layout.manifest(1), f"seq 1 to {last}, and what they named") for region in REGIONS}

@@ -48,14 +48,14 @@ def spoil(stored: Stored, region: str) -> list[str]:
 
 
 @pytest.mark.parametrize("region", ["fra", "dub"])
-def test_foreign_objects_in_one_region_stop_no_command(stored: Stored, target: str, region: str) -> None:
+def test_foreign_objects_in_one_region_stop_no_command(stored: Stored, empty: str, region: str) -> None:
     names = spoil(stored, region)
     facts = stored.json("info")
     assert any(f"{region} is damaged: archive.json is another one" in each for each in facts["warnings"])
-    restored = stored.run("restore", "--into", target, "--latest", "--yes")
+    restored = stored.run("restore", "--into", empty, "--latest", "--yes")
     assert restored.returncode == 0, restored.stderr
     assert "a region is damaged" in restored.stderr
-    assert stored.count(target) == BEFORE + AFTER
+    assert stored.count(empty) == BEFORE + AFTER
     report = stored.json("verify")
     assert {each["object"] for each in report["findings"]} >= set(names)
     assert stored.run("verify").returncode == 5
@@ -63,13 +63,13 @@ def test_foreign_objects_in_one_region_stop_no_command(stored: Stored, target: s
     assert (checked["exit_code"], "damaged" in str(checked)) == (5, True)
 
 
-def test_a_pinned_archive_is_the_only_one_that_any_command_opens(stored: Stored, target: str) -> None:
+def test_a_pinned_archive_is_the_only_one_that_any_command_opens(stored: Stored, empty: str) -> None:
     for region in ("fra", "dub"):
         spoil(stored, region)
     stored.site.replace("[archive]", f'[archive]\npublic_key = "{"0" * 64}"')
     for command in (
         ("info",), ("verify",), ("check",), ("run",), ("snapshot",), ("restore-point", "x"), ("drill",), ("init",),
-        ("restore", "--into", target, "--latest", "--yes"),
+        ("restore", "--into", empty, "--latest", "--yes"),
     ):  # fmt: skip
         result = stored.run(*command)
         assert (result.returncode, "pins" in result.stderr + result.stdout) == (5, True), (command, result.stderr)

@@ -21,7 +21,8 @@ async def test_every_session_has_the_canonical_settings(
         for name, value in SESSION.items():
             row = await (await conn.execute(f"SHOW {name}".encode())).fetchone()
             assert row is not None
-            assert row[0].replace(", ", ",").replace('""', "") == value
+            at_rest = "pg_catalog,pg_temp" if name == "search_path" and not replication else value
+            assert row[0].replace(", ", ",").replace('""', "") == at_rest
 
 
 async def test_a_missing_database_is_permanent_and_a_stopped_server_is_not(pg: PostgresServer) -> None:

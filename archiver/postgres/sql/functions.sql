@@ -41,13 +41,19 @@ END
 $point$;
 
 -- Whether reading all rows of a table runs nobody's code. The planner evaluates what it can of the expressions of
--- indexes and statistics, as the current user: of functions, operators and types that are not PostgreSQL's. Constraints
--- it leaves alone where constraint_exclusion is off. OIDs from 16384 on are users' (FirstNormalObjectId, transam.h).
+-- indexes and statistics, as the current user: of functions, operators and types that are not PostgreSQL's. Those of a
+-- superuser, or of whoever owns this function, are nobody's else. Constraints it leaves alone where constraint_exclusion
+-- is off. OIDs from 16384 on are users' (FirstNormalObjectId, transam.h).
 CREATE FUNCTION archiver.is_plain(rel oid) RETURNS bool LANGUAGE sql STABLE AS $plain$
     SELECT relkind = 'r' AND NOT EXISTS (
         SELECT FROM pg_depend d
          WHERE d.refobjid >= 16384
            AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass, 'pg_type'::regclass)
+           AND NOT EXISTS (SELECT FROM pg_roles r WHERE (r.rolsuper OR r.rolname = current_user) AND r.oid = CASE
+                   WHEN d.refclassid = 'pg_proc'::regclass THEN (SELECT proowner FROM pg_proc WHERE oid = d.refobjid)
+                   WHEN d.refclassid = 'pg_operator'::regclass
+                   THEN (SELECT oprowner FROM pg_operator WHERE oid = d.refobjid)
+                   ELSE (SELECT typowner FROM pg_type WHERE oid = d.refobjid) END)
            AND (d.classid = 'pg_class'::regclass AND d.objid IN (SELECT indexrelid FROM pg_index WHERE indrelid = rel)
              OR d.classid = 'pg_statistic_ext'::regclass
                 AND d.objid IN (SELECT oid FROM pg_statistic_ext WHERE stxrelid = rel)))
