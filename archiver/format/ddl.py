@@ -8,7 +8,7 @@ In: what an entry of kind DDL says, as archiver.postgres.triggers writes it, and
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -353,9 +353,6 @@ def _is_table(described: Mapping[str, Any]) -> bool:
     return described["type"] == "table" and described.get("oid") is not None
 
 
-# --- Tables by description -----------------------------------------------------------------------------
-
-
 def quote(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
@@ -368,41 +365,3 @@ def literal(text: str) -> str:
     """A string literal, read alike whatever standard_conforming_strings says."""
     escaped = text.replace("\\", "\\\\").replace("'", "''")
     return f" E'{escaped}'" if "\\" in text else f"'{escaped}'"
-
-
-def create_table(table: Mapping[str, Any]) -> str:
-    """CREATE TABLE or CREATE FOREIGN TABLE for a table as the trigger described it."""
-    foreign = table["server"] is not None
-    kind = "FOREIGN TABLE" if foreign else "UNLOGGED TABLE" if table["persistence"] == "u" else "TABLE"
-    name = qualified(table["schema"], table["name"])
-    text = f"CREATE {kind} {name} ({', '.join(map(_column, table['columns'] or ()))})"
-    if foreign:
-        return f"{text} SERVER {quote(table['server'])}{_options(table['server_options'])}"
-    using = f" USING {quote(table['method'])}" if table["method"] else ""
-    storage = f" WITH ({', '.join(map(_storage, table['options']))})" if table["options"] else ""
-    return f"{text}{using}{storage}"
-
-
-def set_defaults(event: Event) -> Iterator[str]:
-    """Defaults as they came out at the source: literals such as 'now' became constants there."""
-    for each in event.defaults:
-        table = qualified(each["schema"], each["name"])
-        yield f"ALTER TABLE ONLY {table} ALTER COLUMN {quote(each['column'])} SET DEFAULT {each['default']}"
-
-
-def _column(column: Mapping[str, Any]) -> str:
-    collation = f" COLLATE {column['collation']}" if column["collation"] else ""
-    default = f" DEFAULT {column['default']}" if column["default"] else ""
-    not_null = " NOT NULL" if column["not_null"] else ""
-    return f"{quote(column['name'])} {column['type']}{_options(column['options'])}{collation}{default}{not_null}"
-
-
-def _options(options: Sequence[Sequence[str]] | None) -> str:
-    if not options:
-        return ""
-    return f" OPTIONS ({', '.join(f'{quote(name)} {literal(value)}' for name, value in options)})"
-
-
-def _storage(option: str) -> str:
-    name, _, value = option.partition("=")
-    return f"{name} = {literal(value)}"

@@ -19,7 +19,8 @@ from pglast.stream import RawStream
 from pglast.visitors import Visitor
 
 from archiver.errors import IntegrityError
-from archiver.format.ddl import Event, first_line, literal, quote, set_defaults
+from archiver.format.ddl import Event, first_line, literal, quote
+from archiver.format.ddl_described import set_defaults
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from uuid import UUID
 
 from archiver.format.manifest import Changes, CommitRef, Entry, Gap, Snapshot
 from archiver.lsn import Lsn
-from archiver.policy.target import Epoch, NamedPoint, Plan, Target, ToLsn, ToName, ToTime, Window, ambiguous
+from archiver.policy.points import NamedPoint, ambiguous
+from archiver.policy.target import Epoch, Plan, Target, ToLsn, ToName, ToTime, Window
 
 
 class History:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import NamedTuple
 from uuid import UUID
 
 from archiver.errors import IntegrityError, TargetUnreachable, UsageError
 from archiver.format.journal import words_for
 from archiver.format.manifest import Changes, CommitRef, Entry, Gap, Lost, Snapshot, format_time
 from archiver.lsn import Lsn
+from archiver.policy.points import NamedPoint, ambiguous
 
 LOAD_BYTES_PER_SECOND = 20e6  # bench/restore.py; coarse on purpose: hardware differs more than archives do
 REPLAY_MESSAGES_PER_SECOND = 50e3
@@ -97,14 +97,6 @@ class Plan:
         """A guess at the duration, from LOAD_BYTES_PER_SECOND and REPLAY_MESSAGES_PER_SECOND."""
         load = sum(part.raw_bytes for part in self.snapshot.parts) / LOAD_BYTES_PER_SECOND
         return timedelta(seconds=round(1 + load + self.messages / REPLAY_MESSAGES_PER_SECOND))
-
-
-class NamedPoint(NamedTuple):
-    """A restore point; `name` is None where nobody has opened it."""
-
-    name: str | None
-    lsn: Lsn
-    time: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,16 +365,6 @@ class Epoch:
             return "There is no base snapshot yet; archiver run takes the first one, or archiver snapshot."
         latest = format_time(window.latest) if window.latest else "its base snapshot"
         return f"The archive can be restored to any time from {format_time(window.earliest)} to {latest}."
-
-
-def ambiguous(name: str, points: Sequence[NamedPoint]) -> TargetUnreachable:
-    """The refusal of a name that several restore points have: which one is meant nobody knows."""
-    meant = ", ".join(f"{point.lsn} ({format_time(point.time)})" for point in points)
-    return TargetUnreachable(
-        f"there are {len(points)} restore points {name!r}",
-        where=meant,
-        hint="Say which one: --target-lsn with one of these positions.",
-    )
 
 
 def _hides(lost: Lost, start: Lsn, stop: Lsn) -> bool:

@@ -15,6 +15,7 @@ import psycopg
 from archiver.errors import PostgresError
 from archiver.format import ddl, ddl_drops
 from archiver.format.ddl import Event
+from archiver.format.ddl_described import create_table
 from archiver.format.ddl_renames import rename_of
 from archiver.format.journal import DDL, LOST, ROWS, TEXT, Entry, computed_rows, reason_of, words_for
 from archiver.lsn import Lsn
@@ -133,7 +134,7 @@ class DdlReplay:
 
     async def _replay_statement(self, event: Event, lsn: Lsn) -> None:
         if event.tag == "IMPORT FOREIGN SCHEMA":
-            await self._run(event, [ddl.create_table(table) for table in event.created], lsn)
+            await self._run(event, [create_table(table) for table in event.created], lsn)
             return
         if not event.objects and event.tag in ddl.RUNS_SCRIPTS:
             return  # IF NOT EXISTS, and it did
@@ -152,7 +153,7 @@ class DdlReplay:
         """Make the table of a CREATE TABLE AS before its rows arrive, as its end event describes it."""
         if (made := self._made_by(lsn)) is not None:
             end = ddl.parse_event(made.said, ddl.Text())
-            await self._run(start, [ddl.create_table(table) for table in end.created], lsn)
+            await self._run(start, [create_table(table) for table in end.created], lsn)
             await self._know_again(end)
 
     async def _know_again(self, event: Event) -> None:

@@ -11,6 +11,7 @@ from pglast import parse_sql
 from archiver.errors import IntegrityError
 from archiver.format import ddl, ddl_drops
 from archiver.format.ddl import Event
+from archiver.format.ddl_described import create_table
 from archiver.format.ddl_rewrite import TargetFacts, for_target
 
 EVENT: dict[str, Any] = {
@@ -317,8 +318,8 @@ def test_a_table_is_made_from_its_description() -> None:
         "schema": "s", "name": "t", "persistence": "p", "method": "heap", "options": ["fillfactor=70"],
         "server": None, "server_options": None, "columns": [column],
     }  # fmt: skip
-    assert ddl.create_table(table) == (
+    assert create_table(table) == (
         'CREATE TABLE "s"."t" ("a""b" text COLLATE pg_catalog."C" NOT NULL) USING "heap" WITH (fillfactor = \'70\')'
     )
     foreign = table | {"server": "far", "server_options": [["x", "it's"]], "columns": None}
-    assert ddl.create_table(foreign) == 'CREATE FOREIGN TABLE "s"."t" () SERVER "far" OPTIONS ("x" \'it\'\'s\')'
+    assert create_table(foreign) == 'CREATE FOREIGN TABLE "s"."t" () SERVER "far" OPTIONS ("x" \'it\'\'s\')'
