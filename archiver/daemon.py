@@ -42,6 +42,7 @@ from archiver.keys import PatientKek
 from archiver.metrics import Metrics
 from archiver.policy.schema_watch import SchemaWatch
 from archiver.policy.slot_danger import SlotDanger
+from archiver.postgres.install import sweep
 from archiver.postgres.replication_slot import each_once
 from archiver.postgres.session import is_shutting_down
 from archiver.postgres.source import Sample, Source
@@ -330,6 +331,8 @@ class Daemon:
                 )
                 log.info("base snapshot complete", lsn=str(snapshot.lsn), tables=snapshot.tables, rows=snapshot.rows)
                 self._rest_until = loop_time() + (loop_time() - started)
+                with contextlib.suppress(PostgresError):  # then after the next one
+                    await self._monitor.ask(sweep)
             except (PostgresError, StoreError, UsageError) as exc:
                 log.error("base snapshot failed", error=str(exc), hint=exc.hint, retry_in=SNAPSHOT_RETRY)
                 await asyncio.sleep(SNAPSHOT_RETRY)

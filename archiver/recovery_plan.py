@@ -49,11 +49,16 @@ async def make_plan(
 
 async def _commits_of(archive: OpenArchive, changes: Changes) -> list[CommitRef]:
     body, raw_bytes = await fetch_segment(archive, changes)
-    return await asyncio.to_thread(lambda: list(_find_commits(body, raw_bytes)))
+    begun: set[int] = set()
+    found = await asyncio.to_thread(lambda: list(_find_commits(body, raw_bytes, begun)))
+    if sum(commit.foreign for commit in found) == changes.foreign:
+        return found
+    # Of a transaction that began in an earlier segment, its origin is told there.
+    return [commit if commit.xid in begun else commit.model_copy(update={"foreign": True}) for commit in found]
 
 
-def _find_commits(body: bytes, raw_bytes: int) -> Iterator[CommitRef]:
-    """An Origin message says of which transaction the time is another server's."""
+def _find_commits(body: bytes, raw_bytes: int, begun: set[int]) -> Iterator[CommitRef]:
+    """An Origin message says of which transaction the time is another server's. `begun`: those that begin here."""
     xid = 0
     foreign: set[int] = set()
     for record in segment.read_records(inflate(body, raw_bytes)):
@@ -62,8 +67,10 @@ def _find_commits(body: bytes, raw_bytes: int) -> Iterator[CommitRef]:
         match record[0]:
             case pgoutput.Tag.BEGIN:
                 xid = pgoutput.parse_begin(record).xid
+                begun.add(xid)
             case pgoutput.Tag.STREAM_START:
                 xid = int.from_bytes(record[1:5], "big")
+                begun |= {xid} if record[5] else set()
             case pgoutput.Tag.ORIGIN:
                 foreign.add(xid)
             case pgoutput.Tag.COMMIT:

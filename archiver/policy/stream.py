@@ -139,7 +139,7 @@ class ChangeStream:
         self._context = _PLAIN  # the xid of the streamed block that we are in
         self._begin: tuple[int, int, int] | None = None  # xid, commit time, ordinal of its first segment
         self._own: dict[bytes, pgoutput.Relation] = {}  # tables in schema archiver
-        self._own_known: set[bytes] = set()  # those that the open segment describes
+        self._own_known: set[tuple[int, bytes]] = set()  # those that the open segment describes, by context
         self._noted: dict[int, list[_Noted]] = {}  # by context
         self._foreign: set[int] = set()  # contexts of transactions that come from another server
         self._open: dict[int, int] = {}  # streamed transactions, and the segment in which each began
@@ -244,10 +244,10 @@ class ChangeStream:
             return False
         if not (self.trusts_journal and journal.is_journal(own) and frame[_HEADER] == _INSERT):
             return True
-        if relation not in self._own_known:
+        if (self._context, relation) not in self._own_known:
             self._introduce(relation)
             self._known[self._context].discard(relation)  # each of its rows is to be met
-            self._own_known.add(relation)
+            self._own_known.add((self._context, relation))
         self._note(own, frame[_HEADER:])
         return False
 
@@ -257,7 +257,9 @@ class ChangeStream:
         assert isinstance(row, pgoutput.Insert)
         if journal.kind_of(relation, row.new) in {journal.LOST, journal.POINT}:
             within = message[1:5] if self._context else b""
-            self._noted.setdefault(self._context, []).append((within, _noted(relation, row.new)))
+            noted = self._noted.setdefault(self._context, [])
+            if (found := (within, _noted(relation, row.new))) not in noted:  # a manifest has room for so many
+                noted.append(found)
 
     def _introduce(self, relation: bytes) -> None:
         """Repeat a relation's description in this segment before the first row that needs it."""
@@ -304,7 +306,7 @@ class ChangeStream:
             described = pgoutput.decode(message, streamed=self._context != 0)
             assert isinstance(described, pgoutput.Relation)
             self._own[relation] = described
-            self._own_known.add(relation)
+            self._own_known.add((self._context, relation))
             return
         if not self._context:
             self._cut.described.add(message)
@@ -350,7 +352,7 @@ class ChangeStream:
             if relation not in self._own:
                 self._cut.described.add(plain[-1])
             self._known[_PLAIN].discard(relation)
-            self._own_known.discard(relation)
+            self._own_known.discard((_PLAIN, relation))
         self._forget(xid)
 
     def _on_stream_abort(self, message: bytes) -> None:
@@ -365,6 +367,7 @@ class ChangeStream:
         for by_xid in (self._open, self._relations, self._known, self._noted):
             by_xid.pop(xid, None)
         self._foreign.discard(xid)
+        self._own_known = {known for known in self._own_known if known[0] != xid}
 
 
 def _without_xid(message: bytes) -> bytes:

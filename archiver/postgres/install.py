@@ -132,7 +132,7 @@ SELECT pg_catalog.pg_describe_object(d.classid, d.objid, 0) FROM pg_catalog.pg_d
 # --- Is it as it was installed? -------------------------------------------------------------------------------
 
 _TRUSTED: Final[LiteralString] = """
-SELECT pg_catalog.pg_has_role(n.nspowner, 'USAGE') OR s.rolsuper AND w.rolsuper
+SELECT s.rolname = current_user OR s.rolsuper AND w.rolsuper
   FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = 'journal'
   JOIN pg_catalog.pg_roles s ON s.oid = n.nspowner JOIN pg_catalog.pg_roles w ON w.oid = c.relowner
  WHERE n.nspname = 'archiver' AND c.relkind = 'r' AND (s.oid = w.oid OR s.rolsuper AND w.rolsuper)

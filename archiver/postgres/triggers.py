@@ -29,6 +29,9 @@ PUBLISH: Final = "archiver_publish_new"
 ROWS_LIMIT: Final = 64 << 20
 """Bytes of a table up to which rewritten rows travel in the stream: past that a base snapshot is cheaper."""
 
+TEXT_LIMIT: Final = 16 << 20
+"""Bytes of a text of DDL that travels: what is longer costs a base snapshot."""
+
 # A few rows are looked up in large catalogs by their indexes: what that costs must not grow with the number of tables.
 # Nor may the journal be read whole: a serializable transaction would then depend on everybody who writes it.
 _LOOKUPS: Final = """
@@ -134,6 +137,7 @@ def _filled(text: str, listed: ListedPublication | None, *, superuser: bool) -> 
         "__LOOKUPS__": _LOOKUPS,
         "__SETTINGS__": ", ".join(map(literal, SETTINGS)),
         "__LIMIT__": str(ROWS_LIMIT),
+        "__TEXT_LIMIT__": str(TEXT_LIMIT),
         "__REST__": ddl_indexes.REST,
         "__SCHEMAS__": schemas,
         "__TABLES__": tables,

@@ -504,3 +504,55 @@ async def first_snapshot(source: Setup) -> None:
                 if (await read_history(archive)).snapshots:
                     return
             await asyncio.sleep(0.2)
+
+
+async def test_temporary_tables_write_nothing_into_the_journal_whatever_text_they_stand_in(
+    make_setup: MakeSetup, roles: tuple[str, str]
+) -> None:
+    """Whoever may connect may make them, as often as he likes, in texts as long as he likes."""
+    _, outsider = roles
+    source = make_setup()
+    await source.init()
+    with as_role(source.dsn, outsider) as conn:
+        conn.execute(
+            "CREATE TEMP TABLE a (id int); CREATE TEMP TABLE b AS SELECT 1 AS x; DROP TABLE b -- " + "x" * 1000000
+        )
+    with source.connect() as conn:
+        assert conn.execute(
+            "SELECT count(*), pg_table_size('archiver.journal') < 100000 FROM archiver.journal"
+        ).fetchone() == (0, True)
+
+
+async def test_a_text_that_is_too_long_costs_a_base_snapshot_and_no_memory(make_setup: MakeSetup) -> None:
+    source = make_setup()
+    await source.init()
+    with source.connect() as conn:
+        notices: list[str] = []
+        conn.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))
+        conn.execute(f"CREATE TABLE made (id int PRIMARY KEY) -- {'x' * (17 << 20)}".encode())
+        assert [each for each in notices if "was not captured" in each and "longer than" in each]
+
+
+async def test_nobody_hides_ddl_by_making_his_transaction_read_only_meanwhile(
+    make_setup: MakeSetup, roles: tuple[str, str]
+) -> None:
+    owner, _ = roles
+    source = make_setup()
+    give_schema(source.dsn, owner)
+    await source.init()
+    with as_role(source.dsn, owner) as conn:
+        conn.execute("CREATE FUNCTION app.f() RETURNS int LANGUAGE plpgsql AS $$ BEGIN"
+                     " SET TRANSACTION READ ONLY; RETURN 1; END $$")  # fmt: skip
+        with pytest.raises(psycopg.Error, match="read-only"):
+            conn.execute("ALTER TABLE app.t ADD COLUMN hidden int DEFAULT app.f()")
+
+
+async def test_a_base_snapshot_sweeps_the_journal(make_setup: MakeSetup) -> None:
+    source = make_setup()
+    await source.init()
+    with source.connect() as conn:
+        conn.execute("CREATE TABLE a (id int); CREATE TABLE b (id int)")
+        assert conn.execute("SELECT count(*) FROM archiver.journal").fetchone() == (1,)
+        async with source.daemon(), asyncio.timeout(30):
+            while conn.execute("SELECT count(*) FROM archiver.journal").fetchone() != (0,):
+                await asyncio.sleep(0.2)

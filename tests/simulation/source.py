@@ -226,6 +226,7 @@ _ANSWERS: dict[str, Callable[[Server], Any]] = {
     "clock_timestamp": Server._sample,
     "SELECT CASE WHEN pg_catalog.pg_is_in_recovery": Server._position,
     "SET TRANSACTION": Server._nothing,
+    "DELETE FROM archiver.journal": Server._nothing,
     "pg_current_snapshot": Server._running,
     "pg_event_trigger": Server._captures_ddl,
     "archiver.losses": Server._no_losses,

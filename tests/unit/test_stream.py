@@ -369,6 +369,40 @@ def test_each_segment_describes_the_journal_before_its_first_row_and_once() -> N
     assert [(each.lsn, each.reason) for each in cut.lost] == [(300, "failed"), (300, "moment")]
 
 
+def test_the_journal_is_described_for_each_transaction_that_writes_it() -> None:
+    """One that is streamed describes it for itself alone: a segment opened there must be readable."""
+    feeding = stream(described(JOURNAL), begin(200), lost("failed"), commit(200))
+    feeding.cut()
+    feeding.feed(
+        [*block(7, described(JOURNAL, 7), lost("rows", 7), first=True), begin(300), lost("moment"), commit(300)]
+    )
+    feeding.feed([stream_commit(7, 400), begin(500), lost("keyless"), commit(500)])
+    transactions = replayed_entries([feeding.cut()])
+    assert transactions == [(300, ["moment"]), (400, ["rows"]), (500, ["keyless"])]
+
+
+def replayed_entries(cuts: list[Cut]) -> list[tuple[int, list[str]]]:
+    """What a restore that begins with these segments reads of the journal."""
+    assembler = TransactionAssembler(after=Lsn(0), spool=io.BytesIO)
+    found = []
+    for cut in cuts:
+        assembler.begin_segment(cut.ordinal)
+        for record in records(cut):
+            match record:
+                case Relation(xid, message):
+                    assembler.preamble(xid, message)
+                case Context(xid):
+                    assembler.context(xid)
+                case bytes() if (transaction := assembler.feed(record)) is not None:
+                    found.append((transaction.end_lsn, [entry.said["reason"] for entry in transaction.entries()]))
+    return found
+
+
+def test_a_transaction_without_end_of_losses_is_told_once_for_each_reason() -> None:
+    cut = stream(described(JOURNAL), begin(200), *[lost("failed")] * 1000, lost("moment"), commit(200)).cut()
+    assert [each.reason for each in cut.lost] == ["failed", "moment"]
+
+
 @pytest.mark.parametrize("said", ["not JSON", "[]", "{}", {"reason": "my password is hunter2"}, {"reason": 7}])
 def test_a_loss_that_cannot_be_read_is_one_all_the_same_and_shows_no_text(said: Any) -> None:
     [found] = stream(described(JOURNAL), begin(200), entry("lost", said), commit(200)).cut().lost
@@ -384,7 +418,7 @@ def test_a_restore_point_that_no_reader_would_accept_is_none(name: Any) -> None:
 
 def test_what_a_streamed_transaction_lost_counts_from_its_commit_unless_it_was_rolled_back() -> None:
     frames = [*block(7, described(JOURNAL, 7), lost("rows", 7), lost("failed", 70), lost("moment", 71), first=True)]
-    frames += [*block(8, lost("failed", 8), first=True), stream_abort(7, 70), stream_abort(8, 8)]
+    frames += [*block(8, described(JOURNAL, 8), lost("failed", 8), first=True), stream_abort(7, 70), stream_abort(8, 8)]
     feeding = stream(*frames)
     assert feeding.cut().lost == []
     feeding.feed([stream_commit(7, 300)])

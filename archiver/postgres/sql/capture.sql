@@ -45,8 +45,11 @@ $event$;
 
 CREATE FUNCTION archiver.record_start(tag text, origin text) RETURNS void LANGUAGE plpgsql AS $start$
 BEGIN
+    IF current_setting('transaction_read_only')::bool THEN
+        RETURN;  -- a temporary table, or nothing
+    END IF;
     IF tag IN ('CREATE EXTENSION', 'ALTER EXTENSION') THEN
-        PERFORM archiver.place_of(archiver.text_of(origin), 'ddl_command_start', tag);
+        PERFORM archiver.place_of(archiver.head_of(origin), 'ddl_command_start', tag);
     END IF;
     PERFORM archiver.write('ddl', archiver.event_of('ddl_command_start', tag));
 END
@@ -84,6 +87,7 @@ $schema$;
 
 CREATE FUNCTION archiver.record_end(tag text, origin text) RETURNS void LANGUAGE plpgsql AS $end$
 DECLARE
+    head jsonb := archiver.head_of(origin);
     words jsonb;
     message jsonb;
     objects jsonb;
@@ -93,8 +97,7 @@ BEGIN
     IF tag = 'REINDEX' THEN  -- which fires from 17 on only
         RETURN;
     END IF;
-    words := archiver.text_of(origin);
-    message := jsonb_build_object('place', archiver.place_of(words, 'ddl_command_end', tag));
+    message := jsonb_build_object('place', archiver.place_of(head, 'ddl_command_end', tag));
     IF tag LIKE 'DROP %' AND tag <> 'DROP OWNED' THEN
         RETURN;
     END IF;
@@ -104,6 +107,9 @@ BEGIN
       INTO objects, tables, scripted FROM pg_event_trigger_ddl_commands()
      WHERE coalesce(archiver.schema_of(classid, objid, schema_name), '') NOT IN ('pg_temp', 'archiver')
        AND NOT (object_type = 'schema' AND object_identity = 'archiver');
+    IF objects IS NULL AND current_setting('transaction_read_only')::bool THEN
+        RETURN;
+    END IF;
     IF objects IS NULL AND tag NOT IN (
         'CREATE TABLE AS', 'SELECT INTO', 'DROP OWNED', 'CREATE EXTENSION', 'ALTER EXTENSION',
         'ALTER PUBLICATION'  -- which names no object where it only takes some out
@@ -112,6 +118,11 @@ BEGIN
             PERFORM archiver.take_rewritten();
         END IF;
         RETURN;
+    END IF;
+    IF tag IN ('CREATE TABLE AS', 'SELECT INTO') THEN  -- which are described, and often temporary
+        words := head;
+    ELSE
+        words := archiver.text_of(head, origin);
     END IF;
     message := message || archiver.event_of('ddl_command_end', tag)
             || jsonb_build_object('objects', objects, 'source', words -> 'source', 'text', words -> 'text')

@@ -12,7 +12,7 @@ BEGIN
 END
 $write$;
 
--- It never fails: where the journal cannot be written (somebody holds a lock of it, or it is gone), it counts.
+-- It fails for nobody but for who hides something: where the journal cannot be written (somebody holds a lock of it, or it is gone), it counts.
 CREATE FUNCTION archiver.record_loss(reason text, what text) RETURNS void LANGUAGE plpgsql AS $loss$
 BEGIN
     PERFORM archiver.write('lost', jsonb_build_object('reason', reason, 'what', left(what, 300)));
@@ -20,6 +20,10 @@ EXCEPTION WHEN OTHERS THEN
     BEGIN
         PERFORM nextval('archiver.losses');
     EXCEPTION WHEN OTHERS THEN
+        -- Only who hides his DDL makes the transaction read-only while a statement of it runs.
+        IF current_setting('transaction_read_only')::bool THEN
+            RAISE EXCEPTION 'archiver: a schema change in a transaction that was made read-only meanwhile';
+        END IF;
         RAISE WARNING 'archiver: a schema change was not captured: %', SQLERRM;
     END;
 END

@@ -15,7 +15,7 @@ BEGIN
         RETURN;
     END IF;
     IF reason & 6 <> 0 THEN
-        words := archiver.text_of(origin);
+        words := archiver.text_of(archiver.head_of(origin), origin);
         needed := needed
                OR (reason & 2 <> 0 OR (words ->> 'adds')::bool) AND archiver.has_unstable_default(rewritten)
                OR reason & 4 <> 0 AND (words ->> 'using')::bool

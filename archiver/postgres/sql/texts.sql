@@ -7,7 +7,6 @@
 -- apostrophe in them begins no literal. beside: whether it may have become something else than a default.
 CREATE FUNCTION archiver.words_of(source text) RETURNS jsonb LANGUAGE sql STABLE AS $words$
     SELECT jsonb_build_object(
-        'several', source ~ E';\\s*\\S',
         'adds', source ~* E'\\madd\\M',
         'using', source ~* E'\\musing\\M',
         'atomic', source ~* E'\\matomic\\M',
@@ -25,20 +24,33 @@ CREATE FUNCTION archiver.words_of(source text) RETURNS jsonb LANGUAGE sql STABLE
                OR source ~* E'\\mas\\s*[(][^,]*\\m(now|today|tomorrow|yesterday)\\M')
 $words$;
 
--- A text of several statements travels once in each transaction, as a row of its own to which its events refer. That
--- row stays in the table while the text runs: that it is there is all that is believed of what the session remembers.
-CREATE FUNCTION archiver.text_of(origin text) RETURNS jsonb LANGUAGE plpgsql AS $text$
+-- Where a statement stands: nested in a function, by whose line of context (`source`, of an SQL function's), and a mark of
+-- its text. It is asked for each statement, temporary tables' too, and so does no more than find out whether the text
+-- holds several.
+CREATE FUNCTION archiver.head_of(origin text) RETURNS jsonb LANGUAGE plpgsql AS $head$
 DECLARE
-    xact text := pg_current_xact_id()::text || ' ';
     routine text := substring(origin FROM E'^SQL function "[^\\n]*" statement [0-9]+');
     nested bool := routine IS NOT NULL OR starts_with(origin, 'SQL statement "');
+BEGIN
+    RETURN jsonb_build_object(
+        'nested', nested, 'source', routine,
+        'mark', CASE WHEN routine IS NOT NULL THEN md5(regexp_replace(routine, ' statement [0-9]+$', ''))
+                     WHEN nested THEN md5(origin) ELSE octet_length(current_query())::text END,
+        'several', routine IS NULL AND CASE WHEN nested THEN origin ELSE current_query() END ~ E';\\s*\\S');
+END
+$head$;
+
+-- A text of several statements travels once in each transaction, as a row of its own to which its events refer. That
+-- row stays in the table while the text runs: that it is there is all that is believed of what the session remembers.
+CREATE FUNCTION archiver.text_of(head jsonb, origin text) RETURNS jsonb LANGUAGE plpgsql AS $text$
+DECLARE
+    xact text := pg_current_xact_id()::text || ' ';
+    routine text := head ->> 'source';
+    nested bool := head ->> 'nested';
     source text := CASE WHEN nested THEN origin ELSE current_query() END;
-    mark text := CASE WHEN routine IS NOT NULL THEN md5(regexp_replace(routine, ' statement [0-9]+$', ''))
-                      WHEN nested THEN md5(origin) ELSE octet_length(source)::text END;
-    wanted text := xact || extract(epoch FROM statement_timestamp()) || ' ' || mark;
+    wanted text := xact || extract(epoch FROM statement_timestamp()) || ' ' || (head ->> 'mark');
     slot text := CASE WHEN nested THEN 'archiver.nested_text' ELSE 'archiver.text' END;
     kept tid := substring(current_setting(slot, true) FROM E'^\\(\\d{1,9},\\d{1,4}\\)$');
-    result jsonb := jsonb_build_object('nested', nested, 'mark', mark, 'source', CASE WHEN nested THEN routine END);
     sent record;
     bodies jsonb;
     words jsonb;
@@ -46,24 +58,27 @@ BEGIN
     IF kept IS NOT NULL THEN
         SELECT id, about INTO sent FROM archiver.journal WHERE ctid = kept AND key = wanted;
         IF FOUND THEN
-            RETURN result || sent.about::jsonb || jsonb_build_object('text', sent.id);
+            RETURN head || sent.about::jsonb || jsonb_build_object('text', sent.id);
         END IF;
         DELETE FROM archiver.journal WHERE ctid = kept AND starts_with(key, xact);
+    END IF;
+    IF octet_length(source) > __TEXT_LIMIT__ THEN
+        RAISE EXCEPTION 'its text is longer than % bytes', __TEXT_LIMIT__;
     END IF;
     IF routine IS NOT NULL THEN
         bodies := archiver.bodies_of(routine);
     END IF;
     words := archiver.words_of(concat_ws(' ', CASE WHEN routine IS NULL THEN source END,
         (SELECT string_agg(body, ' ') FROM jsonb_array_elements_text(bodies) AS body)));
-    IF routine IS NULL AND NOT (words ->> 'several')::bool THEN
-        RETURN result || words || jsonb_build_object('source', source);
+    IF routine IS NULL AND NOT (head ->> 'several')::bool THEN
+        RETURN head || words || jsonb_build_object('source', source);
     END IF;
     INSERT INTO archiver.journal (kind, key, about, content)
     VALUES ('text', wanted, words::text, CASE WHEN routine IS NULL THEN jsonb_build_object('source', source)
                                               ELSE jsonb_build_object('bodies', bodies) END::text)
     RETURNING id, ctid INTO sent;
     PERFORM set_config(slot, sent.ctid::text, true);
-    RETURN result || words || jsonb_build_object('text', sent.id);
+    RETURN head || words || jsonb_build_object('text', sent.id);
 END
 $text$;
 
@@ -84,16 +99,16 @@ $wording$;
 -- statements back: only what no rollback undoes can count them, and of a session's state that is a prepared statement.
 -- A text that a function runs cannot contain ROLLBACK, but may fail half-way and be run again: there the count must go
 -- back with it, as a setting does. Whoever alters the count moves his own statement within his own text, no more.
-CREATE FUNCTION archiver.place_of(words jsonb, event text, tag text) RETURNS int LANGUAGE plpgsql AS $place$
+CREATE FUNCTION archiver.place_of(head jsonb, event text, tag text) RETURNS int LANGUAGE plpgsql AS $place$
 DECLARE
     now text := extract(epoch FROM statement_timestamp()) || ' ';
-    mark text := ' ' || (words ->> 'mark') || ':';
-    nested bool := (words ->> 'nested')::bool;
+    mark text := ' ' || (head ->> 'mark') || ':';
+    nested bool := (head ->> 'nested')::bool;
     script bool := tag IN ('CREATE EXTENSION', 'ALTER EXTENSION');
     counts text;
     places int[];
 BEGIN
-    IF words ->> 'text' IS NULL OR words ->> 'source' IS NOT NULL THEN
+    IF NOT (head ->> 'several')::bool THEN
         RETURN 1;  -- it is alone, or the number of the statement is told
     END IF;
     IF nested THEN
