@@ -128,7 +128,9 @@ BEGIN
             || jsonb_build_object('objects', objects, 'source', words -> 'source', 'text', words -> 'text')
             || archiver.described(tag, words, tables);
     PERFORM archiver.write('ddl', message);
-    PERFORM archiver.record_moments(tag, words);
+    IF objects IS NOT NULL THEN  -- CREATE EXTENSION IF NOT EXISTS is anybody's, and may have done nothing
+        PERFORM archiver.record_moments(tag, words);
+    END IF;
     PERFORM archiver.record_rewritten();
 END
 $end$;
@@ -167,7 +169,7 @@ CREATE FUNCTION archiver.record_moments(tag text, words jsonb) RETURNS void LANG
 BEGIN
     IF NOT (words ->> 'moment')::bool
        OR tag ~ '^(CREATE|ALTER) (FOREIGN )?TABLE$' AND NOT (words ->> 'beside')::bool  -- described
-       OR tag ~ '^(CREATE TABLE AS|SELECT INTO|DROP |COMMENT|SECURITY LABEL|GRANT|REVOKE|REFRESH|ALTER DEFAULT)'
+       OR tag ~ '^(CREATE TABLE AS|SELECT INTO|DROP |COMMENT|SECURITY LABEL|GRANT|REVOKE|REFRESH|ALTER (DEFAULT|LARGE))'
        OR tag ~ '^(CREATE|ALTER) (FUNCTION|PROCEDURE|ROUTINE|EXTENSION)' AND NOT (words ->> 'atomic')::bool THEN
         RETURN;
     END IF;

@@ -68,6 +68,9 @@ BEGIN
     IF routine IS NOT NULL THEN
         bodies := archiver.bodies_of(routine);
     END IF;
+    IF starts_with(origin, 'SQL function "') AND jsonb_array_length(bodies) IS DISTINCT FROM 1 THEN
+        RAISE EXCEPTION 'which function ran is not known';  -- a loss: another's text must not stand for it
+    END IF;
     words := archiver.words_of(concat_ws(' ', CASE WHEN routine IS NULL THEN source END,
         (SELECT string_agg(body, ' ') FROM jsonb_array_elements_text(bodies) AS body)));
     IF routine IS NULL AND NOT (head ->> 'several')::bool THEN
@@ -82,9 +85,10 @@ BEGIN
 END
 $text$;
 
+-- Only its name is told, without a schema. What stands in the temporary schemas of other sessions cannot be meant.
 CREATE FUNCTION archiver.bodies_of(routine text) RETURNS jsonb LANGUAGE sql STABLE AS $bodies$
-    SELECT jsonb_agg(p.prosrc) FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
-     WHERE l.lanname = 'sql' AND p.proname = substring(routine, E'^SQL function "([^\\n]*)" statement [0-9]+')
+    SELECT jsonb_agg(DISTINCT p.prosrc) FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
+     WHERE NOT pg_is_other_temp_schema(p.pronamespace) AND l.lanname = 'sql' AND p.proname = substring(routine, E'^SQL function "([^\\n]*)" statement [0-9]+')
 $bodies$;
 
 -- What stands in a text, all of it, for what must be looked for where a statement needs it.
