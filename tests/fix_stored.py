@@ -113,8 +113,17 @@ listen = "127.0.0.1:{port}"
     return Site(folder, dsn, "", (), {}, settings)
 
 
-def make_whole(folder: Path, dsn: str) -> Site:
-    """An archive of a table, with a base snapshot and changes behind it; its daemon has ended."""
+CONFIRMED = (
+    "SELECT confirmed_flush_lsn >= pg_current_wal_insert_lsn() - 64 FROM pg_replication_slots "
+    "WHERE database = current_database()"
+)
+
+
+def make_whole(folder: Path, dsn: str, *, segments_before: int = 0) -> Site:
+    """An archive of a table, with a base snapshot and changes behind it; its daemon has ended.
+
+    With `segments_before`, there is an older base snapshot, and so many segments lie between the two.
+    """
     for name in REGIONS:
         (folder / name).mkdir(parents=True)
     write_key(folder / "kek")
@@ -125,14 +134,16 @@ def make_whole(folder: Path, dsn: str) -> Site:
     assert made.returncode == 0, made.stderr
     with site.started("run") as daemon:
         site.wait_until(lambda: json.loads(site.run("info", "--json").stdout)["snapshots"])
+        for _ in range(segments_before):
+            site.execute("UPDATE keyed SET v = 'v' WHERE id = 1")
+            site.wait_until(lambda: site.execute(CONFIRMED) == [(True,)])
+        if segments_before:
+            taken = site.run("snapshot")
+            assert taken.returncode == 0, taken.stderr
         for number in range(AFTER):
             site.execute(f"INSERT INTO keyed VALUES (-{number + 1}, 'late')")
         site.execute("SELECT pg_current_xact_id()")
-        confirmed = (
-            "SELECT confirmed_flush_lsn >= pg_current_wal_insert_lsn() - 64 FROM pg_replication_slots "
-            "WHERE database = current_database()"
-        )
-        site.wait_until(lambda: site.execute(confirmed) == [(True,)])
+        site.wait_until(lambda: site.execute(CONFIRMED) == [(True,)])
         daemon.terminate()
         _, errors = daemon.communicate(timeout=40)
         assert daemon.returncode == 0, errors
@@ -143,11 +154,14 @@ def make_whole(folder: Path, dsn: str) -> Site:
 def whole_site(
     pg: PostgresServer, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Site]:
+    """The archive that a module's tests spoil copies of; its SEGMENTS_BEFORE says how long its log is."""
     name = f"stored_{abs(hash(request.module.__name__)) % 10**8}x"
+    before = getattr(request.module, "SEGMENTS_BEFORE", 0)
     with ExitStack() as stack:
         pg.execute(f"CREATE DATABASE {name} TEMPLATE template0")
         stack.callback(drop_database, pg, name)
-        yield make_whole(tmp_path_factory.mktemp("whole") / "regions", pg.dsn(name))
+        folder = tmp_path_factory.mktemp("whole") / "regions"
+        yield make_whole(folder, pg.dsn(name), segments_before=before)
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from tests.fix_archive import MakeSetup
 from tests.fix_stored import AFTER, BEFORE, REGIONS, Stored
 from tests.integration.test_crash import file_regions
 
+SEGMENTS_BEFORE = 4  # of which an expiry rule takes some (tests/fix_stored.py)
+
 
 def expire_before_the_base_snapshot(stored: Stored) -> int:
     """The oldest manifests are gone in every region, up to the segment before the base snapshot's."""
