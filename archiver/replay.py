@@ -59,7 +59,6 @@ class Replay:
         self._renames = Renames(done.get("renames", ()))
         self._archive = archive
         self._publication = index.publication
-        self._source = index.rights
         first = int(done.get("segment", 0))
         self._segments = [changes for changes in plan.segments if changes.ordinal >= first]
         after = Lsn.parse(done["lsn"]) if done else plan.snapshot.lsn
@@ -69,7 +68,7 @@ class Replay:
 
     async def run(self, conn: psycopg.AsyncConnection[Any], on_segment: Done) -> None:
         """Replay all segments and commit. Raises IntegrityError, PostgresError."""
-        ddl = await DdlReplay.open(conn, self._publication, self._source)
+        ddl = await DdlReplay.open(conn, self._publication)
         ddl.runner.left_out, ddl.runner.missing = list(self.left_out), set(self.missing)
         ddl.renames = self._renames
         with _few_searches_for_cycles():

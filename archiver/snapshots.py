@@ -32,7 +32,6 @@ from archiver.lsn import Lsn
 from archiver.policy import parts
 from archiver.postgres.client_programs import dump_schema, find_pg_dump
 from archiver.postgres.exclusion import excluded_tables
-from archiver.postgres.lending import SourceRights
 from archiver.postgres.replication_slot import Blocker, SystemIdentity, create_slot, identify_system
 from archiver.postgres.roles import read_globals
 from archiver.postgres.sequences import read_sequences
@@ -80,13 +79,6 @@ class Index:
     tables: tuple[IndexedTable, ...]
     sequences: list[dict[str, Any]]
     roles: Globals | None = None
-
-    @property
-    def rights(self) -> SourceRights:
-        """What roles might do at the source that nothing in the stream says."""
-        known = self.roles.roles if self.roles else ()
-        superusers = frozenset(role.name for role in known if "SUPERUSER" in role.attributes)
-        return SourceRights(self.database.owner, frozenset(self.database.creators), superusers)
 
     def encode(self) -> bytes:
         tables = [{"info": t.info.to_json(), "digest": str(t.digest), "parts": t.parts} for t in self.tables]

@@ -17,6 +17,7 @@ from pglast.enums import ObjectType
 from pglast.parser import ParseError
 
 from archiver.errors import IntegrityError
+from archiver.format.ddl_rights import Rights
 
 CREATES_FILLED: Final = frozenset({"CREATE TABLE AS", "SELECT INTO"})
 """Their rows come before their end event: the table is made at the start event, from its description at the end."""
@@ -58,6 +59,7 @@ class Event:
     settings: Mapping[str, str | None]
     schemas: Sequence[str]
     session_role: str | None = None
+    rights: Rights = Rights()
     source: str = ""
     place: int = 1
     text: Text | None = None
@@ -89,6 +91,7 @@ def parse_event(said: Mapping[str, Any], text: Text | None = None) -> Event:
             settings=_known_settings(said["settings"]),
             schemas=[schema for schema in said["schemas"] or () if not schema.startswith("pg_temp")],
             session_role=said.get("session_role"),
+            rights=Rights.from_said(said.get("rights") or {}),
             source=said.get("source") or (text.source if text else ""),
             place=said.get("place", 1),
             text=text,

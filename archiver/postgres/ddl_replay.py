@@ -23,7 +23,6 @@ from archiver.policy.source_transaction import SourceTransaction
 from archiver.postgres import always_triggers, ddl_indexes, relations, rewritten_rows
 from archiver.postgres.apply import Applier, EntryHandler
 from archiver.postgres.ddl_running import Runner
-from archiver.postgres.lending import SourceRights
 from archiver.postgres.renames import Renames
 from archiver.postgres.session import postgres_error
 
@@ -53,10 +52,10 @@ class DdlReplay:
         self._texts_until = Lsn(0)
 
     @classmethod
-    async def open(cls, conn: Conn, publication: str, source: SourceRights) -> DdlReplay:
+    async def open(cls, conn: Conn, publication: str) -> DdlReplay:
         """For a connection that an Applier will own. Raises PostgresError."""
         silence = await always_triggers.Silence.open(conn)
-        runner = await Runner.open(conn, publication, source, system_triggers=silence.by_role)
+        runner = await Runner.open(conn, publication, system_triggers=silence.by_role)
         return cls(conn, runner, silence)
 
     def attach(self, applier: Applier) -> None:

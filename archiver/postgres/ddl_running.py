@@ -20,7 +20,7 @@ from archiver.format.ddl_rewrite import Replay, TargetFacts, for_target, without
 from archiver.format.dump_roles import Skipped
 from archiver.lsn import Lsn
 from archiver.postgres import lending, run_as, unchecked_keys
-from archiver.postgres.lending import OF_RIGHTS, SourceRights
+from archiver.postgres.lending import OF_RIGHTS
 from archiver.postgres.session import fetch, postgres_error
 from archiver.postgres.stand_ins import REAL, StandIns
 
@@ -56,25 +56,22 @@ class _Who:
 class Runner:
     """For one replay. `left_out` is for the report, and so are the roles that were `missing`."""
 
-    def __init__(
-        self, conn: Conn, target: TargetFacts, settable: frozenset[str], stand_ins: StandIns, source: SourceRights
-    ) -> None:
+    def __init__(self, conn: Conn, target: TargetFacts, settable: frozenset[str], stand_ins: StandIns) -> None:
         self.left_out: list[Skipped] = []
         self.missing: set[str] = set()
         self._conn = conn
         self._target = target
         self._settable = settable
         self._stand_ins = stand_ins
-        self._source = source
         self._silenced = False
 
     @classmethod
-    async def open(cls, conn: Conn, publication: str, source: SourceRights, *, system_triggers: bool) -> Runner:
+    async def open(cls, conn: Conn, publication: str, *, system_triggers: bool) -> Runner:
         """Raises PostgresError."""
         rows = await fetch(conn, _ROLES, "listing the roles")
         facts = TargetFacts(frozenset(name for name, _ in rows), publication, system_triggers=system_triggers)
         settable = frozenset(name for name, member in rows if member)
-        return cls(conn, facts, settable, await StandIns.open(conn), source)
+        return cls(conn, facts, settable, await StandIns.open(conn))
 
     async def fit(self, statement: str, event: Event) -> Replay:
         """What does the same at the target. Roles that it lacks are reported; they get their stand-ins."""
@@ -155,19 +152,11 @@ class Runner:
             return False
         if await self._again(event, statement, lend=True):
             return True
-        for who in await self._others(event):
-            if await self._again(event, statement, who=who):
-                await self._give_away(event)
-                return True
-        return False
-
-    async def _others(self, event: Event) -> list[_Who]:
-        """Who else may run it: the owners of what it names, whose rights it had; the restoring role, in their place."""
-        await self._conn.execute("ROLLBACK TO SAVEPOINT archiver_ddl")
-        known = self._settable | self._stand_ins.names
-        owners = [owner for owner in await lending.owners(self._conn, event) if owner in known]
-        may = event.tag in OF_RIGHTS or event.role in self._source.superusers
-        return [*(_Who(owner, own=False) for owner in owners), *([self._restorer()] if may else [])]
+        if not (event.tag in OF_RIGHTS or event.rights.superuser):
+            return False
+        if there := await self._again(event, statement, who=self._restorer()):
+            await self._give_away(event)
+        return there
 
     async def _give_away(self, event: Event) -> None:
         """What the restoring role made goes to the role whose statement it was, where that may own it."""
@@ -199,7 +188,7 @@ class Runner:
         return True
 
     async def _lend(self, event: Event, statement: str, who: _Who, *, lend: bool) -> None:
-        give, take = await lending.lent_for(self._conn, event, self._source) if lend else ([], [])
+        give, take = await lending.lent_for(self._conn, event) if lend else ([], [])
         for each in give:
             await self._conn.execute(each)
         await self._execute(event, statement, who)

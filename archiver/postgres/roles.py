@@ -16,6 +16,7 @@ from archiver.format.dump_roles import Skipped
 from archiver.format.roles import Globals, Membership, Role
 from archiver.postgres.load import attempt, transaction
 from archiver.postgres.session import fetch, postgres_error
+from archiver.postgres.stand_ins import REAL
 
 _READING: Final = "reading the roles"
 _READABLE: Final[LiteralString] = "select pg_catalog.has_table_privilege('pg_catalog.pg_authid', 'SELECT')"
@@ -121,7 +122,8 @@ def _grant_to(role: str, member: str) -> sql.Composed:
 async def _create(conn: psycopg.AsyncConnection[Any], role: Role) -> list[Skipped]:
     name = sql.Identifier(role.name)
     everyones = [word for word in role.attributes if word in _EVERYONES]
-    create = sql.SQL("CREATE ROLE {} {} CONNECTION LIMIT {}").format(name, _words(everyones), role.connection_limit)
+    how = "ALTER" if await _stands_in(conn, role.name) else "CREATE"
+    create = sql.SQL(how + " ROLE {} {} CONNECTION LIMIT {}").format(name, _words(everyones), role.connection_limit)
     if role.valid_until is not None:
         create += sql.SQL(" VALID UNTIL {}").format(role.valid_until)
     try:
@@ -139,10 +141,18 @@ async def _create(conn: psycopg.AsyncConnection[Any], role: Role) -> list[Skippe
     if role.password is not None:
         alter = sql.SQL("ALTER ROLE {} PASSWORD {}").format(name, role.password)
         skipped += await _tried(conn, f"PASSWORD of {label}", alter)
-    if role.comment is not None:
+    if role.comment is not None or how == "ALTER":
         comment = sql.SQL("COMMENT ON ROLE {} IS {}").format(name, role.comment)
         skipped += await _tried(conn, f"COMMENT of {label}", comment)
     return skipped
+
+
+_STANDS_IN: Final[LiteralString] = "SELECT FROM pg_catalog.pg_roles WHERE rolname = %s AND NOT " + REAL
+
+
+async def _stands_in(conn: psycopg.AsyncConnection[Any], name: str) -> bool:
+    """Whether a restore without roles has left it behind."""
+    return await (await conn.execute(_STANDS_IN, (name,))).fetchone() is not None
 
 
 def _words(words: Iterable[str]) -> sql.Composed:

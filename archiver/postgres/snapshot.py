@@ -183,7 +183,6 @@ class DatabaseInfo:
 
     `extensions` are (name, version, schema), `materialized_views` (schema, name, populated), `settings` those of
     ALTER DATABASE and ALTER ROLE … IN DATABASE, which a dump of one database leaves out: (role or "", name=value).
-    `creators` are the roles that may create in the database, "" for all.
     """
 
     server_version: int
@@ -200,8 +199,6 @@ class DatabaseInfo:
     materialized_views: list[tuple[str, str, bool]]
     settings: list[tuple[str, str]]
     roles: list[str]
-    owner: str
-    creators: list[str]
 
     @property
     def search_path(self) -> str | None:
@@ -243,11 +240,7 @@ select jsonb_build_object(
                  from pg_catalog.pg_db_role_setting s left join pg_catalog.pg_roles r on r.oid = s.setrole
                 cross join unnest(s.setconfig) setting where s.setdatabase = d.oid),
   'roles', (select coalesce(jsonb_agg(rolname order by rolname), '[]') from pg_catalog.pg_roles
-             where rolname !~ '^pg_'),
-  'owner', pg_catalog.pg_get_userbyid(d.datdba),
-  'creators', (select coalesce(jsonb_agg(distinct coalesce(r.rolname, '')), '[]')
-                 from pg_catalog.aclexplode(coalesce(d.datacl, pg_catalog.acldefault('d', d.datdba))) a
-                 left join pg_catalog.pg_roles r on r.oid = a.grantee where a.privilege_type = 'CREATE'))
+             where rolname !~ '^pg_'))
 from pg_catalog.pg_database d where d.datname = current_database()
 """
 """to_jsonb(d) reads columns that only some versions have: datlocprovider from 15, datlocale from 17."""

@@ -1,7 +1,8 @@
 """Stand-ins: roles of the names that a target lacks, without any attribute, for as long as a restore takes.
 
 With them every statement runs unchanged, as the role that ran it and with no more rights than that one had. At the end
-all that is theirs goes to the restoring role, what was granted to them is gone, and so are they. An interrupted restore
+all that is theirs goes to the restoring role, what was granted to them is gone, and so are they; but for those that own
+code which runs with its owner's rights, for it must not get the restoring role's: they stay. An interrupted restore
 knows them again: they are listed in the target, and their comment says what they are.
 """
 
@@ -14,13 +15,16 @@ import psycopg
 from psycopg import sql
 
 from archiver.format.dump_roles import Skipped
+from archiver.postgres import users_code
 from archiver.postgres.session import fetch, postgres_error
 
 Conn = psycopg.AsyncConnection[Any]
 
-MARK: Final[LiteralString] = "archiver: stand-in during a restore"
-REAL: Final[LiteralString] = "pg_catalog.shobj_description(oid, 'pg_authid') IS DISTINCT FROM '" + MARK + "'"
-"""Of a row of pg_roles: it is no stand-in."""
+MARK: Final[LiteralString] = "archiver: stands in for a role that was missing when a database was restored"
+REAL: Final[LiteralString] = (
+    "(rolcanlogin OR pg_catalog.shobj_description(oid, 'pg_authid') IS DISTINCT FROM '" + MARK + "')"
+)
+"""Of a row of pg_roles: it is no stand-in, or has been made a role of its own since."""
 
 CREATE: Final[LiteralString] = "CREATE TABLE IF NOT EXISTS archiver.stand_ins (name text PRIMARY KEY)"
 _THERE: Final[LiteralString] = """
@@ -78,9 +82,38 @@ class StandIns:
         await conn.execute(sql.SQL("COMMENT ON ROLE {} IS {}").format(role, MARK))
 
 
+# Functions SECURITY DEFINER, the rights of views and rules, and what a REFRESH computes, are their owners'.
+_OWNING_CODE: Final[LiteralString] = """
+SELECT pg_catalog.pg_get_userbyid(proowner)::pg_catalog.text, 'function ' || oid::pg_catalog.regprocedure
+  FROM pg_catalog.pg_proc WHERE prosecdef AND pronamespace <> pg_catalog.to_regnamespace('archiver')
+UNION ALL
+SELECT pg_catalog.pg_get_userbyid(c.relowner)::pg_catalog.text,
+       CASE c.relkind WHEN 'v' THEN 'view ' WHEN 'm' THEN 'materialized view ' ELSE 'rules of table ' END
+       || c.oid::pg_catalog.regclass
+  FROM pg_catalog.pg_class c WHERE c.relhasrules
+   AND NOT (c.relkind = 'v' AND EXISTS (
+       SELECT FROM pg_catalog.pg_options_to_table(c.reloptions) AS o
+        WHERE o.option_name = 'security_invoker' AND o.option_value::pg_catalog.bool))
+"""
+
+
+async def owning_code(conn: Conn) -> dict[str, str]:
+    """The stand-ins that own code which runs with its owner's rights, and what it is of. All errors are psycopg's."""
+    guarded = [(each.owner, f"table {each.schema}.{each.name}") for each in await users_code.find_all(conn)]
+    found = dict([*guarded, *await (await conn.execute(_OWNING_CODE)).fetchall()])
+    return {name: found[name] for name in await _listed(conn) if name in found}
+
+
 async def drop_all(conn: Conn) -> list[Skipped]:
-    """In the caller's transaction. Returns those that had to stay. All errors are psycopg's."""
-    return [kept for name in await _listed(conn) if (kept := await _drop(conn, name)) is not None]
+    """In the caller's transaction. Returns those that stay. All errors are psycopg's."""
+    staying = await owning_code(conn)
+    stay = [_kept(name, f"its {what} runs code with its owner's rights") for name, what in staying.items()]
+    names = [name for name in await _listed(conn) if name not in staying]
+    return stay + [kept for name in names if (kept := await _drop(conn, name)) is not None]
+
+
+def _kept(name: str, why: str) -> Skipped:
+    return Skipped(f"DROP ROLE {name}, which was missing and cannot log in,", why, "DROP ROLE")
 
 
 async def _listed(conn: Conn) -> list[str]:
@@ -95,7 +128,7 @@ async def _drop(conn: Conn, name: str) -> Skipped | None:
         async with conn.transaction():
             await conn.execute(sql.SQL("DROP ROLE {}").format(role))
     except psycopg.errors.DependentObjectsStillExist as exc:
-        return Skipped(f"DROP ROLE {name}, a stand-in,", postgres_error(exc).message, "DROP ROLE")
+        return _kept(name, postgres_error(exc).message)
     return None
 
 
@@ -113,7 +146,8 @@ async def hand_over(conn: Conn) -> None:
 
     From here on no code of users must run. All errors are psycopg's.
     """
-    names = await _listed(conn)
+    staying = await owning_code(conn)
+    names = [name for name in await _listed(conn) if name not in staying]
     while names and (owned := await (await conn.execute(_OWNED, (names, _AT_ONCE))).fetchall()):
         async with conn.transaction():
             for schema, table, kind in owned:

@@ -126,8 +126,13 @@ def copied(cur: psycopg.Cursor[Any], name: str) -> list[bytes]:
         return [bytes(row) for row in copy]
 
 
-def assert_contained(dsn: str, before: list[Any]) -> None:
-    assert rights(dsn) == before
+def assert_contained(dsn: str, before: list[Any], *, staying: Sequence[str] = ()) -> None:
+    """`staying`: roles that may have been made, if they can do nothing."""
+    made = [each for each in rights(dsn) if isinstance(each[0], dict) and each[0]["rolname"] in staying]
+    assert [each for each in rights(dsn) if each not in made] == before
+    assert not any(
+        role[right] for (role,) in made for right in role if isinstance(role[right], bool) and right != "rolinherit"
+    )
     with psycopg.connect(dsn) as conn:
         assert conn.execute("SELECT v FROM public.victim").fetchall() == [("untouched",)]
         assert conn.execute("SELECT nspname FROM pg_namespace WHERE nspname = 'archiver'").fetchall() == []
@@ -253,7 +258,47 @@ async def test_nor_does_the_code_of_a_role_that_the_target_lacks(
     dsn = elsewhere.dsn("restored")
     before = rights(dsn)
     await restore_into(world.setup, dsn)
-    assert_contained(dsn, before)
+    assert_contained(dsn, before, staying=(world.evil, f"other_{world.evil}"))
+
+
+OWNED = {
+    "a function": "CREATE FUNCTION app.f() RETURNS name LANGUAGE sql SECURITY DEFINER AS 'SELECT current_user'",
+    "a view": "CREATE VIEW app.f AS SELECT * FROM public.victim",
+    "a rule": "CREATE TABLE app.f (v text); CREATE RULE r AS ON INSERT TO app.f DO ALSO UPDATE public.victim SET v = 'his'",
+    "an index": "CREATE TABLE app.f (v int); CREATE INDEX ON app.f (app.pure(v)); ALTER TABLE app.f REPLICA IDENTITY FULL",
+    "a materialized view": "CREATE MATERIALIZED VIEW app.f AS SELECT app.attack() WITH NO DATA",
+}
+
+
+@pytest.mark.parametrize("what", OWNED)
+async def test_what_runs_with_its_owners_rights_does_not_get_the_restoring_roles(
+    world: World, elsewhere: PostgresServer, what: str
+) -> None:
+    """Without --globals: its owner stays, as a role that can do nothing and cannot log in."""
+    world.dba.execute(
+        "CREATE ROLE plain; CREATE TABLE nothing_of_code (id int); ALTER TABLE nothing_of_code OWNER TO plain"
+    )
+    try:
+        await world.archive([OWNED[what]], [])
+    finally:
+        world.dba.execute("DROP OWNED BY plain; DROP ROLE plain")
+    dsn = elsewhere.dsn("restored")
+    summary = await restore_into(world.setup, dsn)
+    catalog = "pg_proc WHERE proname" if what == "a function" else "pg_class WHERE relname"
+    owner = "proowner" if what == "a function" else "relowner"
+    found = elsewhere.execute(f"SELECT {owner}::regrole::text FROM {catalog} = 'f'", dbname="restored")
+    assert found == [(world.evil,)]
+    asked = "SELECT rolname, rolcanlogin, rolsuper FROM pg_roles WHERE rolname IN (%s, 'plain')"
+    with psycopg.connect(dsn) as conn:
+        assert conn.execute(asked, [world.evil]).fetchall() == [(world.evil, False, False)]
+    assert any(f"DROP ROLE {world.evil}" in warning for warning in summary.warnings)
+    again = elsewhere.dsn("again")
+    elsewhere.execute("CREATE DATABASE again TEMPLATE template0")
+    async with world.setup.open() as archive:
+        plan = await make_plan(archive, ToLatest())
+        made = await run_restore(archive, plan, again, with_globals=True)
+    assert world.evil in made.roles_created
+    assert elsewhere.execute(f"SELECT rolcanlogin FROM pg_roles WHERE rolname = '{world.evil}'") == [(True,)]
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

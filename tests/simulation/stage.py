@@ -70,7 +70,7 @@ class Snapshot(snapshots._Snapshot):
                 sealer.write(b"rows")
                 await self._store(number, sealer)
             states = (await source.read_sequences(reader)).states
-        database = DatabaseInfo(180000, "sim", "UTF8", "C", "C", None, None, True, 0, [], [], [], [], [], "sim", [])
+        database = DatabaseInfo(180000, "sim", "UTF8", "C", "C", None, None, True, 0, [], [], [], [], [])
         index = snapshots.Index(database, "sim", json.dumps(ids), (), [state.to_json() for state in states])
         return await self._commit(index, consistent_at)
 

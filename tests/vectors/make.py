@@ -227,7 +227,7 @@ def append_snapshot(objects: Objects) -> None:
     info = TableInfo("shop", "item", ("id", "mood"), 1, 8192, 3, 16390, 16390)
     database = DatabaseInfo(
         180000, "shöp", "UTF8", "C", "C", "c", None, True, 0, [("plpgsql", "1.0", "pg_catalog")],
-        [("shop", "scratch")], [], [("", "search_path=shop, public")], ["postgres"], "postgres", ["postgres"],
+        [("shop", "scratch")], [], [("", "search_path=shop, public")], ["postgres"],
     )  # fmt: skip
     sequences = [{"schema": "shop", "name": "item_id_seq", "last_value": 1, "is_called": False, "increment": 1}]
     schema = 'CREATE SCHEMA "shop";\n'

@@ -36,7 +36,7 @@ ROLES = Globals(
 def index() -> Index:
     database = DatabaseInfo(
         180000, "shöp", "UTF8", "C", "C", "c", None, True, 0, [], [], [], [("clerk", "search_path=shop")],
-        ['Owner "it"', "clerk"], "clerk", ["", "clerk"],
+        ['Owner "it"', "clerk"],
     )  # fmt: skip
     return Index(database, "archiver_shop", "", (), [], ROLES)
 

@@ -39,8 +39,25 @@ EXCEPTION WHEN OTHERS THEN
 END
 $capture$;
 
+-- What a role may do by what fires no event trigger; memberships only as far as it has the rights of the others.
+CREATE FUNCTION archiver.rights_of(role text) RETURNS jsonb LANGUAGE sql STABLE AS $rights$
+    WITH RECURSIVE me AS (
+        SELECT oid, rolsuper FROM pg_roles WHERE rolname = role
+    ), above (oid) AS (
+        SELECT a.roleid FROM pg_auth_members a JOIN me ON a.member = me.oid
+        UNION SELECT a.roleid FROM pg_auth_members a JOIN above ON a.member = above.oid
+    )
+    SELECT CASE WHEN rolsuper THEN '{"superuser": true}' ELSE jsonb_strip_nulls(jsonb_build_object(
+               'owner', nullif(me.oid = d.datdba, false),
+               'create', nullif(has_database_privilege(me.oid, d.oid, 'CREATE'), false),
+               'roles', (SELECT jsonb_agg(r.rolname) FROM above JOIN pg_roles r ON r.oid = above.oid
+                          WHERE pg_has_role(me.oid, r.oid, 'USAGE')))) END
+      FROM me, pg_database d WHERE d.datname = current_database()
+$rights$;
+
 CREATE FUNCTION archiver.event_of(event text, tag text) RETURNS jsonb LANGUAGE sql STABLE AS $event$
-    SELECT current_setting('archiver.session')::jsonb || jsonb_build_object('event', event, 'tag', tag)
+    SELECT session || jsonb_build_object('event', event, 'tag', tag, 'rights', archiver.rights_of(session ->> 'role'))
+      FROM (SELECT current_setting('archiver.session')::jsonb) AS noted (session)
 $event$;
 
 CREATE FUNCTION archiver.record_start(tag text, origin text) RETURNS void LANGUAGE plpgsql AS $start$
