@@ -17,7 +17,7 @@ from pglast.enums import ObjectType
 from pglast.parser import ParseError
 
 from archiver.errors import IntegrityError
-from archiver.format.ddl_rights import Rights
+from archiver.format.ddl_rights import NO_RIGHTS, Rights
 
 CREATES_FILLED: Final = frozenset({"CREATE TABLE AS", "SELECT INTO"})
 """Their rows come before their end event: the table is made at the start event, from its description at the end."""
@@ -59,7 +59,7 @@ class Event:
     settings: Mapping[str, str | None]
     schemas: Sequence[str]
     session_role: str | None = None
-    rights: Rights = Rights()
+    rights: Rights = NO_RIGHTS
     source: str = ""
     place: int = 1
     text: Text | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Final, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,3 +21,6 @@ class Rights:
         """Of the triggers, which leave out what is not so. Raises TypeError."""
         superuser, owner, create = (said.get(name) is True for name in ("superuser", "owner", "create"))
         return cls(superuser, owner, create, frozenset(said.get("roles") or ()))
+
+
+NO_RIGHTS: Final = Rights()
