@@ -37,6 +37,9 @@ were written otherwise literals have been rewritten, and what the triggers descr
 _PERMITTED_TO_FAIL: Final = OF_RIGHTS | {"CREATE USER MAPPING", "CREATE PUBLICATION"}
 """As with a base snapshot: all rows and rules of the data are there without them, and some need a superuser."""
 _BEARABLE: Final = (psycopg.errors.InsufficientPrivilege, psycopg.errors.InvalidParameterValue)
+_BESIDE_IT: Final = (
+    "Mend what it needs at the target; or choose one before it, or one behind a later base snapshot (archiver info)."
+)
 _OF_LEFT_OUT: Final = frozenset({"ALTER POLICY", "COMMENT"})
 """What may speak of a policy that was left out, because none of its roles is at the target."""
 
@@ -107,6 +110,7 @@ class Runner:
             if not (guarded and await self._get_along(event, statement, exc)):
                 error = postgres_error(exc, f"DDL at {lsn}")
                 error.message = f"{error.message}, in: {ddl.first_line(statement)}"
+                error.hint = error.hint or _BESIDE_IT
                 raise error from exc
 
     async def _who(self, event: Event) -> _Who:

@@ -8,7 +8,7 @@ does. Triggers are not looked at: they are silent wherever we write.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, LiteralString
 
@@ -142,9 +142,8 @@ class Guarded:
 
     async def load(self, conn: Conn, columns: Sequence[str], chunks: AsyncIterable[bytes]) -> int:
         """Write COPY's text, in chunks that may end anywhere; returns its count of rows. All errors are psycopg's."""
-        count, rest = 0, b""
-        async for chunk in chunks:
-            *lines, rest = (rest + chunk).split(b"\n")
+        count = 0
+        async for lines in lines_of(chunks):
             for statement in inserts(self.table, columns, copied_rows(lines)):
                 count += sum(await self.run(conn, [statement]))
         return count
@@ -161,6 +160,17 @@ class Guarded:
             rights.append(sql.SQL("USAGE ON SCHEMA {}").format(sql.Identifier(self.schema)))
         rights += [sql.SQL(right + " ON TABLE {}").format(self.table) for right in self.lacks]
         return (sql.SQL(how).format(right, sql.Identifier(self.owner)) for right in rights)
+
+
+async def lines_of(chunks: AsyncIterable[bytes]) -> AsyncIterator[list[bytes]]:
+    """Whole lines, without their newlines; a long one is put together once."""
+    begun = list[bytes]()
+    async for chunk in chunks:
+        head, *more = chunk.split(b"\n")
+        begun.append(head)
+        if more:
+            yield [b"".join(begun), *more[:-1]]
+            begun = [more[-1]]
 
 
 async def find_all(conn: Conn) -> list[Guarded]:
