@@ -75,7 +75,8 @@ _KNOWN: Final[LiteralString] = "SELECT pg_catalog.lower(name) FROM pg_catalog.pg
 # Their functions could make a cursor, or another of the kind, at the commit.
 _DEFERRED: Final[LiteralString] = """
 SELECT pg_catalog.quote_ident(n.nspname), pg_catalog.quote_ident(c.relname), pg_catalog.quote_ident(t.tgname),
-       CASE t.tgenabled WHEN 'A' THEN 'ALWAYS' WHEN 'R' THEN 'REPLICA' ELSE '' END
+       CASE t.tgenabled WHEN 'A' THEN 'ALWAYS' WHEN 'R' THEN 'REPLICA' ELSE '' END,
+       pg_catalog.has_schema_privilege(%s, n.oid, 'USAGE')
   FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
  WHERE t.tgdeferrable AND NOT t.tgisinternal AND t.tgenabled <> 'D'
@@ -123,7 +124,7 @@ async def run_all(
         await _enter(conn, settings or {})
         counts = await _call(conn, function, statements)
         if await _leave(conn) or not silenced:
-            await _fire_deferred(conn, function)
+            await _fire_deferred(conn, role, function)
     return counts
 
 
@@ -236,14 +237,18 @@ async def _leave(conn: Conn) -> bool:
     return await found.fetchone() != (ours.get("session_replication_role", "origin"),)
 
 
-async def _fire_deferred(conn: Conn, function: sql.Identifier) -> None:
-    """Now, as their role. One that puts off another again is refused: ALTER TABLE finds it."""
-    found = await (await conn.execute(_DEFERRED)).fetchall()
+async def _fire_deferred(conn: Conn, role: str, function: sql.Identifier) -> None:
+    """Now, as their role. One that puts off another again is refused: ALTER TABLE finds it.
+
+    And so is one in a schema that the role may not name, should its statement have come there by others' functions.
+    """
+    found = await (await conn.execute(_DEFERRED, (role,))).fetchall()
     if not found:
         return
-    names = ", ".join(f"{schema}.{trigger}" for schema, _, trigger, _ in found)
-    await _call(conn, function, [f"SET CONSTRAINTS {names} IMMEDIATE"])
-    await _leave(conn)
-    for schema, table, trigger, when in found:
+    if named := ", ".join(f"{schema}.{trigger}" for schema, _, trigger, _, usable in found if usable):
+        await _call(conn, function, [f"SET CONSTRAINTS {named} IMMEDIATE"])
+        await _leave(conn)
+    for schema, table, trigger, when, _ in found:
         await conn.execute(f"ALTER TABLE ONLY {schema}.{table} ENABLE {when} TRIGGER {trigger}".encode())
+    names = ", ".join(f"{schema}.{trigger}" for schema, _, trigger, _, _ in found)
     await conn.execute(f"SET CONSTRAINTS {names} DEFERRED".encode())

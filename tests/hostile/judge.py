@@ -31,22 +31,24 @@ _CLUSTER: Final = {
 }
 # Every object that has an owner, by what PostgreSQL calls it.
 _OWNED: Final = """
-SELECT i.type, i.identity, o.owner::regrole::text, o.acl::text, o.runs FROM (
-    SELECT 'pg_class'::regclass AS class, oid, relowner AS owner, relacl AS acl, relkind IN ('v', 'm') OR relhasrules AS runs
+SELECT i.type, i.identity, o.owner::regrole::text,
+       coalesce(o.acl, acldefault(o.rights, o.owner))::text, o.runs FROM (
+    SELECT 'pg_class'::regclass AS class, oid, relowner AS owner, relacl AS acl,
+           relkind IN ('v', 'm') OR relhasrules AS runs, CASE relkind WHEN 'S' THEN 's' ELSE 'r' END::"char" AS rights
       FROM pg_class WHERE relkind NOT IN ('i', 'I', 't') AND relnamespace <> ALL (SELECT oid FROM pg_namespace WHERE nspname ~ '^pg_(toast|temp)')
-    UNION ALL SELECT 'pg_proc'::regclass, oid, proowner, proacl, prosecdef FROM pg_proc
-    UNION ALL SELECT 'pg_namespace'::regclass, oid, nspowner, nspacl, false FROM pg_namespace WHERE nspname !~ '^pg_(toast|temp)'
-    UNION ALL SELECT 'pg_type'::regclass, oid, typowner, typacl, false FROM pg_type WHERE typrelid = 0 AND typcategory <> 'A'
-    UNION ALL SELECT 'pg_operator'::regclass, oid, oprowner, NULL, false FROM pg_operator
-    UNION ALL SELECT 'pg_collation'::regclass, oid, collowner, NULL, false FROM pg_collation
-    UNION ALL SELECT 'pg_statistic_ext'::regclass, oid, stxowner, NULL, false FROM pg_statistic_ext
-    UNION ALL SELECT 'pg_ts_dict'::regclass, oid, dictowner, NULL, false FROM pg_ts_dict
-    UNION ALL SELECT 'pg_ts_config'::regclass, oid, cfgowner, NULL, false FROM pg_ts_config
-    UNION ALL SELECT 'pg_largeobject'::regclass, oid, lomowner, lomacl, false FROM pg_largeobject_metadata
-    UNION ALL SELECT 'pg_event_trigger'::regclass, oid, evtowner, NULL, true FROM pg_event_trigger WHERE evtname !~ '^archiver_'
-    UNION ALL SELECT 'pg_extension'::regclass, oid, extowner, NULL, false FROM pg_extension
-    UNION ALL SELECT 'pg_publication'::regclass, oid, pubowner, NULL, false FROM pg_publication WHERE pubname !~ '^archiver'
-    UNION ALL SELECT 'pg_default_acl'::regclass, oid, defaclrole, defaclacl, false FROM pg_default_acl
+    UNION ALL SELECT 'pg_proc'::regclass, oid, proowner, proacl, prosecdef, 'f' FROM pg_proc
+    UNION ALL SELECT 'pg_namespace'::regclass, oid, nspowner, nspacl, false, 'n' FROM pg_namespace WHERE nspname !~ '^pg_(toast|temp)'
+    UNION ALL SELECT 'pg_type'::regclass, oid, typowner, typacl, false, 'T' FROM pg_type WHERE typrelid = 0 AND typcategory <> 'A'
+    UNION ALL SELECT 'pg_operator'::regclass, oid, oprowner, NULL, false, NULL FROM pg_operator
+    UNION ALL SELECT 'pg_collation'::regclass, oid, collowner, NULL, false, NULL FROM pg_collation
+    UNION ALL SELECT 'pg_statistic_ext'::regclass, oid, stxowner, NULL, false, NULL FROM pg_statistic_ext
+    UNION ALL SELECT 'pg_ts_dict'::regclass, oid, dictowner, NULL, false, NULL FROM pg_ts_dict
+    UNION ALL SELECT 'pg_ts_config'::regclass, oid, cfgowner, NULL, false, NULL FROM pg_ts_config
+    UNION ALL SELECT 'pg_largeobject'::regclass, oid, lomowner, lomacl, false, 'L' FROM pg_largeobject_metadata
+    UNION ALL SELECT 'pg_event_trigger'::regclass, oid, evtowner, NULL, true, NULL FROM pg_event_trigger WHERE evtname !~ '^archiver_'
+    UNION ALL SELECT 'pg_extension'::regclass, oid, extowner, NULL, false, NULL FROM pg_extension
+    UNION ALL SELECT 'pg_publication'::regclass, oid, pubowner, NULL, false, NULL FROM pg_publication WHERE pubname !~ '^archiver'
+    UNION ALL SELECT 'pg_default_acl'::regclass, oid, defaclrole, defaclacl, false, NULL FROM pg_default_acl
 ) AS o, pg_identify_object(o.class, o.oid, 0) AS i
 WHERE (o.oid >= 16384 OR o.acl IS DISTINCT FROM NULL AND i.schema IS DISTINCT FROM 'information_schema' AND i.schema IS DISTINCT FROM 'pg_catalog')
   AND i.identity !~ '^archiver([.]|$)'
