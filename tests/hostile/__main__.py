@@ -51,7 +51,7 @@ async def _seeds(lab: HostileLab, arguments: argparse.Namespace) -> int:
     end = monotonic() + arguments.seconds
     first = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
     most = arguments.seeds or (1 if arguments.seed is not None else 10**9)
-    done = failed = statements = passed = 0
+    done = failed = statements = passed = refused = 0
     for seed in count(first):
         if done >= most or (done and monotonic() > end):
             break
@@ -61,6 +61,7 @@ async def _seeds(lab: HostileLab, arguments: argparse.Namespace) -> int:
         done += 1
         statements += len(lab.outcomes)
         passed += lab.outcomes.count("ok")
+        refused += len(lab.refused)
         if arguments.verbose:
             _show(lab)
         if lab.may_stop:
@@ -69,7 +70,8 @@ async def _seeds(lab: HostileLab, arguments: argparse.Namespace) -> int:
             failed += 1
             _report(lab, arguments.out, seed, failures)
     print(
-        f"{done} seeds from {first}, {failed} failed; {statements} statements, {passed} of them succeeded; {lab.restores} restores"
+        f"{done} seeds from {first}, {failed} failed; {statements} statements, {passed} of them succeeded; {lab.restores} restores,"
+        f" {refused} of them refused because of a loss"
     )
     return 1 if failed else 0
 
