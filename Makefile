@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test fuzz soak simulate test-versions lint bench bench-restore bench-ddl lock clean
+.PHONY: install demo test fuzz hostile soak simulate test-versions lint bench bench-restore bench-ddl lock clean
 
 install: $(VENV)/.installed  ## .venv with the command, the embedded parts and the test tools
 
@@ -36,6 +36,9 @@ lint: install  ## ruff, mypy strict, the import contract
 SECONDS ?= 600
 fuzz: install  ## random schemas, DDL and DML, restored and compared: SECONDS=600, or SEED=7 for one
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+hostile: install  ## sources whose owners attack, restored in every way, and nobody gains: SECONDS=600, or SEED=7 for one
+	$(BIN)/python -m tests.hostile --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 POLICY ?= degrade
 soak: install  ## random faults under load, then a restore that must be equal: SECONDS=600, POLICY=all, degrade or any

@@ -17,7 +17,6 @@ from tests.hostile.payloads import support
 from tests.hostile.places import PLACES, STATES, STOPPING, Place
 
 DBA, EVIL, VICTIM, NEIGHBOUR, OUTSIDER = range(1, 6)
-RUN_AS_LOCK: Final = int.from_bytes(b"run as", "big")
 PLACES_OF_A_SEED: Final = 9
 _PHASES: Final = 2
 
@@ -69,7 +68,7 @@ class _Made:
 
 @dataclass(slots=True)
 class _History:
-    """`kept` chooses the kinds of places, for all or for one alone."""
+    """What was made so far; `kept` are the kinds of places that are still to be made."""
 
     rng: random.Random
     kept: list[str]
@@ -80,11 +79,20 @@ class _History:
 
     def words(self, **more: str) -> dict[str, str]:
         self.number += 1
-        return {"i": str(self.number), "n": quote(hostile(self.rng, self.number)), "s": quote(self.schemas[0]), **self.roles, **more}
+        return {
+            "i": str(self.number),
+            "n": quote(hostile(self.rng, self.number)),
+            "s": quote(self.schemas[0]),
+            **self.roles,
+            **more,
+        }
 
     def begin(self) -> Iterator[Step]:
         rng = self.rng
-        names = [hostile_role(rng, 0), *(f"{word} {rng.choice(NAMES)}"[:40].rstrip() for word in ("victim", "neighbour", "outsider"))]
+        names = [
+            rng.choice(ROLES),
+            *(f"{word} {rng.choice(NAMES)}"[:40].rstrip() for word in ("victim", "neighbour", "outsider")),
+        ]
         words = ("evil", "victim", "neighbour", "outsider")
         for word, name in zip(words, names, strict=True):
             self.roles[word] = quote(name)
@@ -101,7 +109,12 @@ class _History:
         kind = self.kept.pop()
         schema = quote(self.rng.choice(self.schemas))
         place = PLACES[kind]
-        words = {"s": schema, "s_text": schema.replace("'", "''"), "c": quote(hostile(self.rng, self.number)), "victim": self.roles["victim"]}
+        words = {
+            "s": schema,
+            "s_text": schema.replace("'", "''"),
+            "c": quote(hostile(self.rng, self.number)),
+            "victim": self.roles["victim"],
+        }
         for letter in "tuvw":
             self.number += 1
             words[letter] = f"{schema}.{quote(hostile(self.rng, self.number))}"
@@ -130,12 +143,13 @@ class _History:
         yield Step(who, rng.choice(texts).format(**self.words()))
         prefix, content = rng.choice(_FORGED)
         forger = rng.choice((EVIL, OUTSIDER))
-        yield Step(forger, f"SELECT pg_logical_emit_message({rng.random() < 0.5}, '{prefix}', {literal(content)}::text)")
+        yield Step(
+            forger, f"SELECT pg_logical_emit_message({rng.random() < 0.5}, '{prefix}', {literal(content)}::text)"
+        )
 
 
-def hostile_role(rng: random.Random, number: int) -> str:
-    name = rng.choice(ROLES)
-    return name if not number else f"{name}{number}"
+def _neighbours() -> Iterator[Step]:
+    yield Step(NEIGHBOUR, "")  # what he does depends on what he sees then
 
 
 def _wrapped(rng: random.Random, text: str) -> str:
@@ -166,7 +180,7 @@ def of_seed(seed: int, only: list[str] | None = None) -> Iterator[Step]:
             continue
         for _ in range(2 * share + 3):
             yield from history.touch()
-            yield from history.noise() if rng.random() < 0.6 else iter([Step(NEIGHBOUR, "")])
+            yield from history.noise() if rng.random() < 0.6 else _neighbours()
         yield Step(0, FREEZE)
 
 
@@ -176,12 +190,14 @@ def stopping(seed: int, kind: str | None = None) -> Iterator[Step]:
     history = _History(rng, [])
     yield from history.begin()
     schema = quote(history.schemas[0])
-    words = {"s": schema, "s_text": schema.replace("'", "''"), "state": rng.choice(STATES), "lock": str(RUN_AS_LOCK)}
+    words = {"s": schema, "s_text": schema.replace("'", "''"), "state": rng.choice(STATES)}
     words["t"] = f"{schema}.{quote(hostile(rng, 7))}"
     words["t_text"] = words["t"].replace("'", "''")
     body = STOPPING[kind or rng.choice(sorted(STOPPING))].format(**words)
     yield Step(EVIL, f"CREATE SEQUENCE {schema}.tries")
-    yield Step(EVIL, f"CREATE OR REPLACE FUNCTION {schema}.pay() RETURNS int LANGUAGE plpgsql AS $b$ BEGIN {body} END $b$")
+    yield Step(
+        EVIL, f"CREATE OR REPLACE FUNCTION {schema}.pay() RETURNS int LANGUAGE plpgsql AS $b$ BEGIN {body} END $b$"
+    )
     table = f"CREATE TABLE {words['t']} (id int PRIMARY KEY, v int CHECK ({schema}.pay() > 0) DEFAULT {schema}.pay()); INSERT INTO {words['t']} VALUES (1)"
     loaded = rng.random() < 0.5
     if loaded:

@@ -54,7 +54,7 @@ WHERE (o.oid >= 16384 OR o.acl IS DISTINCT FROM NULL AND i.schema IS DISTINCT FR
   AND i.identity !~ '^archiver([.]|$)'
 """
 _TABLES: Final = """
-SELECT c.oid::regclass::text, n.nspname, c.relowner::regrole::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+SELECT c.oid::regclass::text, n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relkind = 'r' AND n.nspname !~ '^(pg_|information_schema$|archiver$)'
 """
 
@@ -85,7 +85,7 @@ def held(dsn: str, evil: set[str], *, owners: bool = True) -> Held:
     rows, traces = {}, []
     with psycopg.connect(dsn) as conn:
         conn.execute("SET search_path = ''")
-        for name, schema, owner in conn.execute(_TABLES.encode()).fetchall():
+        for name, schema in conn.execute(_TABLES.encode()).fetchall():
             found = _rows(conn, name)
             traces += [f"{name}: {row!r}" for row in found if any(mark in row for mark in _MARKS)]
             if schema in OTHERS or name == "shared.ledger":

@@ -123,7 +123,7 @@ class HostileLab(Lab):
             finally:
                 for conn in world.connections.values():
                     conn.close()
-            return wrong or await self._restores(world, made)
+            return wrong or await self._restores(world)
 
     # --- The source
 
@@ -177,22 +177,24 @@ class HostileLab(Lab):
 
     # --- The restores
 
-    async def _restores(self, world: _Source, made: ExitStack) -> list[str]:
+    async def _restores(self, world: _Source) -> list[str]:
         """To each moment by replay, and to the last one once more, from the base snapshot behind it."""
         last = world.frozen[-1]
         with world.setup.connect() as conn:
-            row = conn.execute("SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE database = current_database() AND NOT temporary").fetchone()
+            row = conn.execute(
+                "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE database = current_database() AND NOT temporary"
+            ).fetchone()
         assert row is not None
         moments = [(frozen.lsn, frozen, "replayed") for frozen in world.frozen]
         moments.append((Lsn.parse(row[0]), last, "loaded"))
         wrong = []
         for number, (lsn, frozen, how) in enumerate(moments):
             for kind in KINDS if self.every else [KINDS[(number + self.turn) % len(KINDS)]]:
-                wrong += [f"{how} by {kind}: {each}" for each in await self._restore(world, made, lsn, frozen, kind)]
+                wrong += [f"{how} by {kind}: {each}" for each in await self._restore(world, lsn, frozen, kind)]
         self.turn += len(moments)
         return wrong
 
-    async def _restore(self, world: _Source, made: ExitStack, lsn: Lsn, frozen: _Frozen, kind: str) -> list[str]:
+    async def _restore(self, world: _Source, lsn: Lsn, frozen: _Frozen, kind: str) -> list[str]:
         elsewhere = kind.startswith("elsewhere")
         dsn = self._elsewhere() if elsewhere else world.setup.make_database(stem="restored")
         connect_as = self._manager(dsn, world) if kind == "an owner" else dsn
@@ -252,7 +254,9 @@ class HostileLab(Lab):
             with suppress(psycopg.errors.DuplicateObject):
                 conn.execute("CREATE ROLE manager LOGIN")
             for role in world.roles[:4]:
-                conn.execute(psycopg.sql.SQL("GRANT {} TO manager WITH ADMIN OPTION").format(psycopg.sql.Identifier(role)))
+                conn.execute(
+                    psycopg.sql.SQL("GRANT {} TO manager WITH ADMIN OPTION").format(psycopg.sql.Identifier(role))
+                )
             conn.execute(f"ALTER DATABASE {conninfo_to_dict(dsn)['dbname']} OWNER TO manager".encode())
         return make_conninfo(dsn, user="manager")
 

@@ -50,7 +50,7 @@ WAYS: Final = [
     "DECLARE held CURSOR WITH HOLD FOR SELECT {s}.escalate()", "DECLARE \"_pg3_0\" CURSOR WITH HOLD FOR SELECT {s}.escalate()",
     "FETCH ALL FROM held", "CLOSE ALL", "DEALLOCATE ALL", "DEALLOCATE \"_pg3_0\"", "DEALLOCATE \"_pg3_1\"",
     "PREPARE \"_pg3_0\" AS SELECT {s}.escalate()", "PREPARE \"_pg3_1\" AS SELECT {s}.escalate()",
-    "PREPARE run_as AS SELECT {s}.escalate()", "LISTEN archiver", "NOTIFY archiver, 'x'", "UNLISTEN *",
+    "PREPARE run_as AS SELECT {s}.escalate()", "LISTEN archiver", "SELECT pg_advisory_unlock_all()", "NOTIFY archiver, 'x'", "UNLISTEN *",
     "CREATE DOMAIN pg_temp.regclass AS text CHECK ({s}.escalate() > 0)",
     "CREATE DOMAIN pg_temp.text AS pg_catalog.text CHECK ({s}.escalate() > 0)",
     "CREATE DOMAIN pg_temp.oid AS pg_catalog.oid CHECK ({s}.escalate() > 0)",
@@ -116,7 +116,7 @@ def support(rng: random.Random, schema: str, evil: str, victim: str) -> str:
         "evil": quote(evil), "victim": quote(victim), "evil_text": literal(evil), "marker": "<MARKER>",
     }  # fmt: skip
     # Every body has the two that show more rights best.
-    effects = EFFECTS[:1] + [EFFECTS[8]] + rng.sample(EFFECTS, 8)
+    effects = [EFFECTS[0], EFFECTS[8], *rng.sample(EFFECTS, 8)]
     ways = rng.sample(WAYS, 12)
     listed = {"effects": _array(effects, words), "ways": _array(ways, words)}
     return _SUPPORT.format(**words, **listed)

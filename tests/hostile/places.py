@@ -101,7 +101,6 @@ STOPPING: Final[dict[str, str]] = {
     "recurses": "IF session_user <> current_user THEN RETURN {s}.pay(); END IF; RETURN 1;",
     "drops what he owns": "IF session_user <> current_user THEN EXECUTE 'DROP OWNED BY CURRENT_USER CASCADE'; END IF; RETURN 1;",
     "fills a table": "INSERT INTO {s}.loot VALUES ('x'); RETURN 1;",
-    "locks ours": "IF session_user <> current_user THEN PERFORM pg_advisory_lock({lock}); END IF; RETURN 1;",
     "triggers at each commit": "IF session_user <> current_user THEN INSERT INTO {s}.deferred VALUES (1); END IF; RETURN 1;",
 }  # fmt: skip
 STATES: Final = ("42501", "25001", "25006", "40001", "40P01", "55P03", "57014", "57P01", "08006", "XX000", "0A000", "23505", "42P01", "42P07", "53200", "P0001", "28000", "3D000", "42704")  # fmt: skip
