@@ -5,9 +5,9 @@ role owns, where PostgreSQL refuses to change roles. It stands in schema `archiv
 not use: it cannot name the function, and so can neither change nor replace it.
 
 What the code could leave behind, to be run later with the restoring role's rights, is gone before anything else is:
-cursors WITH HOLD, whose queries run at the commit; deferred triggers, which do the same; settings; and prepared
-statements, of which we use none from the first time on. Temporary objects stay: search_path has them stand for none of
-ours.
+cursors WITH HOLD, whose queries run at the commit; deferred triggers, which do the same; settings; temporary objects,
+which would stand for what the next role's statement names; and prepared statements, of which we use none from the first
+time on.
 """
 
 from __future__ import annotations
@@ -119,12 +119,21 @@ async def run_all(
 ) -> list[int]:
     """The same with several statements one after the other; how many rows each concerned."""
     async with in_transaction(conn):
-        await _know_session(conn)
-        function = await _function(conn, role)
-        await _enter(conn, settings or {})
-        counts = await _call(conn, function, statements)
-        if await _leave(conn) or not silenced:
-            await _fire_deferred(conn, role, function)
+        counts = await _run(conn, role, statements, settings or {}, silenced=silenced)
+        await conn.execute("DISCARD TEMP")
+    return counts
+
+
+async def _run(
+    conn: Conn, role: str, statements: Sequence[str | bytes], settings: Mapping[str, str], *, silenced: bool
+) -> list[int]:
+    """In a transaction. Temporary objects stay."""
+    await _know_session(conn)
+    function = await _function(conn, role)
+    await _enter(conn, settings)
+    counts = await _call(conn, function, statements)
+    if await _leave(conn) or not silenced:
+        await _fire_deferred(conn, role, function)
     return counts
 
 
@@ -145,7 +154,7 @@ async def ask(conn: Conn, role: str, query: sql.Composed, lent: Sequence[sql.Com
         await conn.execute(sql.SQL(_ASK).format(role=sql.Identifier(role)))
         for statement in lent:
             await conn.execute(statement)
-        await run(conn, role, insert.as_string(conn))
+        await _run(conn, role, [insert.as_string(conn)], {}, silenced=False)  # what it made is rolled back
         row = await (await conn.execute("SELECT answer FROM pg_temp.archiver_answer")).fetchone()
     return row[0] if row is not None else None
 

@@ -88,6 +88,42 @@ async def test_a_deferred_trigger_where_another_role_may_not_look_does_not_stop_
     assert difference(pg_dump(restored), pg_dump(setup.dsn)) == ""
 
 
+SHADOW = """
+CREATE FUNCTION app.escalate() RETURNS int LANGUAGE plpgsql AS $$ BEGIN
+  BEGIN UPDATE theirs.t SET v = 'by ' || current_user; EXCEPTION WHEN insufficient_privilege THEN NULL; END; RETURN 1; END $$;
+CREATE FUNCTION app.f() RETURNS int LANGUAGE plpgsql AS $$ BEGIN
+  BEGIN EXECUTE 'CREATE DOMAIN pg_temp.text AS pg_catalog.text CHECK (app.escalate() > 0)';
+  EXCEPTION WHEN duplicate_object THEN NULL; END; RETURN 1; END $$;
+CREATE TABLE app.t (id int PRIMARY KEY CHECK (app.f() > 0)); GRANT USAGE ON SCHEMA app TO PUBLIC
+"""
+
+
+async def test_a_temporary_type_of_an_owner_stands_for_none_in_another_roles_statement(
+    make_setup: MakeSetup, pg: PostgresServer
+) -> None:
+    setup, token = make_setup(), secrets.token_hex(4)
+    evil, victim = f"evil_{token}", f"victim_{token}"
+    pg.execute(f"CREATE ROLE {evil} LOGIN; CREATE ROLE {victim} LOGIN")
+    with setup.connect() as dba:
+        dba.execute(f"CREATE SCHEMA app AUTHORIZATION {evil}; CREATE SCHEMA theirs AUTHORIZATION {victim}".encode())
+    await setup.init()
+    with (
+        psycopg.connect(setup.dsn, user=evil, autocommit=True) as attacker,
+        psycopg.connect(setup.dsn, user=victim, autocommit=True) as owner,
+    ):
+        attacker.execute(SHADOW)
+        owner.execute(
+            "CREATE TABLE theirs.t (id int PRIMARY KEY, v text); INSERT INTO theirs.t VALUES (1, 'untouched')"
+        )
+        async with setup.daemon():
+            await setup.archived()
+            attacker.execute("INSERT INTO app.t VALUES (1)")
+            owner.execute("CREATE TABLE theirs.u (id int PRIMARY KEY, v text); INSERT INTO theirs.u VALUES (1, 'x')")
+            await setup.archived()
+    restored, _ = await setup.restore()
+    assert difference(pg_dump(restored), pg_dump(setup.dsn)) == ""
+
+
 _TAKEN = (
     "a statement inside of one that rewrites a table takes the note of it: its rows do not travel, and nobody says so"
 )
