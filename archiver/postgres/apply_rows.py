@@ -18,6 +18,7 @@ from psycopg.adapt import Dumper
 from archiver.errors import IntegrityError
 from archiver.format.pgmessages import UNCHANGED, Delete, Insert, Row, RowMessage, Update
 from archiver.policy.batch import DELETE, INSERT, REPLACE, UPDATE, KeyedNet, MultisetNet, NewRows, Phase, Shape, fill
+from archiver.postgres import run_as
 from archiver.postgres.apply_sql import Statements
 from archiver.postgres.copytext import blocks
 from archiver.postgres.spelled import MARKER, inserts, spell
@@ -60,7 +61,7 @@ class TableWriter:
         self.guarded = table.guarded
         self._statements = Statements(table, stage, MARKER) if table.guarded else Statements(table, stage)
         self._update_one = cache(self._statements.update_one)
-        self._staged = False
+        self._staged: int | None = None
 
     # --- net effects
 
@@ -82,15 +83,17 @@ class TableWriter:
 
     async def prepare(self, phases: Iterable[Phase]) -> None:
         """Make what `write` needs; outside of a savepoint, so that it outlives a rollback to it."""
-        if not (self._staged or self.guarded) and any(map(_needs_stage, phases)):
+        calls = run_as.calls(self._conn)
+        if self._staged != calls and not self.guarded and any(map(_needs_stage, phases)):
+            await self._cursor.execute(self._statements.drop_stage())  # it is back after a rollback
             await self._cursor.execute(self._statements.create_stage())
-            self._staged = True
+            self._staged = calls
 
     async def forget(self) -> None:
         """Drop the staging table, which would keep the table's types from being changed."""
-        if self._staged:
+        if self._staged is not None:
             await self._cursor.execute(self._statements.drop_stage())
-            self._staged = False
+            self._staged = None
 
     async def write_singly(self, changes: Iterable[RowMessage]) -> None:
         """Apply changes one by one in their order, many in a round trip."""

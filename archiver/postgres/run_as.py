@@ -85,12 +85,13 @@ _REPLICATION: Final[LiteralString] = "SELECT pg_catalog.current_setting('session
 _LOCK: Final = int.from_bytes(b"run as", "big")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Session:
     """Settings of ours, and the names, in lower case, of all that the server knows: another version may lack some."""
 
     ours: dict[str, str]
     known: frozenset[str]
+    calls: int = 0
 
 
 _sessions: WeakKeyDictionary[Conn, _Session] = WeakKeyDictionary()
@@ -121,7 +122,13 @@ async def run_all(
     async with in_transaction(conn):
         counts = await _run(conn, role, statements, settings or {}, silenced=silenced)
         await conn.execute("DISCARD TEMP")
+        _sessions[conn].calls += 1
     return counts
+
+
+def calls(conn: Conn) -> int:
+    """How often code of users may have run in the session: nothing temporary outlives that."""
+    return _sessions[conn].calls if conn in _sessions else 0
 
 
 async def _run(

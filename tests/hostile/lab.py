@@ -27,7 +27,7 @@ from tests.fuzz.script import FREEZE, INIT, Step
 from tests.fuzz.statements import statement
 from tests.fuzz.world import look
 from tests.hostile import judge
-from tests.hostile.gen import NEIGHBOUR
+from tests.hostile.gen import DBA, NEIGHBOUR
 from tests.integration.whole_chain import take_another_snapshot
 
 KINDS: Final = ("a superuser", "elsewhere", "an owner", "elsewhere, with roles")
@@ -57,7 +57,7 @@ class _Source:
 
     def connect(self, number: int) -> psycopg.Connection[Any]:
         if number not in self.connections:
-            self.roles = self.roles or _roles(self.setup.dsn)
+            self.roles = self.roles if len(self.roles) > 3 else _roles(self.setup.dsn)
             user = {} if number == 1 else {"user": self.roles[number - 2]}
             self.connections[number] = psycopg.connect(self.setup.dsn, autocommit=True, options=_OPTIONS, **user)
         return self.connections[number]
@@ -72,6 +72,10 @@ class _Source:
             elif conn.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
                 conn.execute("ROLLBACK")
             return str(exc).partition("\n")[0]
+        finally:
+            if step.connection == DBA and DBA in self.connections:
+                # What his ANALYZE runs of evil's code may leave settings in his session: PostgreSQL's rule, not ours.
+                self.connections.pop(DBA).close()
         return "ok"
 
     def evil(self) -> set[str]:

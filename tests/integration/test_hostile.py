@@ -149,3 +149,22 @@ async def test_ddl_of_a_function_inside_of_a_rewrite_changes_nothing_of_it(make_
             await setup.archived()
     restored, _ = await setup.restore()
     assert difference(pg_dump(restored), pg_dump(setup.dsn)) == ""
+
+
+async def test_a_table_that_runs_code_takes_no_staging_table_of_another(make_setup: MakeSetup) -> None:
+    """Both are written in one batch, twice: rows of the first are staged, after code has run for the second."""
+    setup = make_setup()
+    with setup.connect() as conn:
+        conn.execute("CREATE FUNCTION f(int) RETURNS boolean LANGUAGE plpgsql AS 'BEGIN RETURN true; END'")
+        conn.execute(
+            "CREATE TABLE a (id int PRIMARY KEY, v int); CREATE TABLE b (id int PRIMARY KEY CHECK (f(id)), v int)"
+        )
+        conn.execute("INSERT INTO a SELECT i, 0 FROM generate_series(1, 90) i; INSERT INTO b SELECT * FROM a")
+        await setup.init()
+        async with setup.daemon():
+            await setup.archived()
+            for number in range(1, 4):
+                conn.execute(f"UPDATE a SET v = {number}; UPDATE b SET v = {number}".encode())
+                await setup.archived()
+    restored, _ = await setup.restore()
+    assert difference(pg_dump(restored), pg_dump(setup.dsn)) == ""
