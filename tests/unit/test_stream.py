@@ -430,6 +430,27 @@ def test_an_origin_is_kept() -> None:
     assert records(stream(*frames).cut()) == payloads(*frames)
 
 
+ORIGIN = wal(encode(p.Origin(Lsn(5), "elsewhere")))
+
+
+@pytest.mark.parametrize("cuts", [False, True])
+def test_commits_of_another_server_are_told_from_the_sources_also_where_a_segment_ends_between(cuts: bool) -> None:
+    chunks = [
+        [begin(200), ORIGIN, commit(200), *block(7, ORIGIN, described(OTHER, 7), first=True)],
+        [*block(7, described(WIDER, 7)), begin(300), commit(300), *block(8, described(TABLE, 8), first=True)],
+        [stream_commit(7, 400), stream_commit(8, 500)],
+    ]
+    feeding, found = stream(), []
+    for frames in chunks:
+        feeding.feed(frames)
+        if cuts:
+            found.append(feeding.cut())
+    found = found or [feeding.cut()]
+    assert sum(cut.foreign for cut in found) == 2
+    last = [cut.last for cut in found if cut.last]
+    assert [foreign for *_, foreign in last] == ([True, False, False] if cuts else [False])
+
+
 @pytest.mark.parametrize(
     ("frame", "why"),
     [(wal(b"?"), "unknown type: '\\?'"), (wal(b"b"), "unknown type: 'b'"), (b"z123", "unknown type: 'z'")],
