@@ -89,7 +89,7 @@ async def install(conn: Conn, listed: ListedPublication | None, *, superuser: bo
 
 async def require_ours(conn: Conn) -> None:
     """Raise PostgresError where schema `archiver`, or something in it, is somebody else's."""
-    found = await (await conn.execute(_FOREIGN, [[*triggers.CAPTURING, triggers.GUARD, triggers.PUBLISH]])).fetchall()
+    found = await (await conn.execute(_FOREIGN, [list(triggers.NAMES)])).fetchall()
     if found:
         what, owner = found[0]
         raise PostgresError(
@@ -161,8 +161,8 @@ async def altered(conn: Conn, listed: ListedPublication | None) -> list[str]:
     expected = triggers.function_bodies(listed)
     found = await (await conn.execute(_STANDING)).fetchall()
     wrong = [name for name, body, owned, shared in found if body != expected.get(name) or not owned or shared]
-    missing = expected.keys() - {name for name, *_ in found} - {"guard_keyless", "publish_new"}
-    return sorted({*wrong, *missing})
+    unguarded = {*triggers.GUARDS.values()} if listed else set()  # where keyless tables are left out
+    return sorted({*wrong, *(expected.keys() - {name for name, *_ in found} - unguarded)})
 
 
 async def sweep(conn: Conn) -> None:
