@@ -228,6 +228,7 @@ _ANSWERS: dict[str, Callable[[Server], Any]] = {
     "SET TRANSACTION": Server._nothing,
     "DELETE FROM archiver.journal": Server._nothing,
     "pg_current_snapshot": Server._running,
+    "pubowner": Server._nothing,
     "pg_event_trigger": Server._captures_ddl,
     "archiver.losses": Server._no_losses,
     "relname = 'journal'": Server._trusts_journal,
