@@ -155,19 +155,20 @@ SELECT pg_catalog.pg_describe_object(d.classid, d.objid, 0) FROM pg_catalog.pg_d
 # --- Is it as it was installed? -------------------------------------------------------------------------------
 
 _TRUSTED: Final[LiteralString] = """
-SELECT s.rolname = current_user OR s.rolsuper AND w.rolsuper
+SELECT c.oid::bigint
   FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = 'journal'
   JOIN pg_catalog.pg_roles s ON s.oid = n.nspowner JOIN pg_catalog.pg_roles w ON w.oid = c.relowner
- WHERE n.nspname = 'archiver' AND c.relkind = 'r' AND (s.oid = w.oid OR s.rolsuper AND w.rolsuper)
+ WHERE n.nspname = 'archiver' AND c.relkind = 'r'
+   AND (s.oid = w.oid AND s.rolname = current_user OR s.rolsuper AND w.rolsuper)
    AND NOT EXISTS (SELECT FROM pg_catalog.aclexplode(c.relacl) a
                     WHERE a.grantee <> c.relowner AND a.privilege_type <> 'SELECT')
 """
 
 
-async def trusts_journal(conn: Conn) -> bool:
-    """Whether nobody but its owner may write the journal, and that is the connected role, or a superuser."""
+async def trusted_journal(conn: Conn) -> int | None:
+    """The OID of the journal, if nobody but its owner may write it, and that is the connected role, or a superuser."""
     row = await (await conn.execute(_TRUSTED)).fetchone()
-    return row == (True,)
+    return None if row is None else int(row[0])
 
 
 _STANDING: Final[LiteralString] = """
