@@ -32,7 +32,7 @@ from archiver.policy import rotation, schema_watch
 from archiver.policy.schema_watch import SchemaWatch
 from archiver.policy.sequence_log import SequenceLog
 from archiver.policy.stream import ChangeStream, Cut
-from archiver.postgres.install import trusts_journal
+from archiver.postgres.install import trusted_journal
 from archiver.postgres.replication import ReplicationStream
 from archiver.postgres.replication_slot import SystemIdentity, slot_info
 from archiver.postgres.sequences import read_sequences
@@ -84,7 +84,7 @@ class Capture:
         self._durable = start
         self._system = system
         self._connection = 0
-        self._trusts_journal = False
+        self._journal: int | None = None
         self._samples: deque[Sample] = deque(maxlen=_SAMPLES)
         self._sequences = SequenceLog()
         self._catalog = catalog
@@ -121,7 +121,7 @@ class Capture:
         self._stream, self._unread = stream, 0
         try:
             await self._require_unmoved(stream)
-            self._trusts_journal = await self._monitor.ask(trusts_journal, SLOT_SECONDS)
+            self._journal = await self._monitor.ask(trusted_journal, SLOT_SECONDS)
             self.streaming = True
             log.info("capturing", slot=self._source.slot, lsn=str(self.durable))
             async with task_group() as tasks:
@@ -195,7 +195,7 @@ class Capture:
         async with _Pipeline(self._seal_and_store, self._commit) as pipeline:
             cut_at = loop_time()
             while not stop.is_set():
-                changes.trusts_journal = self._trusts_journal
+                changes.journal = self._journal
                 changes.feed(await stream.receive(min(0.25, limits.max_age.total_seconds() / 4)))
                 self._count(changes)
                 age = timedelta(seconds=loop_time() - cut_at)
@@ -267,7 +267,7 @@ class Capture:
                 log.warning("catalog not read", error=str(exc), attempt=attempt)
                 await asyncio.sleep(1)
             else:
-                self._trusts_journal = look.trusts_journal
+                self._journal = look.journal
                 lost = self._watch.judge(look, cut.start)
                 if look.strangers:
                     log.warning("the catalog does not show what the stream described", tables=look.strangers)

@@ -35,7 +35,8 @@ class Look:
     """What the catalog showed; `digest` is None where event triggers capture DDL.
 
     `strangers` are tables that the stream described, and that the catalog has not, or not so. `losses` counts what
-    event triggers could not even write into the journal, None where there is none that is archiver's own.
+    event triggers could not even write into the journal, None where there is none that is archiver's own; `journal` is
+    the OID of that.
 
     The source stood at `before` when the look began, and at `after` when it had ended. Transactions that were
     `running`, and those that got a number from `next_xid` on, it does not show.
@@ -48,10 +49,7 @@ class Look:
     next_xid: int
     strangers: tuple[str, ...] = ()
     losses: int | None = None
-
-    @property
-    def trusts_journal(self) -> bool:
-        return self.losses is not None
+    journal: int | None = None
 
 
 def is_stranger(relation: Relation, name: str | None, columns: Sequence[ColumnShape]) -> bool:

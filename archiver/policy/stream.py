@@ -123,11 +123,12 @@ _Noted = tuple[bytes, Lost | Point]
 class ChangeStream:
     """Follows one connection from `start` on; `ordinal` is that of the first change segment it will cut."""
 
-    def __init__(self, start: Lsn, ordinal: int) -> None:
+    def __init__(self, start: Lsn, ordinal: int, journal: int | None = None) -> None:
         self.position = start
         """Every commit that ends at or before it has arrived."""
-        self.trusts_journal = True
-        """Whether the table of that name is archiver's own: rows of another's are dropped."""
+        self.journal = journal
+        """The OID of archiver's own. Where there is none the table of that name says nothing; where there is one, what
+        another said is a loss."""
         self._messages = 0
         self._commits = 0
         self._received_bytes = 0
@@ -242,7 +243,10 @@ class ChangeStream:
         if own is None:
             self._introduce(relation)
             return False
-        if not (self.trusts_journal and journal.is_journal(own) and frame[_HEADER] == _INSERT):
+        if self.journal is None or not journal.is_journal(own) or frame[_HEADER] != _INSERT:
+            return True
+        if own.id != self.journal:
+            self._note_once(frame[_HEADER:], Lost(lsn=Lsn(0), reason="unreadable"))
             return True
         if (self._context, relation) not in self._own_known:
             self._introduce(relation)
@@ -256,10 +260,13 @@ class ChangeStream:
         row = pgoutput.decode_row(message, streamed=self._context != 0)
         assert isinstance(row, pgoutput.Insert)
         if journal.kind_of(relation, row.new) in {journal.LOST, journal.POINT}:
-            within = message[1:5] if self._context else b""
-            noted = self._noted.setdefault(self._context, [])
-            if (found := (within, _noted(relation, row.new))) not in noted:  # a manifest has room for so many
-                noted.append(found)
+            self._note_once(message, _noted(relation, row.new))
+
+    def _note_once(self, message: bytes, what: Lost | Point) -> None:
+        within = message[1:5] if self._context else b""
+        noted = self._noted.setdefault(self._context, [])
+        if (within, what) not in noted:  # a manifest has room for so many
+            noted.append((within, what))
 
     def _introduce(self, relation: bytes) -> None:
         """Repeat a relation's description in this segment before the first row that needs it."""

@@ -16,7 +16,7 @@ from archiver.errors import PostgresUnavailable
 from archiver.format.pgmessages import Relation
 from archiver.lsn import Lsn
 from archiver.policy.schema_watch import ColumnShape, Look, is_stranger
-from archiver.postgres.install import trusts_journal
+from archiver.postgres.install import trusted_journal
 from archiver.postgres.session import postgres_error
 from archiver.postgres.triggers import CAPTURING
 
@@ -108,7 +108,7 @@ async def captures_ddl(conn: Conn) -> bool:
     """Whether our event triggers are there and fire, and write what can be believed. Raises PostgresError."""
     try:
         fires = bool(await _value(conn, _CAPTURED, {"names": list(CAPTURING)}))
-        return fires and await trusts_journal(conn)
+        return fires and await trusted_journal(conn) is not None
     except psycopg.Error as exc:
         raise postgres_error(exc) from exc
 
@@ -132,9 +132,10 @@ class CatalogReader:
                 running, next_xid = await _row(conn, _SNAPSHOT)
                 digest = None if await captures_ddl(conn) else await self._read(conn)
                 strangers = await _strangers(conn, described) if digest is not None else ()
-                losses = await _value(conn, _LOSSES) if await trusts_journal(conn) else None
+                journal = await trusted_journal(conn)
+                losses = await _value(conn, _LOSSES) if journal is not None else None
             after = await _position(conn)
-            return Look(digest, before, after, frozenset(running), next_xid, strangers, losses)
+            return Look(digest, before, after, frozenset(running), next_xid, strangers, losses, journal)
         except psycopg.Error as exc:
             raise postgres_error(exc, "looking at the catalog") from exc
 

@@ -46,7 +46,7 @@ from tests.unit.frames import (
 
 
 def stream(*frames: bytes) -> ChangeStream:
-    stream = ChangeStream(Lsn(100), 1)
+    stream = ChangeStream(Lsn(100), 1, JOURNAL.id)
     stream.feed(frames)
     return stream
 
@@ -113,7 +113,7 @@ def test_a_segment_says_what_it_holds() -> None:
 
 @given(st.lists(st.integers(0, len(MIXED)), max_size=6).map(sorted))
 def test_frames_that_arrive_in_pieces_make_the_same_segment(borders: list[int]) -> None:
-    whole, pieces = stream(*MIXED), ChangeStream(Lsn(100), 1)
+    whole, pieces = stream(*MIXED), ChangeStream(Lsn(100), 1, JOURNAL.id)
     edges = [0, *borders, len(MIXED)]
     for start, end in pairwise(edges):
         pieces.feed(MIXED[start:end])
@@ -124,7 +124,7 @@ def test_frames_that_arrive_in_pieces_make_the_same_segment(borders: list[int]) 
 @given(st.lists(st.integers(1, len(MIXED) - 1), max_size=6, unique=True).map(sorted))
 def test_wherever_segments_are_cut_a_restore_reads_the_same_transactions(borders: list[int]) -> None:
     edges = [0, *borders, len(MIXED)]
-    feeding, cuts = ChangeStream(Lsn(100), 1), []
+    feeding, cuts = ChangeStream(Lsn(100), 1, JOURNAL.id), []
     for start, end in pairwise(edges):
         feeding.feed(MIXED[start:end])
         cuts.append(feeding.cut())
@@ -335,11 +335,21 @@ def test_logical_messages_are_dropped_whoever_wrote_them() -> None:
 
 
 def test_a_journal_that_is_not_archivers_own_says_nothing() -> None:
-    feeding = ChangeStream(Lsn(100), 1)
-    feeding.trusts_journal = False
+    feeding = ChangeStream(Lsn(100), 1, JOURNAL.id)
+    feeding.journal = None
     feeding.feed([described(JOURNAL), begin(200), lost("failed"), point("forged", "0/BE"), commit(200)])
     cut = feeding.cut()
     assert (cut.points, cut.lost) == ([], [])
+    assert records(cut) == payloads(described(JOURNAL), begin(200), commit(200))
+
+
+def test_what_stands_in_another_journal_than_ours_is_not_believed_and_is_a_loss() -> None:
+    """As after a table of that name was replaced: what came through the slot before was somebody else's to write."""
+    feeding = ChangeStream(Lsn(100), 1, JOURNAL.id + 1)
+    forged = [entry("ddl", {"tag": "DROP TABLE"}), point("forged", "0/BE"), lost("failed")]
+    feeding.feed([described(JOURNAL), begin(200), *forged, commit(200)])
+    cut = feeding.cut()
+    assert (cut.points, [(each.lsn, each.reason) for each in cut.lost]) == ([], [(200, "unreadable")])
     assert records(cut) == payloads(described(JOURNAL), begin(200), commit(200))
 
 
