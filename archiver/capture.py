@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Self
 from uuid import uuid4
 
@@ -248,7 +249,7 @@ class Capture:
     async def _add_sequences(self, cut: Cut) -> bool:
         """Add the sequences that moved. Read after the segment's last commit, they are never below it."""
         try:
-            sequences = await self._monitor.ask(read_sequences)
+            sequences = await self._monitor.ask(partial(read_sequences, skip_held=True))
             read_at = (await self._monitor.sample()).lsn
         except PostgresError as exc:
             log.warning("sequences not read", error=str(exc))

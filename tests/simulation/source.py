@@ -391,7 +391,7 @@ class Session:
             raise PostgresUnavailable("the connection broke")
 
 
-async def read_sequences(connection: Connection) -> Sequences:
+async def read_sequences(connection: Connection, *, skip_held: bool = False) -> Sequences:
     """In place of archiver.postgres.sequences.read_sequences: there is one, and every row takes a value of it."""
     try:
         await connection.execute("SET lock_timeout")
