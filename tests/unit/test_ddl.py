@@ -9,7 +9,7 @@ import pytest
 from pglast import parse_sql
 
 from archiver.errors import IntegrityError
-from archiver.format import ddl, ddl_drops
+from archiver.format import ddl, ddl_drops, ddl_told
 from archiver.format.ddl import Event
 from archiver.format.ddl_described import create_table
 from archiver.format.ddl_rewrite import TargetFacts, for_target
@@ -54,24 +54,24 @@ def test_a_message_is_read_without_the_temporary_schema() -> None:
 def test_of_several_statements_the_one_at_its_place_is_meant(place: int) -> None:
     text = "SELECT ';'; CREATE TABLE a ();SET x = 1; /* ; */ CREATE TABLE b (); INSERT INTO b DEFAULT VALUES; CREATE TABLE c ()"
     name = "abc"[place - 1]
-    found = ddl.statement_of(event(source=text, place=place, objects=tables(name)))
+    found = ddl_told.statement_of(event(source=text, place=place, objects=tables(name)))
     assert found.split() == ["CREATE", "TABLE", name, "()"]
 
 
 def test_letters_outside_ascii_do_not_shift_statements() -> None:
     text = "CREATE TABLE \"ü😀\" (); COMMENT ON TABLE x IS 'ä'; CREATE TABLE b ()"
-    assert ddl.statement_of(event(source=text, place=3, objects=tables("b"))) == "CREATE TABLE b ()"
+    assert ddl_told.statement_of(event(source=text, place=3, objects=tables("b"))) == "CREATE TABLE b ()"
 
 
 def test_a_count_that_a_rollback_shifted_is_corrected_by_the_name() -> None:
     text = "CREATE TABLE a (); ROLLBACK; CREATE TABLE b (id int)"
-    assert ddl.statement_of(event(source=text, place=1, objects=tables("b"))) == "CREATE TABLE b (id int)"
+    assert ddl_told.statement_of(event(source=text, place=1, objects=tables("b"))) == "CREATE TABLE b (id int)"
 
 
 def test_what_cannot_be_told_is_an_error() -> None:
     for source in ("SELECT 1", "CREATE TABLE a (", "CREATE INDEX ON a (b)", 'SQL statement "CREATE'):
         with pytest.raises(IntegrityError, match="cannot be told"):
-            ddl.statement_of(event(source=source, objects=tables("a")))
+            ddl_told.statement_of(event(source=source, objects=tables("a")))
 
 
 FRAME = "PL/pgSQL function f() line 3 at EXECUTE"
@@ -89,14 +89,15 @@ FRAME = "PL/pgSQL function f() line 3 at EXECUTE"
 def test_a_statement_inside_a_line_of_context_ends_where_it_parses(statement: str) -> None:
     tag = statement.partition(" ON")[0] if statement.startswith("COMMENT") else "CREATE TABLE"
     source = f'SQL statement "{statement}"\n{FRAME}\nSQL statement "SELECT f("x")"'
-    assert ddl.statement_of(event(tag, source, objects=tables("a"))) == statement
+    assert ddl_told.statement_of(event(tag, source, objects=tables("a"))) == statement
 
 
 def test_a_statement_of_an_sql_function_is_found_in_the_bodies_of_that_name() -> None:
     bodies = ["SELECT 1; SELECT 2", "SELECT 1; CREATE TABLE a (); CREATE TABLE b ()"]
     source = 'SQL function "f" statement 2'
     assert (
-        ddl.statement_of(event(source=source, text=ddl.Text(bodies=bodies), objects=tables("a"))) == "CREATE TABLE a ()"
+        ddl_told.statement_of(event(source=source, text=ddl.Text(bodies=bodies), objects=tables("a")))
+        == "CREATE TABLE a ()"
     )
 
 
@@ -112,7 +113,7 @@ def test_a_statement_of_an_sql_function_is_found_in_the_bodies_of_that_name() ->
     ],
 )
 def test_strings_of_the_old_kind_are_marked(written: str, meant: str) -> None:
-    assert ddl.with_standard_strings(written) == meant
+    assert ddl_told.with_standard_strings(written) == meant
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_strings_of_the_old_kind_are_marked(written: str, meant: str) -> None:
     ],
 )
 def test_statements_that_fire_event_triggers_are_told_from_others(text: str, expected: bool) -> None:
-    assert ddl.fires(parse_sql(text)[0].stmt) is expected
+    assert ddl_told.fires(parse_sql(text)[0].stmt) is expected
 
 
 @pytest.mark.parametrize(
