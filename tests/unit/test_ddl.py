@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from archiver.format.ddl_rewrite import TargetFacts, for_target
 EVENT: dict[str, Any] = {
     "event": "sql_drop", "tag": "DROP TABLE", "role": "r", "settings": {}, "schemas": ["pg_temp_3", "public"],
 }  # fmt: skip
+FRAME = "PL/pgSQL function f() line 3 at EXECUTE"
 TARGET = TargetFacts(frozenset({"anna", "ben"}), "archiver_shop")
 
 
@@ -74,7 +76,53 @@ def test_what_cannot_be_told_is_an_error() -> None:
             ddl_told.statement_of(event(source=source, objects=tables("a")))
 
 
-FRAME = "PL/pgSQL function f() line 3 at EXECUTE"
+def told(text: str, nth: int, *names: str, tag: str = "CREATE TABLE") -> str:
+    return ddl_told.statement_of(event(tag, text, nth=nth, objects=tables(*names)))
+
+
+def test_what_is_rolled_back_is_not_counted() -> None:
+    text = "CREATE TABLE a (); SAVEPOINT s; CREATE TABLE b (); ROLLBACK TO s; CREATE TABLE b (id int); COMMIT; CREATE TABLE c ()"
+    assert [told(text, *each) for each in ((1, "a"), (2, "b"), (1, "c"))] == [
+        "CREATE TABLE a ()", "CREATE TABLE b (id int)", "CREATE TABLE c ()",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ALTER TABLE a ADD x int; COMMIT; ALTER TABLE a ADD y int",
+        "SAVEPOINT s; ALTER TABLE a ADD x int; SAVEPOINT t; SELECT 1 / 0; ROLLBACK TO s; ALTER TABLE a ADD y int",
+        "ALTER TABLE b ADD x int; ALTER TABLE a ADD y int",
+        "SET standard_conforming_strings = off; ALTER TABLE a ADD x text DEFAULT 'a\\b'",
+        'SQL statement "ALTER TABLE a ADD x int; CREATE VIEW v AS SELECT 1 "\nPL/x""\n' + FRAME,
+        'SQL statement "ALTER TABLE a ADD x int' + '"\nPL/' * 100,
+    ],
+)
+def test_what_may_be_one_of_two_statements_is_not_told(text: str) -> None:
+    with pytest.raises(IntegrityError, match="cannot be told"):
+        told(text, 1, "a", tag="ALTER TABLE")
+    assert not ddl_told.can_be_told(event("ALTER TABLE", text, nth=1, objects=tables("a")))
+
+
+def test_a_text_that_a_function_runs_again_is_counted_on() -> None:
+    source = 'SQL statement "CREATE TABLE a (); CREATE TABLE b ()"\n' + FRAME
+    assert [told(source, nth, name) for nth, name in ((3, "a"), (4, "b"))] == ["CREATE TABLE a ()", "CREATE TABLE b ()"]
+
+
+def test_a_text_with_very_deep_expressions_ends_no_process() -> None:
+    for levels in (20_000, 150_000):
+        assert (
+            told(f"CREATE TABLE a (); CREATE VIEW v AS SELECT {'+'.join('1' * levels)}", 1, "a") == "CREATE TABLE a ()"
+        )
+    assert not ddl_told.can_be_told(event(source=f"CREATE VIEW v AS SELECT {'+'.join('1' * 300_000)}", nth=1))
+    assert told(f"CREATE TABLE a (); SELECT {'+'.join('1' * 1_000_000)}", 1, "a") == "CREATE TABLE a ()"
+
+
+def test_a_text_full_of_quotes_is_read_in_linear_time() -> None:
+    text = "COMMENT ON TABLE app.t IS '" + 'x"\n' * 20_000 + "'"
+    started = time.monotonic()
+    assert told(f'SQL statement "{text}"\n{FRAME}', 1, tag="COMMENT") == text
+    assert time.monotonic() - started < 1
 
 
 @pytest.mark.parametrize(
@@ -121,6 +169,8 @@ def test_strings_of_the_old_kind_are_marked(written: str, meant: str) -> None:
     [
         ("SELECT 1", False),
         ("SELECT 1 AS a INTO t", True),
+        ("SELECT 1 AS a INTO t UNION SELECT 2", True),
+        ("ALTER TABLE ALL IN TABLESPACE pg_default SET TABLESPACE x", True),
         ("CREATE TABLE t AS EXECUTE p", True),
         ("GRANT a TO b", False),
         ("GRANT SELECT ON t TO b", True),

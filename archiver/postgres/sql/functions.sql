@@ -21,7 +21,8 @@ EXCEPTION WHEN OTHERS THEN
     BEGIN
         PERFORM nextval('archiver.losses');
     EXCEPTION WHEN OTHERS THEN
-        RAISE EXCEPTION 'archiver: a schema change that can neither be captured nor counted: %', SQLERRM;
+        RAISE EXCEPTION 'archiver: a schema change that can neither be captured nor counted: %', SQLERRM
+              USING ERRCODE = SQLSTATE;
     END;
 END
 $loss$;
