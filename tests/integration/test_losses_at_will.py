@@ -108,3 +108,23 @@ async def test_nothing_is_hidden_by_a_full_table_of_locks(make_setup: MakeSetup,
         pytest.skip(f"a loss: {lost}")
     restored, _ = await source.restore()
     assert difference(pg_dump(restored), pg_dump(source.dsn)) == ""
+
+
+async def test_a_temporary_function_of_an_outsider_does_nothing_to_the_dbas_of_its_name(
+    make_setup: MakeSetup, roles: tuple[str, str]
+) -> None:
+    _, outsider = roles
+    source = make_setup()
+    with source.connect() as dba:
+        dba.execute("CREATE TABLE t (id int PRIMARY KEY)")
+        dba.execute("CREATE FUNCTION migrate() RETURNS void LANGUAGE sql AS 'ALTER TABLE t ADD x int'")
+        await source.init()
+        async with source.daemon():
+            await source.archived()
+            with as_role(source.dsn, outsider) as conn:
+                conn.execute("SET check_function_bodies = off")
+                conn.execute("CREATE FUNCTION pg_temp.migrate() RETURNS void LANGUAGE sql AS 'no SQL at all'")
+                dba.execute("SELECT migrate()")
+            await source.archived()
+    restored, _ = await source.restore()
+    assert difference(pg_dump(restored), pg_dump(source.dsn)) == ""
