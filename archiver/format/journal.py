@@ -124,6 +124,8 @@ REASONS: Final[dict[str, str]] = {
     "failed": "it could not be written down",
     "rows": "a table was rewritten with values that replay cannot compute, and its rows could not travel",
     "like-temporary": "a table was made LIKE a temporary one",
+    "temporary": "it stands on something temporary",
+    "untold": "what was run cannot be told from what was written down",
     "moment": "a literal means the moment it ran at (now, today, tomorrow or yesterday)",
     "excluded": "a table became an excluded one",
     "keyless": "a table lost its key",

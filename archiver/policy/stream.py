@@ -22,6 +22,7 @@ from archiver.format.manifest import Catalog, Changes, CommitRef, Lost, ObjectRe
 from archiver.format.pgoutput import BEGIN, COMMIT, STREAM_ABORT, STREAM_COMMIT, from_pg_time
 from archiver.format.segment import LENGTH, Context, Relation, encode
 from archiver.lsn import Lsn
+from archiver.policy.journal_entries import JournalEntries
 
 _XLOG_DATA = ord("w")
 _KEEPALIVE = ord("k")
@@ -142,6 +143,7 @@ class ChangeStream:
         self._own: dict[bytes, pgoutput.Relation] = {}  # tables in schema archiver
         self._own_known: set[tuple[int, bytes]] = set()  # those that the open segment describes, by context
         self._noted: dict[int, list[_Noted]] = {}  # by context
+        self._heard = JournalEntries()
         self._foreign: set[int] = set()  # contexts of transactions that come from another server
         self._open: dict[int, int] = {}  # streamed transactions, and the segment in which each began
         self._control: dict[int, Callable[[bytes], bool | None]] = {
@@ -259,8 +261,8 @@ class ChangeStream:
         """What an entry says that the manifest must say, too."""
         row = pgoutput.decode_row(message, streamed=self._context != 0)
         assert isinstance(row, pgoutput.Insert)
-        if journal.kind_of(relation, row.new) in {journal.LOST, journal.POINT}:
-            self._note_once(message, _noted(relation, row.new))
+        if (said := self._heard.said(self._context, relation, row.new)) is not None:
+            self._note_once(message, said)
 
     def _note_once(self, message: bytes, what: Lost | Point) -> None:
         within = message[1:5] if self._context else b""
@@ -283,6 +285,7 @@ class ChangeStream:
         _, time, xid = BEGIN.unpack_from(message)
         self._begin = (xid, time, self._ordinal)
         self._noted.pop(_PLAIN, None)
+        self._heard.forget(_PLAIN)
         self._foreign.discard(_PLAIN)
 
     def _on_commit(self, message: bytes) -> None:
@@ -373,19 +376,10 @@ class ChangeStream:
     def _forget(self, xid: int) -> None:
         for by_xid in (self._open, self._relations, self._known, self._noted):
             by_xid.pop(xid, None)
+        self._heard.forget(xid)
         self._foreign.discard(xid)
         self._own_known = {known for known in self._own_known if known[0] != xid}
 
 
 def _without_xid(message: bytes) -> bytes:
     return message[:1] + message[5:]
-
-
-def _noted(relation: pgoutput.Relation, row: pgoutput.Row) -> Lost | Point:
-    """An entry that cannot be read is a loss: nobody knows what it was to say."""
-    try:
-        entry = journal.parse_entry(relation, row)
-    except IntegrityError:
-        return Lost(lsn=Lsn(0), reason="unreadable")
-    point = journal.restore_point(entry) if entry.kind == journal.POINT else None
-    return point or Lost(lsn=Lsn(0), reason=journal.reason_of(entry))
