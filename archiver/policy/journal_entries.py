@@ -6,6 +6,9 @@ whose statement no restore could tell is a loss, so that a base snapshot follows
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from archiver.errors import IntegrityError
 from archiver.format import journal
 from archiver.format.ddl import Text, parse_event
@@ -16,6 +19,7 @@ from archiver.format.pgmessages import Relation, Row
 from archiver.lsn import Lsn
 
 _TEXTS = 100  # of a transaction's, those that are kept
+_MAKING = frozenset({"CREATE TABLE", "CREATE TABLE AS", "SELECT INTO", "CREATE SCHEMA"})
 
 
 class JournalEntries:
@@ -23,6 +27,8 @@ class JournalEntries:
 
     def __init__(self) -> None:
         self._texts: dict[int, dict[str, Text]] = {}
+        self.announced: set[int] = set()
+        """The OIDs of tables that DDL made; who takes them puts another set in its place."""
 
     def forget(self, context: int) -> None:
         self._texts.pop(context, None)
@@ -55,7 +61,14 @@ class JournalEntries:
             return True
         name = entry.said.get("text")
         text = texts.get(str(name))
-        return (name is not None and text is None) or can_be_told(parse_event(entry.said, text))
+        self._announce(entry.said)
+        if name is not None and text is None:
+            return True
+        return can_be_told(parse_event(entry.said, text))
+
+    def _announce(self, said: Mapping[str, Any]) -> None:
+        objects = said.get("objects") or () if said.get("tag") in _MAKING else ()
+        self.announced |= {each["oid"] for each in objects if each.get("type") == "table" and "oid" in each}
 
 
 def _lost(reason: str) -> Lost:

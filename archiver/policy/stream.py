@@ -56,6 +56,8 @@ class Cut:
     lost: list[Lost] = field(default_factory=list)
     described: set[bytes] = field(default_factory=set)
     """The Relation messages of committed transactions, as they are outside of streamed ones."""
+    announced: set[int] = field(default_factory=set)
+    """The OIDs of tables that DDL said that it made, committed or not."""
 
     def note(self, xid: int, lsn: int, end: int, time: int, *, foreign: bool) -> None:
         """Count a commit. Plain numbers: a million of these come in a few seconds."""
@@ -216,6 +218,7 @@ class ChangeStream:
         """Close the open change segment and open the next one."""
         done = self._cut
         done.end = self.position
+        done.announced, self._heard.announced = self._heard.announced, set()
         done.open_from = min([*self._open.values(), *([self._begin[2]] if self._begin else [])], default=None)
         self._ordinal += 1
         self._cut = Cut(self._ordinal, self.position, self.position)

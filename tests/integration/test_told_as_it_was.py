@@ -80,6 +80,16 @@ ATTACKS: dict[str, list[str]] = {
         "CREATE FUNCTION pg_temp.f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
         " CREATE TRIGGER x BEFORE INSERT ON app.t FOR EACH ROW EXECUTE FUNCTION pg_temp.f()"
     ],
+    "explain analyze": ["EXPLAIN ANALYZE CREATE TABLE app.u AS SELECT 1 AS a", "INSERT INTO app.u VALUES (2)"],
+    "explain analyze, and it is gone again": [
+        "EXPLAIN ANALYZE SELECT 1 AS a INTO app.u",
+        "INSERT INTO app.u VALUES (2); DROP TABLE app.u",
+    ],
+    "many tables and rows of theirs": [
+        "CREATE TABLE app.u AS SELECT 1 AS a; SELECT 2 AS a INTO app.v; INSERT INTO app.v VALUES (3)",
+        "DO $$ BEGIN FOR i IN 1 .. 120 LOOP EXECUTE format('SELECT %1$s; CREATE TABLE app.x%1$s AS SELECT 1 AS a', i);"
+        " END LOOP; END $$",
+    ],
     "deep expression": ["CREATE VIEW app.v AS SELECT " + "+".join(["1"] * 3000) + " AS a"],
     "deep parentheses": ["CREATE VIEW app.v AS SELECT " + "(" * 1500 + "1" + ")" * 1500 + " AS a"],
     "deep calls": ["CREATE VIEW app.v AS SELECT " + "abs(" * 1500 + "1" + ")" * 1500 + " AS a"],
@@ -161,6 +171,7 @@ COMPUTED: dict[str, list[str]] = {
 
 
 LOST: dict[str, str] = {
+    **dict.fromkeys(("explain analyze", "explain analyze, and it is gone again"), "unannounced"),
     **dict.fromkeys(
         ("sql function, name with newline", "sql function drops itself", "sql function renames itself",
          "sql function replaces itself", "sql function and garbage of the same name", "two sql functions of a name",
