@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Self
 from uuid import uuid4
 
@@ -32,7 +33,7 @@ from archiver.policy import rotation, schema_watch
 from archiver.policy.schema_watch import SchemaWatch
 from archiver.policy.sequence_log import SequenceLog
 from archiver.policy.stream import ChangeStream, Cut
-from archiver.postgres.install import trusts_journal
+from archiver.postgres.install import trusted_journal
 from archiver.postgres.replication import ReplicationStream
 from archiver.postgres.replication_slot import SystemIdentity, slot_info
 from archiver.postgres.sequences import read_sequences
@@ -84,7 +85,7 @@ class Capture:
         self._durable = start
         self._system = system
         self._connection = 0
-        self._trusts_journal = False
+        self._journal: int | None = None
         self._samples: deque[Sample] = deque(maxlen=_SAMPLES)
         self._sequences = SequenceLog()
         self._catalog = catalog
@@ -121,7 +122,7 @@ class Capture:
         self._stream, self._unread = stream, 0
         try:
             await self._require_unmoved(stream)
-            self._trusts_journal = await self._monitor.ask(trusts_journal, SLOT_SECONDS)
+            self._journal = await self._monitor.ask(trusted_journal, SLOT_SECONDS)
             self.streaming = True
             log.info("capturing", slot=self._source.slot, lsn=str(self.durable))
             async with task_group() as tasks:
@@ -195,7 +196,7 @@ class Capture:
         async with _Pipeline(self._seal_and_store, self._commit) as pipeline:
             cut_at = loop_time()
             while not stop.is_set():
-                changes.trusts_journal = self._trusts_journal
+                changes.journal = self._journal
                 changes.feed(await stream.receive(min(0.25, limits.max_age.total_seconds() / 4)))
                 self._count(changes)
                 age = timedelta(seconds=loop_time() - cut_at)
@@ -248,7 +249,7 @@ class Capture:
     async def _add_sequences(self, cut: Cut) -> bool:
         """Add the sequences that moved. Read after the segment's last commit, they are never below it."""
         try:
-            sequences = await self._monitor.ask(read_sequences)
+            sequences = await self._monitor.ask(partial(read_sequences, skip_held=True))
             read_at = (await self._monitor.sample()).lsn
         except PostgresError as exc:
             log.warning("sequences not read", error=str(exc))
@@ -262,12 +263,12 @@ class Capture:
         """Look at the catalog after the segment's last commit: no segment is committed that hides a change."""
         for attempt in range(1, LOOKS + 1):
             try:
-                look = await self._monitor.look(_described(cut))
+                look = await self._monitor.look(_described(cut), cut.announced)
             except PostgresError as exc:
                 log.warning("catalog not read", error=str(exc), attempt=attempt)
                 await asyncio.sleep(1)
             else:
-                self._trusts_journal = look.trusts_journal
+                self._journal = look.journal
                 lost = self._watch.judge(look, cut.start)
                 if look.strangers:
                     log.warning("the catalog does not show what the stream described", tables=look.strangers)

@@ -7,18 +7,20 @@ manifest named once. A slot that somebody else moved leaves nothing beyond the e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from archiver.archive import OpenArchive
-from archiver.errors import ArchiverError, IntegrityError
-from archiver.format import layout
+from archiver.errors import ArchiverError, IntegrityError, ObjectNotFound
+from archiver.format import layout, seal
 from archiver.format.manifest import Signed
+from archiver.format.seal import Identity, Kind
 from archiver.lsn import Lsn
-from archiver.store.base import Store
+from archiver.store.base import Entry, Store
 
-AT_MOST_UNNAMED = (
-    4  # change segments that a daemon which dies may leave without a manifest: more than capture.IN_FLIGHT
-)
+AT_MOST_UNNAMED = 4
+"""Change segments that a daemon which dies may leave without a manifest: more than capture.IN_FLIGHT."""
+_LOOKED_AT = 16  # objects of a region, each of them read whole: who hides ours behind more could delete them as well
+_LARGEST = 1 << 28
 
 Beyond = Mapping[str, Sequence[str]]
 """Objects beyond the log's end, by region."""
@@ -44,33 +46,55 @@ async def find_beyond(archive: OpenArchive, confirmed: Lsn | None = None) -> Bey
 
 
 async def _names_beyond(archive: OpenArchive, region: Store, confirmed: Lsn | None) -> list[str]:
-    segments = await _segments(archive, region)
-    if confirmed is None:
-        newest = max((ordinal for ordinal, _, _, _ in segments), default=0)
-        return [name for _, _, _, name in segments] if newest > _next(archive) + AT_MOST_UNNAMED else []
-    # One that was never named starts where the log ends, or later: what begins before that was confirmed.
-    named = [name for _, start, end, name in segments if start < confirmed and end <= confirmed]
-    return named + await _snapshots(archive, region, confirmed)
+    last = _next(archive) + AT_MOST_UNNAMED
+    far = [
+        entry
+        async for (ordinal, start, end), entry in _segments(archive, region)
+        # One that was never named starts where the log ends, or later: what begins before that was confirmed.
+        if (ordinal > last if confirmed is None else start < confirmed and end <= confirmed)
+    ]
+    if confirmed is not None:
+        far += [entry async for entry in _snapshots(archive, region, confirmed)]
+    readable = [entry.key for entry in far if seal.HEADER_BYTES < entry.size <= _LARGEST]
+    return [name for name in readable[-_LOOKED_AT:] if await _is_ours(archive, region, name)]
 
 
-async def _segments(archive: OpenArchive, region: Store) -> list[tuple[int, Lsn, Lsn, str]]:
-    """Ordinal, start, end and name of change segments that come after the log's last one."""
+async def _is_ours(archive: OpenArchive, region: Store, name: str) -> bool:
+    """Whether this archive sealed it for this place. Raises ArchiverError where nobody can tell now."""
+    try:
+        data = await region.get(name)
+        found = Identity.decode(data)
+        is_meant = found.archive == archive.identity.archive and _stands_at(found, name)
+        if not is_meant or not layout.is_ours(layout.key(found.key_id)):
+            return False
+        return seal.is_key_of(data, await archive.keys.secret(found.key_id))
+    except (IntegrityError, ObjectNotFound):
+        return False
+
+
+def _stands_at(found: Identity, name: str) -> bool:
+    if (place := layout.segment_place(name)) is not None:
+        return found.kind is Kind.CHANGES and place == (found.seq, found.start, found.end)
+    return found.kind is Kind.SNAPSHOT and layout.snapshot_lsn(name) == found.start
+
+
+async def _segments(archive: OpenArchive, region: Store) -> AsyncIterator[tuple[tuple[int, Lsn, Lsn], Entry]]:
+    """Change segments that come after the log's last one, by ordinal, with that, their start and their end."""
     end = archive.log.state.end
-    found = []
     async for entry in region.list(layout.SEGMENTS, start_after=layout.segments_before(_next(archive))):
         place = layout.segment_place(entry.key)
         if place is not None and (end is None or place[2] > end):
-            found.append((*place, entry.key))
-    return found
+            yield place, entry
 
 
-async def _snapshots(archive: OpenArchive, region: Store, confirmed: Lsn) -> list[str]:
+async def _snapshots(archive: OpenArchive, region: Store, confirmed: Lsn) -> AsyncIterator[Entry]:
     """Parts of base snapshots between the log's end and what was confirmed."""
     end = archive.log.state.end
     if end is None:
-        return []
-    names = [entry.key async for entry in region.list(layout.SNAPSHOTS, start_after=layout.snapshots_before(end))]
-    return [name for name in names if (lsn := layout.snapshot_lsn(name)) is not None and end < lsn <= confirmed]
+        return
+    async for entry in region.list(layout.SNAPSHOTS, start_after=layout.snapshots_before(end)):
+        if (lsn := layout.snapshot_lsn(entry.key)) is not None and end < lsn <= confirmed:
+            yield entry
 
 
 def _next(archive: OpenArchive) -> int:

@@ -42,9 +42,10 @@ from archiver.keys import PatientKek
 from archiver.metrics import Metrics
 from archiver.policy.schema_watch import SchemaWatch
 from archiver.policy.slot_danger import SlotDanger
-from archiver.postgres.install import sweep
+from archiver.postgres.install import require_own_publication, sweep
 from archiver.postgres.replication_slot import each_once
 from archiver.postgres.session import is_shutting_down
+from archiver.postgres.setup import publish_missing
 from archiver.postgres.source import Sample, Source
 from archiver.regions import open_configured, open_keks, open_regions
 from archiver.snapshots import take_snapshot
@@ -146,6 +147,9 @@ class Daemon:
         keks = [PatientKek(kek) for kek in open_keks(self._config)]
         archive = await open_configured(self._config, mirror, keks)
         await patiently(lambda: self._alignment.check_identity(archive))
+        await patiently(
+            lambda: self._monitor.ask(partial(require_own_publication, publication=self._source.publication))
+        )
         await self._alignment.wait_for_slot()
         self._show_regions(archive)
         await archive.follow(going_on=True)
@@ -326,6 +330,7 @@ class Daemon:
             started = loop_time()
             try:
                 of = self._alignment.system
+                await self._publish_missing(archive)
                 snapshot = await take_snapshot(
                     archive, self._source, self._config.snapshot, of=of, on_blocked=each_once(tell_blocker)
                 )
@@ -336,6 +341,18 @@ class Daemon:
             except (PostgresError, StoreError, UsageError) as exc:
                 log.error("base snapshot failed", error=str(exc), hint=exc.hint, retry_in=SNAPSHOT_RETRY)
                 await asyncio.sleep(SNAPSHOT_RETRY)
+
+    async def _publish_missing(self, archive: OpenArchive) -> None:
+        """Where something was lost it may be a table: the base snapshot has its rows, and its changes must follow."""
+        state = archive.log.state
+        if state.lost is None or (state.snapshot is not None and state.lost.lsn <= state.snapshot.lsn):
+            return
+        publish = partial(publish_missing, name=self._source.publication, exclude=self._source.exclude)
+        added, refused = await self._monitor.ask(publish)
+        if added:
+            log.info("published what could not be published before", tables=added)
+        if refused:
+            log.error("not archived: the role may not publish them; run archiver init", tables=refused)
 
     def _seconds_to_snapshot(self, archive: OpenArchive) -> float:
         state = archive.log.state

@@ -73,9 +73,35 @@ def temporary(conn: psycopg.Connection, count: int) -> None:
         conn.execute(f"CREATE TEMP TABLE t{number} (id int) ON COMMIT DROP".encode())
 
 
+def temporary_dropped(conn: psycopg.Connection, count: int) -> None:
+    """The same, dropped by a statement."""
+    for number in range(count // 2):
+        conn.execute(f"CREATE TEMP TABLE t{number} (id int PRIMARY KEY)".encode())
+        conn.execute(f"DROP TABLE t{number}".encode())
+
+
+def dropped(conn: psycopg.Connection, count: int) -> None:
+    """What a key might have stood on, and an index that might have been a replica identity."""
+    conn.execute("CREATE TABLE w.f (id int PRIMARY KEY)")
+    for number in range(count // 4):
+        conn.execute(f"CREATE TYPE w.y{number} AS ENUM ('a')".encode())
+        conn.execute(f"DROP TYPE w.y{number}".encode())
+        conn.execute(f"CREATE INDEX i{number} ON w.f (id)".encode())
+        conn.execute(f"DROP INDEX w.i{number}".encode())
+
+
 WORKLOADS: dict[str, Workload] = {
     workload.__name__: workload
-    for workload in (one_by_one, one_text, one_transaction, in_a_function, altered, temporary)
+    for workload in (
+        one_by_one,
+        one_text,
+        one_transaction,
+        in_a_function,
+        altered,
+        temporary,
+        temporary_dropped,
+        dropped,
+    )
 }
 
 

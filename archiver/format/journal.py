@@ -124,6 +124,8 @@ REASONS: Final[dict[str, str]] = {
     "failed": "it could not be written down",
     "rows": "a table was rewritten with values that replay cannot compute, and its rows could not travel",
     "like-temporary": "a table was made LIKE a temporary one",
+    "temporary": "it stands on something temporary",
+    "untold": "what was run cannot be told from what was written down",
     "moment": "a literal means the moment it ran at (now, today, tomorrow or yesterday)",
     "excluded": "a table became an excluded one",
     "keyless": "a table lost its key",
@@ -134,6 +136,7 @@ REASONS: Final[dict[str, str]] = {
     "changed-back": "the schema changed, and back again before it could be looked at",
     "capture-began": "event triggers capture schema changes from here on; what changed before is not known",
     "capture-ended": "the event triggers that capture schema changes are gone or disabled",
+    "unannounced": "rows came of a table that no statement is known to have made",
     "not-seen": "the source's catalog could not be read: whether the schema changed is not known",
 }
 """Why something was lost to replay: codes, for a manifest shows no name of the database's, and what they mean."""

@@ -14,6 +14,7 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 from uuid import UUID
 
 import zstandard
@@ -36,6 +37,7 @@ KEY_BYTES = 32
 ZSTD_LEVEL = 1  # faster and smaller than 3 on this kind of data: bench/capture.py
 MAX_WINDOW_BYTES = 1 << 27
 _OBJECT_CONTEXT = b"archiver object v1"
+_HINT = "Run archiver verify; another region may hold it whole."
 
 _IDENTITY = struct.Struct(">8sBBBBI16sQQ16sQQ32s")
 HEADER_BYTES = _IDENTITY.size + SALT_BYTES + 32
@@ -73,6 +75,19 @@ class Identity:
             MAGIC, VERSION, SUITE, self.kind, ZSTD, CHUNK_BYTES, self.archive.bytes, self.system_identifier,
             self.seq, self.writer.bytes, self.start, self.end, key_id,
         )  # fmt: skip
+
+    @classmethod
+    def decode(cls, header: bytes) -> Self:
+        """What an object says of itself, which its key proves. Raises IntegrityError."""
+        try:
+            *_, kind, _, _, archive, system, seq, writer, start, end, key_id = _IDENTITY.unpack_from(header)
+            name = key_id.rstrip(b"\0").decode("ascii")
+            found = cls(UUID(bytes=archive), system, Kind(kind), seq, UUID(bytes=writer), Lsn(start), Lsn(end), name)
+        except (struct.error, ValueError) as exc:
+            raise IntegrityError("the object's header cannot be read", hint=_HINT) from exc
+        if found.encode() != header[: _IDENTITY.size]:
+            raise IntegrityError("the object's header cannot be read", hint=_HINT)
+        return found
 
 
 def derive(secret: bytes, salt: bytes, context: bytes) -> tuple[bytes, bytes]:
@@ -150,9 +165,6 @@ def is_key_of(data: bytes, data_key: bytes) -> bool:
     """Whether an object was sealed under this data key, as its commitment says. Raises IntegrityError if it is cut."""
     identity, salt, commitment, _ = _split(data)
     return hmac.compare_digest(commitment, _object_key(data_key, identity, salt)[1])
-
-
-_HINT = "Run archiver verify; another region may hold it whole."
 
 
 def _split(data: bytes) -> tuple[bytes, bytes, bytes, memoryview]:

@@ -27,6 +27,7 @@ CHANGED_BACK: Final = "changed-back"
 CAPTURE_BEGAN: Final = "capture-began"
 CAPTURE_ENDED: Final = "capture-ended"
 UNCOUNTED: Final = "uncounted"
+UNANNOUNCED: Final = "unannounced"
 NOT_SEEN: Final = "not-seen"
 
 
@@ -34,8 +35,10 @@ NOT_SEEN: Final = "not-seen"
 class Look:
     """What the catalog showed; `digest` is None where event triggers capture DDL.
 
-    `strangers` are tables that the stream described, and that the catalog has not, or not so. `losses` counts what
-    event triggers could not even write into the journal, None where there is none that is archiver's own.
+    `strangers` are tables that the stream described, and that the catalog has not, or not so; `unannounced` are those
+    that came since the first look, while event triggers captured DDL, without an event that says so. `losses` counts
+    what event triggers could not even write into the journal, None where there is none that is archiver's own;
+    `journal` is the OID of that.
 
     The source stood at `before` when the look began, and at `after` when it had ended. Transactions that were
     `running`, and those that got a number from `next_xid` on, it does not show.
@@ -47,11 +50,9 @@ class Look:
     running: frozenset[int]
     next_xid: int
     strangers: tuple[str, ...] = ()
+    unannounced: tuple[str, ...] = ()
     losses: int | None = None
-
-    @property
-    def trusts_journal(self) -> bool:
-        return self.losses is not None
+    journal: int | None = None
 
 
 def is_stranger(relation: Relation, name: str | None, columns: Sequence[ColumnShape]) -> bool:
@@ -97,6 +98,8 @@ class SchemaWatch:
         reason = _reason(known, look)
         if reason is None and look.strangers and start >= self._told:
             reason = CHANGED_BACK
+        if reason is None and look.unannounced:
+            reason = UNANNOUNCED
         if reason is None and failed:
             reason = UNCOUNTED
         if reason is None:

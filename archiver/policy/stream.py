@@ -22,6 +22,7 @@ from archiver.format.manifest import Catalog, Changes, CommitRef, Lost, ObjectRe
 from archiver.format.pgoutput import BEGIN, COMMIT, STREAM_ABORT, STREAM_COMMIT, from_pg_time
 from archiver.format.segment import LENGTH, Context, Relation, encode
 from archiver.lsn import Lsn
+from archiver.policy.journal_entries import JournalEntries
 
 _XLOG_DATA = ord("w")
 _KEEPALIVE = ord("k")
@@ -55,6 +56,8 @@ class Cut:
     lost: list[Lost] = field(default_factory=list)
     described: set[bytes] = field(default_factory=set)
     """The Relation messages of committed transactions, as they are outside of streamed ones."""
+    announced: set[int] = field(default_factory=set)
+    """The OIDs of tables that DDL said that it made, committed or not."""
 
     def note(self, xid: int, lsn: int, end: int, time: int, *, foreign: bool) -> None:
         """Count a commit. Plain numbers: a million of these come in a few seconds."""
@@ -123,11 +126,12 @@ _Noted = tuple[bytes, Lost | Point]
 class ChangeStream:
     """Follows one connection from `start` on; `ordinal` is that of the first change segment it will cut."""
 
-    def __init__(self, start: Lsn, ordinal: int) -> None:
+    def __init__(self, start: Lsn, ordinal: int, journal: int | None = None) -> None:
         self.position = start
         """Every commit that ends at or before it has arrived."""
-        self.trusts_journal = True
-        """Whether the table of that name is archiver's own: rows of another's are dropped."""
+        self.journal = journal
+        """The OID of archiver's own. Where there is none the table of that name says nothing; where there is one, what
+        another said is a loss."""
         self._messages = 0
         self._commits = 0
         self._received_bytes = 0
@@ -141,6 +145,7 @@ class ChangeStream:
         self._own: dict[bytes, pgoutput.Relation] = {}  # tables in schema archiver
         self._own_known: set[tuple[int, bytes]] = set()  # those that the open segment describes, by context
         self._noted: dict[int, list[_Noted]] = {}  # by context
+        self._heard = JournalEntries()
         self._foreign: set[int] = set()  # contexts of transactions that come from another server
         self._open: dict[int, int] = {}  # streamed transactions, and the segment in which each began
         self._control: dict[int, Callable[[bytes], bool | None]] = {
@@ -213,6 +218,7 @@ class ChangeStream:
         """Close the open change segment and open the next one."""
         done = self._cut
         done.end = self.position
+        done.announced, self._heard.announced = self._heard.announced, set()
         done.open_from = min([*self._open.values(), *([self._begin[2]] if self._begin else [])], default=None)
         self._ordinal += 1
         self._cut = Cut(self._ordinal, self.position, self.position)
@@ -242,7 +248,10 @@ class ChangeStream:
         if own is None:
             self._introduce(relation)
             return False
-        if not (self.trusts_journal and journal.is_journal(own) and frame[_HEADER] == _INSERT):
+        if self.journal is None or not journal.is_journal(own) or frame[_HEADER] != _INSERT:
+            return True
+        if own.id != self.journal:
+            self._note_once(frame[_HEADER:], Lost(lsn=Lsn(0), reason="unreadable"))
             return True
         if (self._context, relation) not in self._own_known:
             self._introduce(relation)
@@ -255,11 +264,14 @@ class ChangeStream:
         """What an entry says that the manifest must say, too."""
         row = pgoutput.decode_row(message, streamed=self._context != 0)
         assert isinstance(row, pgoutput.Insert)
-        if journal.kind_of(relation, row.new) in {journal.LOST, journal.POINT}:
-            within = message[1:5] if self._context else b""
-            noted = self._noted.setdefault(self._context, [])
-            if (found := (within, _noted(relation, row.new))) not in noted:  # a manifest has room for so many
-                noted.append(found)
+        if (said := self._heard.said(self._context, relation, row.new)) is not None:
+            self._note_once(message, said)
+
+    def _note_once(self, message: bytes, what: Lost | Point) -> None:
+        within = message[1:5] if self._context else b""
+        noted = self._noted.setdefault(self._context, [])
+        if (within, what) not in noted:  # a manifest has room for so many
+            noted.append((within, what))
 
     def _introduce(self, relation: bytes) -> None:
         """Repeat a relation's description in this segment before the first row that needs it."""
@@ -276,6 +288,7 @@ class ChangeStream:
         _, time, xid = BEGIN.unpack_from(message)
         self._begin = (xid, time, self._ordinal)
         self._noted.pop(_PLAIN, None)
+        self._heard.forget(_PLAIN)
         self._foreign.discard(_PLAIN)
 
     def _on_commit(self, message: bytes) -> None:
@@ -366,19 +379,10 @@ class ChangeStream:
     def _forget(self, xid: int) -> None:
         for by_xid in (self._open, self._relations, self._known, self._noted):
             by_xid.pop(xid, None)
+        self._heard.forget(xid)
         self._foreign.discard(xid)
         self._own_known = {known for known in self._own_known if known[0] != xid}
 
 
 def _without_xid(message: bytes) -> bytes:
     return message[:1] + message[5:]
-
-
-def _noted(relation: pgoutput.Relation, row: pgoutput.Row) -> Lost | Point:
-    """An entry that cannot be read is a loss: nobody knows what it was to say."""
-    try:
-        entry = journal.parse_entry(relation, row)
-    except IntegrityError:
-        return Lost(lsn=Lsn(0), reason="unreadable")
-    point = journal.restore_point(entry) if entry.kind == journal.POINT else None
-    return point or Lost(lsn=Lsn(0), reason=journal.reason_of(entry))

@@ -54,12 +54,9 @@ _NO_ROWS: Final = (Truncated, Entry)
 # which is where the target commits too.
 _SETTINGS: Final[Mapping[str, str]] = {
     "synchronous_commit": "off",
-    "default_transaction_read_only": "off",
-    "default_transaction_isolation": "read committed",
     "jit": "off",
     "work_mem": "64MB",
     "temp_buffers": "64MB",
-    "client_min_messages": "warning",
 }
 
 

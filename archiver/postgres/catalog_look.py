@@ -7,7 +7,7 @@ not temporary objects, and nothing of archiver's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Set
 from typing import Any, Final, LiteralString
 
 import psycopg
@@ -16,7 +16,7 @@ from archiver.errors import PostgresUnavailable
 from archiver.format.pgmessages import Relation
 from archiver.lsn import Lsn
 from archiver.policy.schema_watch import ColumnShape, Look, is_stranger
-from archiver.postgres.install import trusts_journal
+from archiver.postgres.install import trusted_journal
 from archiver.postgres.session import postgres_error
 from archiver.postgres.triggers import CAPTURING
 
@@ -108,7 +108,7 @@ async def captures_ddl(conn: Conn) -> bool:
     """Whether our event triggers are there and fire, and write what can be believed. Raises PostgresError."""
     try:
         fires = bool(await _value(conn, _CAPTURED, {"names": list(CAPTURING)}))
-        return fires and await trusts_journal(conn)
+        return fires and await trusted_journal(conn) is not None
     except psycopg.Error as exc:
         raise postgres_error(exc) from exc
 
@@ -119,9 +119,10 @@ class CatalogReader:
     def __init__(self) -> None:
         self._rows: str | None = None
         self._digest = ""
+        self._tables: set[int] | None = None
 
-    async def look(self, conn: Conn, described: Iterable[Relation] = ()) -> Look:
-        """Over a connection in autocommit. `described`: what the stream said of tables.
+    async def look(self, conn: Conn, described: Collection[Relation] = (), announced: Set[int] = frozenset()) -> Look:
+        """Over a connection in autocommit. `described`: what the stream said of tables; `announced`: those made since.
 
         Raises PostgresError, PostgresUnavailable.
         """
@@ -132,11 +133,25 @@ class CatalogReader:
                 running, next_xid = await _row(conn, _SNAPSHOT)
                 digest = None if await captures_ddl(conn) else await self._read(conn)
                 strangers = await _strangers(conn, described) if digest is not None else ()
-                losses = await _value(conn, _LOSSES) if await trusts_journal(conn) else None
+                unannounced = await self._unannounced(conn, described, announced) if digest is None else ()
+                journal = await trusted_journal(conn)
+                losses = await _value(conn, _LOSSES) if journal is not None else None
             after = await _position(conn)
-            return Look(digest, before, after, frozenset(running), next_xid, strangers, losses)
+            return Look(digest, before, after, frozenset(running), next_xid, strangers, unannounced, losses, journal)
         except psycopg.Error as exc:
             raise postgres_error(exc, "looking at the catalog") from exc
+
+    async def _unannounced(self, conn: Conn, described: Collection[Relation], announced: Set[int]) -> tuple[str, ...]:
+        """EXPLAIN ANALYZE of CREATE TABLE AS fires no event. What an extension's script makes comes with it."""
+        if self._tables is None:
+            self._tables = {oid for (oid,) in await (await conn.execute(_ALL_TABLES)).fetchall()}
+        self._tables |= announced
+        new = {relation.id: str(relation) for relation in described if relation.id not in self._tables}
+        if not new:
+            return ()
+        self._tables |= new.keys()
+        members = {oid for (oid,) in await (await conn.execute(_OF_EXTENSIONS, (list(new),))).fetchall()}
+        return tuple(sorted(name for oid, name in new.items() if oid not in members))
 
     async def _read(self, conn: Conn) -> str:
         rows = str(await _value(conn, _query(conn, _ROWS)))
@@ -146,6 +161,11 @@ class CatalogReader:
         return self._digest
 
 
+_ALL_TABLES: Final[LiteralString] = "SELECT oid::bigint FROM pg_catalog.pg_class WHERE relkind IN ('r', 'p')"
+_OF_EXTENSIONS: Final[LiteralString] = """
+SELECT objid::bigint FROM pg_catalog.pg_depend
+ WHERE classid = 'pg_catalog.pg_class'::regclass AND objid = ANY (%s::oid[]) AND deptype = 'e'
+"""
 _TABLES: Final[LiteralString] = """
 SELECT c.oid, n.nspname || '.' || c.relname, (
            SELECT json_agg(json_build_array(a.attname, a.atttypid::bigint, a.atttypmod) ORDER BY a.attnum)

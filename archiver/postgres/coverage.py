@@ -44,7 +44,7 @@ async def check_readable(conn: Conn, source: SourceSection) -> list[Check]:
 
 
 async def _sequences(conn: Conn, role: str) -> Check:
-    found = await read_sequences(conn)
+    found = await read_sequences(conn, skip_held=True)
     if found.denied:
         hint = f"GRANT pg_read_all_data TO {role}"
         return Check("readable sequences", "fail", f"no SELECT on {listed(found.denied)}", hint)

@@ -13,7 +13,7 @@ from typing import Any, Final
 import psycopg
 
 from archiver.errors import PostgresError
-from archiver.format import ddl, ddl_drops
+from archiver.format import ddl, ddl_drops, ddl_told
 from archiver.format.ddl import Event
 from archiver.format.ddl_described import create_table
 from archiver.format.ddl_renames import rename_of
@@ -137,7 +137,7 @@ class DdlReplay:
             return
         if not event.objects and event.tag in ddl.RUNS_SCRIPTS:
             return  # IF NOT EXISTS, and it did
-        statement = ddl.statement_of(event)
+        statement = ddl_told.statement_of(event)
         replay = await self.runner.fit(statement, event)
         if replay.statements:
             await self._run(event, replay.statements, lsn)

@@ -101,9 +101,10 @@ class Runner:
         _require_one(statement)
         self._silenced = silenced
         try:
+            who = await self._who(event)  # a stand-in that it makes outlives what fails
             if guarded:
                 await self._conn.execute("SAVEPOINT archiver_ddl")
-            await self._execute(event, statement, await self._who(event))
+            await self._execute(event, statement, who)
             if guarded:
                 await self._conn.execute("RELEASE SAVEPOINT archiver_ddl")
         except psycopg.Error as exc:

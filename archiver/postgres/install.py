@@ -1,9 +1,9 @@
 """What archiver puts into the source database beside the publication, and takes out again: schema `archiver`.
 
 In: a connection to the source, in a transaction of the caller's. Out: the journal, the functions, the event triggers,
-each owned by the role that installs. A schema of that name that is somebody else's is refused, and so is one that
-holds what is somebody else's: its owner could have our triggers run his code as whoever runs DDL. An older
-installation is replaced. All errors but PostgresError are psycopg's.
+each owned by the role that installs; the caller has called `require_ours`. A schema of that name that is somebody
+else's is refused, and so is one that holds what is somebody else's: its owner could have our triggers run his code as
+whoever runs DDL. An older installation is replaced. All errors but PostgresError are psycopg's.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ WITH own AS (
      WHERE relnamespace IN (SELECT oid FROM own) AND relkind <> 'i'
     UNION ALL SELECT 'event trigger ' || evtname, evtowner FROM pg_catalog.pg_event_trigger
      WHERE evtname = ANY (%s)
+    UNION ALL SELECT 'publication ' || pubname, pubowner FROM pg_catalog.pg_publication WHERE pubname = %s
 )
 SELECT what, pg_catalog.pg_get_userbyid(owner) FROM held JOIN pg_catalog.pg_roles r ON r.oid = owner
  WHERE NOT r.rolsuper AND r.rolname <> current_user ORDER BY 1
@@ -68,7 +69,6 @@ async def install(conn: Conn, listed: ListedPublication | None, *, superuser: bo
     `listed`: the publication, where it is not for all tables. Returns whether there is a journal: not where the role
     may not create a schema.
     """
-    await require_ours(conn)
     try:
         async with conn.transaction():
             await conn.execute("CREATE SCHEMA IF NOT EXISTS archiver")
@@ -87,15 +87,38 @@ async def install(conn: Conn, listed: ListedPublication | None, *, superuser: bo
     return True
 
 
-async def require_ours(conn: Conn) -> None:
-    """Raise PostgresError where schema `archiver`, or something in it, is somebody else's."""
-    found = await (await conn.execute(_FOREIGN, [[*triggers.CAPTURING, triggers.GUARD, triggers.PUBLISH]])).fetchall()
+async def require_ours(conn: Conn, publication: str) -> None:
+    """Raise PostgresError where the publication, schema `archiver`, or something in it, is somebody else's."""
+    found = await (await conn.execute(_FOREIGN, [list(triggers.NAMES), publication])).fetchall()
     if found:
         what, owner = found[0]
         raise PostgresError(
             f"{what} belongs to {owner}, not to the role that runs this",
-            where="schema archiver",
+            where="the source",
             hint="Look at what it holds: archiver never uses it. Drop it, or run this as its owner if that is you.",
+        )
+
+
+_OWNER: Final[LiteralString] = """
+SELECT r.rolname FROM pg_catalog.pg_publication p JOIN pg_catalog.pg_roles r ON r.oid = p.pubowner
+ WHERE p.pubname = %s AND NOT r.rolsuper AND r.rolname <> current_user
+"""
+
+OWN_PUBLICATION: Final = "Drop it, or have a superuser or the role of [source] dsn own it; then run archiver init."
+
+
+async def stranger_of(conn: Conn, publication: str) -> str | None:
+    """Who owns the publication, and with it says what it leaves out, where that is neither a superuser nor we."""
+    row = await (await conn.execute(_OWNER, [publication])).fetchone()
+    return None if row is None else str(row[0])
+
+
+async def require_own_publication(conn: Conn, publication: str) -> None:
+    """Raise PostgresError where it is somebody else's."""
+    if (owner := await stranger_of(conn, publication)) is not None:
+        raise PostgresError(
+            f"publication {publication} belongs to {owner}, who may have it leave out changes",
+            hint=OWN_PUBLICATION,
         )
 
 
@@ -132,19 +155,20 @@ SELECT pg_catalog.pg_describe_object(d.classid, d.objid, 0) FROM pg_catalog.pg_d
 # --- Is it as it was installed? -------------------------------------------------------------------------------
 
 _TRUSTED: Final[LiteralString] = """
-SELECT s.rolname = current_user OR s.rolsuper AND w.rolsuper
+SELECT c.oid::bigint
   FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = 'journal'
   JOIN pg_catalog.pg_roles s ON s.oid = n.nspowner JOIN pg_catalog.pg_roles w ON w.oid = c.relowner
- WHERE n.nspname = 'archiver' AND c.relkind = 'r' AND (s.oid = w.oid OR s.rolsuper AND w.rolsuper)
+ WHERE n.nspname = 'archiver' AND c.relkind = 'r'
+   AND (s.oid = w.oid AND s.rolname = current_user OR s.rolsuper AND w.rolsuper)
    AND NOT EXISTS (SELECT FROM pg_catalog.aclexplode(c.relacl) a
                     WHERE a.grantee <> c.relowner AND a.privilege_type <> 'SELECT')
 """
 
 
-async def trusts_journal(conn: Conn) -> bool:
-    """Whether nobody but its owner may write the journal, and that is the connected role, or a superuser."""
+async def trusted_journal(conn: Conn) -> int | None:
+    """The OID of the journal, if nobody but its owner may write it, and that is the connected role, or a superuser."""
     row = await (await conn.execute(_TRUSTED)).fetchone()
-    return row == (True,)
+    return None if row is None else int(row[0])
 
 
 _STANDING: Final[LiteralString] = """
@@ -161,8 +185,8 @@ async def altered(conn: Conn, listed: ListedPublication | None) -> list[str]:
     expected = triggers.function_bodies(listed)
     found = await (await conn.execute(_STANDING)).fetchall()
     wrong = [name for name, body, owned, shared in found if body != expected.get(name) or not owned or shared]
-    missing = expected.keys() - {name for name, *_ in found} - {"guard_keyless", "publish_new"}
-    return sorted({*wrong, *missing})
+    unguarded = {*triggers.GUARDS.values()} if listed else set()  # where keyless tables are left out
+    return sorted({*wrong, *(expected.keys() - {name for name, *_ in found} - unguarded)})
 
 
 async def sweep(conn: Conn) -> None:

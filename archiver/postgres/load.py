@@ -131,11 +131,7 @@ async def expect_path(conn: psycopg.AsyncConnection[Any], path: str | None) -> N
 
 
 async def _prepare(conn: psycopg.AsyncConnection[Any]) -> None:
-    """Have the server end a statement whose client is gone, where its system lets it see that.
-
-    And write, also where a restore that was interrupted had given the database its read-only setting already.
-    """
-    await conn.execute("SET default_transaction_read_only = off")
+    """Have the server end a statement whose client is gone, where its system lets it see that."""
     with suppress(psycopg.errors.InvalidParameterValue):
         await conn.execute("SET client_connection_check_interval = '1s'")
 

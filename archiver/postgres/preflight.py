@@ -16,7 +16,7 @@ from archiver.postgres.catalog_look import captures_ddl
 from archiver.postgres.checks import Check, Conn, Status, listed, look_up
 from archiver.postgres.client_programs import find_pg_dump
 from archiver.postgres.coverage import check_clocks, check_coverage, check_readable, check_references, check_roles
-from archiver.postgres.install import altered
+from archiver.postgres.install import OWN_PUBLICATION, altered, stranger_of
 from archiver.postgres.replication_slot import PLUGIN, SlotInfo, slot_info
 from archiver.postgres.setup import (
     publishable_tables,
@@ -214,6 +214,9 @@ async def check_publication(conn: Conn, source: SourceSection) -> list[Check]:
     everything = await publishes_all(conn, name)
     if everything is None:
         return [Check("publication", "warn", f"there is no publication {name}", "Make it with: archiver init")]
+    if (owner := await stranger_of(conn, name)) is not None:
+        detail = f"{name} belongs to {owner}, who may have it leave out changes"
+        return [Check("publication", "fail", detail, OWN_PUBLICATION)]
     [options] = await look_up(conn, _OPTIONS, (name,))
     if options["by_root"] or not options["whole"]:
         what = "publishes partitions as their root" if options["by_root"] else "leaves out kinds of changes"

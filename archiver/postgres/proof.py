@@ -6,6 +6,7 @@ In: a connection string of the copy. Out: plain facts; policy/drill.py judges th
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final, LiteralString
 
@@ -17,7 +18,7 @@ from archiver.format.digest import RowDigest
 from archiver.policy.drill import TableState
 from archiver.postgres import search_path, users_code
 from archiver.postgres.session import connect, fetch, postgres_error
-from archiver.postgres.snapshot import digest_table
+from archiver.postgres.snapshot import copy_range, digest_table
 from archiver.postgres.snapshot_tables import TableInfo, list_tables
 from archiver.postgres.users_code import Guarded
 from archiver.tasks import task_group
@@ -40,7 +41,7 @@ async def read_tables(
     states = {name: TableState(there[name].columns, None) for name in wanted if name in there}
     queue = [name for name in states if set(wanted[name].columns) == set(there[name].columns)]
     queue.sort(key=lambda name: there[name].bytes)
-    wanted = {name: replace(wanted[name], runs_code=there[name].runs_code) for name in there if name in wanted}
+    wanted = {name: replace(wanted[name], is_trusted=there[name].is_trusted) for name in there if name in wanted}
     total, done = len(queue), 0
 
     async def work() -> None:
@@ -69,9 +70,8 @@ async def with_rows(dsn: str, tables: Sequence[TableInfo]) -> list[str]:
 
 
 async def _has_row(conn: psycopg.AsyncConnection[Any], table: TableInfo) -> bool:
-    query = sql.SQL("SELECT EXISTS (SELECT FROM ONLY {})").format(sql.Identifier(table.schema, table.name))
-    guarded = (await users_code.by_name(conn)).get((table.schema, table.name)) if table.runs_code else None
-    return await _is_true(conn, query, f"table {table.label}", guarded)
+    async with aclosing(copy_range(conn, replace(table, condition=""))) as batches:
+        return await anext(batches, None) is not None
 
 
 _NOT_VALIDATED: Final[LiteralString] = """
@@ -168,8 +168,8 @@ async def _is_true(
     conn: psycopg.AsyncConnection[Any],
     query: sql.Composed,
     where: str,
-    guarded: Guarded | None = None,
-    tables: Sequence[sql.Identifier] = (),
+    guarded: Guarded | None,
+    tables: Sequence[sql.Identifier],
 ) -> bool:
     if guarded is not None:
         try:

@@ -15,7 +15,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from archiver.errors import PostgresError
+from archiver.errors import PostgresError, PostgresUnavailable
 from archiver.policy.sequence_log import SequenceState, furthest
 from archiver.postgres import search_path, users_code
 from archiver.postgres.session import postgres_error
@@ -34,49 +34,112 @@ class Sequences:
 # --- Reading -------------------------------------------------------------------------------------------
 
 _SEQUENCES: Final[LiteralString] = """
-select n.nspname as schema, c.relname as name, s.seqincrement as increment,
+select c.oid::bigint as oid, n.nspname as schema, c.relname as name, s.seqincrement as increment,
        pg_catalog.has_sequence_privilege(c.oid, 'SELECT') as readable
 from pg_catalog.pg_sequence s
 join pg_catalog.pg_class c on c.oid = s.seqrelid
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where c.relpersistence <> 't' and n.nspname <> 'archiver'
-  and pg_catalog.has_schema_privilege(n.oid, 'USAGE') is not null
+  and pg_catalog.has_schema_privilege(n.oid, 'USAGE') is not null and __WHICH__
 order by n.nspname, c.relname
 """
+_ALL: Final[LiteralString] = _SEQUENCES.replace("__WHICH__", "true")
+_THESE: Final[LiteralString] = _SEQUENCES.replace("__WHICH__", "c.oid = any (%s)")
+# The second one locks the sequence until the transaction ends: whoever would put something else in its place waits.
+_BY_OID: Final[LiteralString] = """
+select w.oid::bigint, d.last_value, d.is_called
+  from unnest(%s::oid[]) as w (oid) cross join lateral pg_catalog.pg_get_sequence_data(w.oid) d
+"""
+_CALLED_BY_OID: Final[LiteralString] = """
+select w.oid::bigint, pg_catalog.pg_sequence_last_value(w.oid), true from unnest(%s::oid[]) as w (oid)
+"""
+"""Up to 17: null for one that was set but not called yet."""
 _AT_ONCE: Final = 500
+_LOCKED: Final = (psycopg.errors.LockNotAvailable, psycopg.errors.UndefinedTable, psycopg.errors.InternalError_)
+"""What a batch fails with where somebody alters a sequence, or has dropped one."""
 
 
-async def read_sequences(conn: psycopg.AsyncConnection[Any]) -> Sequences:
-    """The state of every sequence, by name: one query for the list, one for each 500 states.
+async def read_sequences(conn: psycopg.AsyncConnection[Any], *, skip_held: bool = False) -> Sequences:
+    """The state of every sequence, by name: a query for the list, and some for each 500 states.
 
-    Each is read from its own relation: `pg_sequences` shows nothing of one that was set but not called yet.
+    By OID, where that can be: what bears a sequence's name may be a table by then, whose indexes' code a query would
+    run. Raises PostgresUnavailable where somebody holds one in an open ALTER SEQUENCE, but with `skip_held`: nobody
+    else can move it until that ends.
     """
     try:
-        async with conn.cursor(row_factory=dict_row) as cur:
-            rows = await (await cur.execute(_SEQUENCES)).fetchall()
+        rows = await _listed(conn, _ALL)
         readable = [row for row in rows if row["readable"]]
-        async with conn.transaction():
-            await tables_only(conn)
-            states = [state for batch in _batches(readable) for state in await _read(conn, batch)]
+        states, held = list[SequenceState](), list[str]()
+        for batch in _batches(readable):
+            found, refused = await _read(conn, batch)
+            states += found
+            held += refused
     except psycopg.Error as exc:
         raise postgres_error(exc, "reading the sequences") from exc
-    return Sequences(states, [f"{row['schema']}.{row['name']}" for row in rows if not row["readable"]])
+    if held and not skip_held:
+        raise PostgresUnavailable(f"open ALTER SEQUENCE of {', '.join(held)}", where="reading the sequences")
+    return Sequences(states, [_label(row) for row in rows if not row["readable"]])
+
+
+async def _listed(
+    conn: psycopg.AsyncConnection[Any], query: LiteralString, values: Sequence[Any] = ()
+) -> list[dict[str, Any]]:
+    async with conn.cursor(row_factory=dict_row) as cur:
+        return await (await cur.execute(query, values)).fetchall()
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    return f"{row['schema']}.{row['name']}"
 
 
 def _batches(rows: Sequence[dict[str, Any]]) -> Iterable[Sequence[dict[str, Any]]]:
     return (rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE))
 
 
-async def _read(conn: psycopg.AsyncConnection[Any], rows: Sequence[dict[str, Any]]) -> list[SequenceState]:
-    selects = [
-        sql.SQL("SELECT {}, last_value, is_called FROM {}").format(index, sql.Identifier(row["schema"], row["name"]))
-        for index, row in enumerate(rows)
-    ]
-    cur = await conn.execute(sql.SQL(" UNION ALL ").join(selects))
+async def _read(
+    conn: psycopg.AsyncConnection[Any], rows: Sequence[dict[str, Any]]
+) -> tuple[list[SequenceState], list[str]]:
+    """The states, and the names of those that somebody holds; one that was dropped meanwhile is neither."""
+    try:
+        async with conn.transaction():
+            return await _locked(conn, {row["oid"]: row for row in rows}), []
+    except _LOCKED as exc:
+        if len(rows) == 1:
+            return [], [_label(rows[0])] if isinstance(exc, psycopg.errors.LockNotAvailable) else []
+    half = len(rows) // 2
+    (left, held), (right, more) = await _read(conn, rows[:half]), await _read(conn, rows[half:])
+    return left + right, held + more
+
+
+async def _locked(conn: psycopg.AsyncConnection[Any], rows: Mapping[int, dict[str, Any]]) -> list[SequenceState]:
+    """Read sequences, by OID; in a transaction, to whose end they are locked."""
+    await conn.execute("SET LOCAL lock_timeout = '100ms'")
+    query = _BY_OID if conn.info.server_version >= 180000 else _CALLED_BY_OID
+    found = await (await conn.execute(query, (list(rows),))).fetchall()
+    by_oid = {oid: (value, called) for oid, value, called in found if value is not None}
+    by_oid |= await _never_called(conn, sorted(rows.keys() - by_oid.keys()))
     return [
-        SequenceState(rows[index]["schema"], rows[index]["name"], value, called, rows[index]["increment"])
-        for index, value, called in await cur.fetchall()
+        SequenceState(row["schema"], row["name"], *by_oid[oid], row["increment"])
+        for oid, row in rows.items()
+        if oid in by_oid
     ]
+
+
+async def _never_called(conn: psycopg.AsyncConnection[Any], oids: Sequence[int]) -> dict[int, tuple[int, bool]]:
+    """From their own relations, by the names that they have now, under a lock that keeps them."""
+    if not oids:
+        return {}
+    await tables_only(conn)
+    selects = [
+        sql.SQL("SELECT {}::bigint, last_value, is_called FROM {}").format(
+            row["oid"], sql.Identifier(row["schema"], row["name"])
+        )
+        for row in await _listed(conn, _THESE, (list(oids),))
+    ]
+    if not selects:
+        return {}
+    found = await (await conn.execute(sql.SQL(" UNION ALL ").join(selects))).fetchall()
+    return {oid: (value, called) for oid, value, called in found}
 
 
 # --- Setting -------------------------------------------------------------------------------------------

@@ -18,26 +18,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from archiver.errors import ConfigError, PostgresError, PostgresUnavailable
 from archiver.postgres import search_path, tls_policy
 from archiver.postgres.server_words import hint_of, message_of
-
-SESSION: Final[dict[str, str]] = {
-    "DateStyle": "ISO,MDY",
-    "IntervalStyle": "postgres",
-    "TimeZone": "UTC",
-    "extra_float_digits": "3",
-    "bytea_output": "hex",
-    "lc_monetary": "C",
-    "xmloption": "content",
-    "standard_conforming_strings": "on",
-    "search_path": "",
-    "row_security": "off",  # a policy that would hide rows is an error, not a smaller copy
-    "statement_timeout": "0",
-    "lock_timeout": "0",
-    "idle_in_transaction_session_timeout": "0",
-    "idle_session_timeout": "0",
-}
-"""Settings of every session, sent at connection start: a replication connection cannot run SET before 17.
-
-But the search_path of others is set behind it: see archiver.postgres.search_path."""
+from archiver.postgres.session_settings import NEWER, as_options
 
 _DEFAULTS: Final[dict[str, str]] = {"client_encoding": "UTF8"}
 _PATIENCE: Final[dict[str, str]] = {
@@ -62,8 +43,7 @@ async def connect(dsn: str, *, purpose: str, replication: bool = False) -> psyco
     if (objection := tls_policy.objection(conn, _parse(dsn))) is not None:
         await conn.close()
         raise PostgresError(objection, where=where_of(params), hint=_ENCRYPT)
-    if not replication:
-        await _put_path_aside(conn, where_of(params))
+    await _settle(conn, where_of(params), replication=replication)
     return conn
 
 
@@ -72,9 +52,12 @@ _ENCRYPT: Final = (
 )
 
 
-async def _put_path_aside(conn: psycopg.AsyncConnection[Any], where: str) -> None:
+async def _settle(conn: psycopg.AsyncConnection[Any], where: str, *, replication: bool) -> None:
     try:
-        await search_path.put_aside(conn)
+        if not replication:
+            await search_path.put_aside(conn)
+        if not replication or conn.info.server_version >= 170000:
+            await conn.execute(NEWER)  # behind it: operators of users' might stand in theirs
     except psycopg.Error as exc:
         await conn.close()
         raise postgres_error(exc, where) from exc
@@ -95,8 +78,8 @@ def connection_params(dsn: str, *, purpose: str, replication: bool = False) -> d
     given = _parse(dsn)
     params = {**_PATIENCE, **given, **tls_policy.additions(given), **_DEFAULTS}
     params["application_name"] = f"archiver {purpose}"
-    later = set() if replication else {"search_path"}
-    params["options"] = f"{given.get('options', '')} {_options(SESSION, later)}".strip()
+    later = frozenset() if replication else frozenset({"search_path"})
+    params["options"] = f"{given.get('options', '')} {as_options(later)}".strip()
     if replication:
         params["replication"] = "database"
     return params
@@ -138,10 +121,6 @@ def _unreadable() -> ConfigError:
         hint="Write it as postgresql://user@host:5432/database?sslmode=verify-full, "
         "with special characters percent-encoded.",
     )
-
-
-def _options(settings: dict[str, str], later: set[str]) -> str:
-    return " ".join(f"-c {name}={value}" for name, value in settings.items() if name not in later)
 
 
 def _secrets(params: dict[str, Any]) -> list[str]:

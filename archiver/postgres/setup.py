@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import psycopg
 from psycopg import sql
 
-from archiver.errors import PostgresError, UsageError
+from archiver.errors import PostgresError, PostgresUnavailable, UsageError
 from archiver.lsn import Lsn
 from archiver.postgres import install
+from archiver.postgres.brief_locks import with_brief_locks
+from archiver.postgres.catalog_look import captures_ddl
 from archiver.postgres.exclusion import excluded_tables
 from archiver.postgres.session import postgres_error
 from archiver.postgres.triggers import ListedPublication
@@ -82,11 +85,16 @@ async def set_up_publication(conn: Conn, name: str, exclude: Sequence[str], keyl
     """
     tables = await publishable_tables(conn, exclude)
     without = require_choice(tables, keyless)
-    try:
-        async with conn.transaction():
-            return await _set_up(conn, name, tables, without, keyless, exclude=exclude)
-    except psycopg.Error as exc:
-        raise postgres_error(exc, f"publication {name}") from exc
+    await install.require_ours(conn, name)
+    for table in without if keyless == "full" else ():
+        await with_brief_locks(conn, partial(_identify_in_full, conn, table), f"table {table}")
+    work = partial(_set_up, conn, name, tables, without, keyless, exclude=exclude)
+    return await with_brief_locks(conn, work, f"publication {name}")
+
+
+async def _identify_in_full(conn: Conn, table: PublishedTable) -> None:
+    name = sql.Identifier(table.schema, table.name)
+    await conn.execute(sql.SQL("ALTER TABLE {} REPLICA IDENTITY FULL").format(name))
 
 
 def require_choice(tables: Sequence[PublishedTable], keyless: Keyless | None) -> list[PublishedTable]:
@@ -117,14 +125,10 @@ async def _set_up(
     *,
     exclude: Sequence[str],
 ) -> str:
-    if keyless == "full":
-        for table in without:
-            await conn.execute(
-                sql.SQL("ALTER TABLE {} REPLICA IDENTITY FULL").format(sql.Identifier(table.schema, table.name))
-            )
     if keyless == "exclude":
         tables = [table for table in tables if table.keyed]
     exists = await publishes_all(conn, name)
+    await install.require_ours(conn, name)  # asked last: nobody else has made one since
     listed = bool(exclude) or (bool(without) and keyless == "exclude")
     if not listed and await _is_superuser(conn) and exists in {None, True}:
         await install.install(conn, None, superuser=True)
@@ -200,6 +204,37 @@ async def unpublished_tables(conn: Conn, name: str, exclude: Sequence[str]) -> l
     return [table for oid, table in tables if (table.schema, table.name) not in published and oid not in excluded]
 
 
+async def publish_missing(conn: Conn, name: str, exclude: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Publish what a trigger should have, and could not because of somebody's lock. A base snapshot is to follow.
+
+    Returns the tables that were added, and those that the role may not add. Raises PostgresError where a lock is in
+    the way still.
+    """
+    if await publishes_all(conn, name) or not await captures_ddl(conn):
+        return [], []
+    added: list[str] = []
+    refused: list[str] = []
+    for table in [table for table in await unpublished_tables(conn, name, exclude) if table.keyed]:
+        (added if await _publish(conn, name, table) else refused).append(str(table))
+    return added, refused
+
+
+async def _publish(conn: Conn, name: str, table: PublishedTable) -> bool:
+    """Whether the role may. Whoever makes a table meanwhile waits behind it no longer than for his own trigger."""
+    added = sql.SQL("ALTER PUBLICATION {} ADD TABLE ONLY {}")
+    try:
+        async with conn.transaction():
+            await conn.execute("SET LOCAL lock_timeout = '50ms'")
+            await conn.execute(added.format(sql.Identifier(name), sql.Identifier(table.schema, table.name)))
+    except psycopg.errors.InsufficientPrivilege:
+        return False
+    except psycopg.errors.LockNotAvailable as exc:
+        raise PostgresUnavailable("an open transaction keeps a table out of the publication", where=str(table)) from exc
+    except psycopg.Error as exc:
+        raise postgres_error(exc, f"publication {name}") from exc
+    return True
+
+
 async def published_although_excluded(conn: Conn, name: str, exclude: Sequence[str]) -> list[PublishedTable]:
     """Excluded tables that the publication carries all the same: `exclude` has changed since `init`."""
     excluded = (await excluded_tables(conn, exclude)).oids
@@ -226,10 +261,10 @@ async def name_restore_point(conn: Conn, name: str) -> Lsn:
 
 async def remove_all(conn: Conn, publication: str) -> list[str]:
     """Take out everything but the slot (replication_slot.drop_slot does that). Returns what is not ours, and stays."""
-    try:
-        async with conn.transaction():
-            await install.require_ours(conn)
-            await conn.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(sql.Identifier(publication)))
-            return await install.remove(conn)
-    except psycopg.Error as exc:
-        raise postgres_error(exc, "uninstalling") from exc
+
+    async def work() -> list[str]:
+        await install.require_ours(conn, publication)
+        await conn.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(sql.Identifier(publication)))
+        return await install.remove(conn)
+
+    return await with_brief_locks(conn, work, "uninstalling")

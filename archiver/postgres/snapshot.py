@@ -25,7 +25,7 @@ from archiver.format.digest import RowDigest
 from archiver.policy.parts import PageRange
 from archiver.postgres import search_path
 from archiver.postgres.session import connect, fetch, postgres_error
-from archiver.postgres.snapshot_tables import TableInfo, copy_out_query
+from archiver.postgres.snapshot_tables import TableInfo, copy_out_query, needs_query
 from archiver.postgres.tables_only import tables_only
 
 BATCH_ROWS: Final = 4096
@@ -108,8 +108,9 @@ async def copy_range(
     a row). Whoever may stop early closes the generator (`contextlib.aclosing`): that cancels the COPY.
     """
     try:
-        path = nullcontext() if table.runs_code else search_path.of_users(conn)  # for the planner, which a COPY has not
-        async with path, conn.cursor() as cur, cur.copy(copy_out_query(table, pages)):
+        query = copy_out_query(table, pages)
+        path = search_path.of_users(conn) if needs_query(table, pages) else nullcontext()  # for the planner
+        async with path, conn.cursor() as cur, cur.copy(query):
             reader = _BatchReader(conn.pgconn)
             while rows := await conn.wait(reader.next_batch()):
                 yield rows

@@ -1,7 +1,8 @@
 """What a base snapshot copies: the tables of a database and which of their columns and rows.
 
 In: a connection inside the snapshot's transaction. Out: one TableInfo a table that stores rows, partitions'
-leaves included, as pg_dump would dump them. Never: a temporary or system table, or schema `archiver`.
+leaves included, as pg_dump would dump them. Never: a temporary or system table, or schema `archiver`; nor a query,
+for which the planner would run some code, of a table whose owner may give it what code he likes at any moment.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
+from archiver.errors import PostgresError
 from archiver.policy.parts import PageRange
 from archiver.postgres import search_path, users_code
 from archiver.postgres.session import postgres_error
@@ -24,8 +26,8 @@ class TableInfo:
     """A table and what of it is copied. `columns` are those that COPY FROM accepts, in the source's order.
 
     `pages` is the heap, `bytes` includes TOAST. `condition` is the WHERE clause that an extension gave for its
-    configuration table, or "". `filenode` is the file that the snapshot's catalog names. `runs_code`: a query of it
-    would run users' code with the reader's rights; a restore looks for itself.
+    configuration table, or "". `filenode` is the file that the snapshot's catalog names. `is_trusted`: a query of it
+    runs no code of anybody's but the reader's and superusers'; a restore looks for itself.
     """
 
     schema: str
@@ -40,7 +42,7 @@ class TableInfo:
     unlogged: bool = False
     condition: str = ""
     extension: str | None = None
-    runs_code: bool = False
+    is_trusted: bool = False
 
     @property
     def has_rows(self) -> bool:
@@ -49,14 +51,14 @@ class TableInfo:
 
     @property
     def can_be_cut(self) -> bool:
-        return self.is_heap and not self.condition and not self.runs_code
+        return self.is_heap and not self.condition and self.is_trusted
 
     @property
     def label(self) -> str:
         return f"{self.schema}.{self.name}"
 
     def to_json(self) -> dict[str, Any]:
-        kept = {name: value for name, value in asdict(self).items() if name != "runs_code"}
+        kept = {name: value for name, value in asdict(self).items() if name != "is_trusted"}
         return {**kept, "columns": list(self.columns)}
 
     @classmethod
@@ -75,7 +77,10 @@ select n.nspname as schema, c.relname as name, c.oid::bigint as oid, c.relfileno
        coalesce(am.amname, 'heap') = 'heap' as is_heap,
        c.relpersistence = 'u' as unlogged,
        coalesce(e.extcondition[array_position(e.extconfig, c.oid)], '') as condition,
-       e.extname as extension
+       e.extname as extension,
+       not exists (select from (select c.oid union select relid from pg_catalog.pg_partition_ancestors(c.oid)) t (oid)
+                     join pg_catalog.pg_class p on p.oid = t.oid join pg_catalog.pg_roles o on o.oid = p.relowner
+                    where not o.rolsuper and o.rolname <> current_user) as is_trusted
 from pg_catalog.pg_class c
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 left join pg_catalog.pg_am am on am.oid = c.relam
@@ -89,7 +94,8 @@ where c.relkind = 'r' and c.relpersistence <> 't'
 order by n.nspname, c.relname
 """
 """A table that belongs to an extension is its script's to fill, except those it marks as configuration with
-pg_extension_config_dump: pg_dump dumps just these, filtered by the condition the extension gave."""
+pg_extension_config_dump: pg_dump dumps just these, filtered by the condition the extension gave. Who owns a
+partitioned table gives its partitions indexes, whoever owns those."""
 
 
 async def list_tables(conn: psycopg.AsyncConnection[Any]) -> list[TableInfo]:
@@ -100,10 +106,12 @@ async def list_tables(conn: psycopg.AsyncConnection[Any]) -> list[TableInfo]:
     except psycopg.Error as exc:
         raise postgres_error(exc, "listing the tables") from exc
     guarded = await users_code.by_name(conn)
-    return [
-        TableInfo(**{**row, "columns": tuple(row["columns"])}, runs_code=(row["schema"], row["name"]) in guarded)
-        for row in rows
-    ]
+    return [_table(row, runs_code=(row["schema"], row["name"]) in guarded) for row in rows]
+
+
+def _table(row: dict[str, Any], *, runs_code: bool) -> TableInfo:
+    is_trusted = row["is_trusted"] and not runs_code
+    return TableInfo(**{**row, "columns": tuple(row["columns"]), "is_trusted": is_trusted})
 
 
 # --- The statements that copy --------------------------------------------------------------------------
@@ -112,17 +120,28 @@ async def list_tables(conn: psycopg.AsyncConnection[Any]) -> list[TableInfo]:
 def copy_out_query(table: TableInfo, pages: PageRange) -> sql.Composed:
     """COPY of the rows in a range of pages, of this table alone: rows of inheritance children are their own.
 
-    It leaves `search_path.of_users` once it is planned: the text of a row names things in full. A table that runs
-    users' code is copied without a query, for which the planner would run some of it.
+    For a whole table it is no query. One leaves `search_path.of_users` once it is planned: the text of a row names
+    things in full. Raises PostgresError where there must be a query, and may be none.
     """
-    if table.runs_code and not table.condition:
+    if not needs_query(table, pages):
         return _copy_table(table.schema, table.name, table.columns, sql.SQL("TO STDOUT"))
+    if not table.is_trusted:
+        raise PostgresError(
+            "its rows can only be had by a query, which would run code of its owner's or of others",
+            where=f"table {table.label}",
+            hint="Have a superuser own it, without indexes or statistics that use functions of others, or exclude it.",
+        )
     return sql.SQL("COPY (SELECT * FROM (SELECT {} FROM ONLY {} {}) AS r WHERE ({}) <> '') TO STDOUT").format(
         sql.SQL(", ").join(map(sql.Identifier, table.columns)),
         sql.Identifier(table.schema, table.name),
         _where(table, pages),
         sql.SQL(search_path.LEAVE),
     )
+
+
+def needs_query(table: TableInfo, pages: PageRange) -> bool:
+    """Whether only some of its rows are wanted."""
+    return bool(table.condition) or not pages.is_whole_table
 
 
 def copy_in_query(schema: str, table: str, columns: Collection[str]) -> sql.Composed:
@@ -138,8 +157,6 @@ def _copy_table(schema: str, table: str, columns: Collection[str], where: sql.SQ
 def _where(table: TableInfo, pages: PageRange) -> sql.Composable:
     if table.condition:
         return sql.SQL(table.condition)  # its extension's SQL, used as pg_dump uses it
-    if pages.is_whole_table:
-        return sql.SQL("")
     lower = sql.SQL("WHERE ctid >= {}::pg_catalog.tid").format(f"({pages.first},0)")
     if pages.end is None:
         return lower

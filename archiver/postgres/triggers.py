@@ -22,9 +22,15 @@ _NOTING: Final = tuple(f"archiver_before_{event}" for event in ("start", "end", 
 _RECORDING: Final = tuple(f"archiver_capture_{event}" for event in ("start", "end", "drop", "rewrite"))
 CAPTURING: Final = (*_NOTING, *_RECORDING)
 """The event triggers that write DDL into the stream: without any of them it is not captured."""
-GUARD: Final = "archiver_guard_keyless"
-PUBLISH: Final = "archiver_publish_new"
-"""A CREATE TABLE is captured before the guard's ALTER TABLE, and that is done before the table is published."""
+GUARDS: Final = {
+    "archiver_guard_keyless": "guard_keyless",
+    "archiver_guard_drop": "guard_dropped",
+    "archiver_guard_others_drop": "guard_others",
+}
+_PUBLISHING: Final = {"archiver_publish_new": "publish_new", "archiver_publish_drop": "publish_dropped"}
+"""Triggers and their functions. A CREATE TABLE is captured before the guard's ALTER TABLE, and that is done before the
+table is published."""
+NAMES: Final = (*CAPTURING, *GUARDS, *_PUBLISHING)
 
 ROWS_LIMIT: Final = 64 << 20
 """Bytes of a table up to which rewritten rows travel in the stream: past that a base snapshot is cheaper."""
@@ -49,11 +55,8 @@ _PINNED: Final = f"""
 _IN_ENGLISH: Final = "SET lc_messages = 'C'"
 """Translated context lines could not be read again. Only a superuser's function may set it."""
 
-_TAGS: Final = (
-    *("CREATE TABLE", "CREATE TABLE AS", "SELECT INTO", "CREATE SCHEMA", "ALTER TABLE", "DROP INDEX", "DROP TYPE"),
-    *("DROP DOMAIN", "DROP EXTENSION", "DROP SCHEMA", "DROP OWNED", "DROP OPERATOR CLASS", "DROP OPERATOR FAMILY"),
-)
-"""What can make a table, or take its key away. DROP TABLE cannot, and is common for temporary ones."""
+_TAGS: Final = ("CREATE TABLE", "CREATE TABLE AS", "SELECT INTO", "CREATE SCHEMA", "ALTER TABLE")
+"""What can make a table, or name one whose key it takes away; what goes with others the events of sql_drop tell."""
 _STARTS: Final = ("CREATE TABLE AS", "SELECT INTO", "CREATE EXTENSION", "ALTER EXTENSION")
 _EVENTS: Final = {
     "start": "ddl_command_start",
@@ -61,13 +64,6 @@ _EVENTS: Final = {
     "drop": "sql_drop",
     "rewrite": "table_rewrite",
 }
-
-# The tables that a statement may have changed: those it names, with their partitions and children. What a DROP took
-# along, an index or a column of a key, belongs to tables that nobody names: then all published ones are looked at.
-_ALL_TABLES: Final = "SELECT oid FROM pg_class"
-_LISTED_TABLES: Final = """
-    SELECT prrelid FROM pg_publication_rel WHERE prpubid = (SELECT oid FROM pg_publication WHERE pubname = __NAME__)
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +89,25 @@ def function_statements(listed: ListedPublication | None, *, superuser: bool) ->
     """All functions, in a schema that has none. `listed`: the publication, where it is not for all tables."""
     guard, publish = _looks_after(listed)
     names = ["functions.sql", "texts.sql", "capture.sql", "rewrites.sql", "tables.sql"]
-    names += [*(["guard.sql"] if guard else []), *(["publish.sql"] if publish else [])]
-    return _filled("".join(map(_file, names)), listed, superuser=superuser)
+    text = "".join(map(_file, names))
+    if guard:
+        text += _looking("guard.sql", "guard_keyless", "end")
+        text += _looking("guard.sql", "guard_dropped", "drop", whose="pg_has_role(c.relowner, 'USAGE')")
+        text += _looking("guard.sql", "guard_others", "drop", rights="SECURITY DEFINER")
+    if publish:
+        text += _looking("publish.sql", "publish_new", "end") + _looking("publish.sql", "publish_dropped", "drop")
+    return _filled(text, listed, superuser=superuser)
+
+
+def _looking(file: str, function: str, event: str, *, whose: str = "true", rights: str = "") -> str:
+    """One that looks at the tables which a statement may have changed: those it names, or took something from."""
+    filling = {
+        "__FUNCTION__": function,
+        "__TOUCHED__": _file(f"touched_{event}.sql"),
+        "__WHOSE__": whose,
+        "__RIGHTS__": rights,
+    }
+    return re.sub("|".join(filling), lambda found: filling[found[0]], _file(file))
 
 
 def trigger_statements(listed: ListedPublication | None) -> str:
@@ -102,14 +115,13 @@ def trigger_statements(listed: ListedPublication | None) -> str:
     guard, publish = _looks_after(listed)
     text = "".join(_trigger(name, "note_session") for name in _NOTING)
     text += "".join(_trigger(name, "capture_ddl") for name in _RECORDING)
-    text += _trigger(GUARD, "guard_keyless", _TAGS) if guard else ""
-    return text + (_trigger(PUBLISH, "publish_new", _TAGS) if publish else "")
+    looking = {**(GUARDS if guard else {}), **(_PUBLISHING if publish else {})}
+    return text + "".join(_trigger(name, function) for name, function in looking.items())
 
 
 def drop_statements() -> str:
     """Take all event triggers out; their functions stay."""
-    names = (*CAPTURING, GUARD, PUBLISH)
-    return "".join(f"DROP EVENT TRIGGER IF EXISTS {name};\n" for name in names)
+    return "".join(f"DROP EVENT TRIGGER IF EXISTS {name};\n" for name in NAMES)
 
 
 _FUNCTION: Final = re.compile(r"CREATE FUNCTION archiver\.(\w+)\(.*?\bAS (\$\w+\$)(.*?)\2", re.DOTALL)
@@ -128,8 +140,6 @@ def _looks_after(listed: ListedPublication | None) -> tuple[bool, bool]:
 
 def _filled(text: str, listed: ListedPublication | None, *, superuser: bool) -> str:
     schemas, tables = exclusion.arrays(listed.excluded if listed else ())
-    text = text.replace("__TOUCHED__", _file("touched.sql"))
-    text = text.replace("__PUBLISHED__", _ALL_TABLES if listed is None else _LISTED_TABLES)
     filling = {
         "__NAME__": literal(listed.name) if listed else "NULL",
         "__CAPTURING__": f"{_PINNED}    {_IN_ENGLISH if superuser else ''}",
@@ -145,9 +155,9 @@ def _filled(text: str, listed: ListedPublication | None, *, superuser: bool) -> 
     return re.sub("|".join(filling), lambda found: filling[found[0]], text)
 
 
-def _trigger(name: str, function: str, tags: Sequence[str] = ()) -> str:
+def _trigger(name: str, function: str) -> str:
     event = name.rpartition("_")[2]
-    tags = tags or (_STARTS if event == "start" else ())
+    tags = {"start": _STARTS, "keyless": _TAGS, "new": _TAGS}.get(event)
     when = f"WHEN TAG IN ({', '.join(map(literal, tags))})" if tags else ""
     return f"""
 CREATE EVENT TRIGGER {name} ON {_EVENTS.get(event, "ddl_command_end")} {when}

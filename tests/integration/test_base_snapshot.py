@@ -196,7 +196,7 @@ async def write_until(dsn: str, stop: asyncio.Event) -> int:
 async def digest_in_parts(dsn: str, snapshot: str, table: TableInfo) -> str:
     digest = RowDigest()
     async with snapshot_connection(dsn, snapshot) as conn:
-        for pages in cut(table.pages, part_pages=3):
+        for pages in cut(table.pages if table.can_be_cut else 0, part_pages=3):
             digest.merge(await digest_table(conn, table, pages))
     return str(digest)
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import shutil
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
+from archiver.archive import OpenArchive, Place
+from archiver.cut_log import find_beyond
 from archiver.daemon import Daemon
 from archiver.errors import IntegrityError
 from archiver.format import layout
 from archiver.format.manifest import Gap, Snapshot
+from archiver.format.seal import Kind
+from archiver.lsn import Lsn
 from archiver.policy.history import History
 from archiver.recovery_plan import read_history
 from archiver.survey import survey
@@ -139,11 +144,35 @@ async def test_a_log_that_was_cut_while_the_slot_was_lost_too_is_not_gone_on_wit
     assert objects(tmp_path) == before
 
 
-def test_no_command_takes_a_number_of_a_cut_log(stored: Stored) -> None:
+FAR = Place(Kind.CHANGES, 900, Lsn(2**50), Lsn(2**50 + 1))
+FAR_NAME = layout.segment(FAR.seq, FAR.start, FAR.end, UUID(int=0))
+
+
+async def sealed(archive: OpenArchive, place: Place) -> bytes:
+    sealer = await archive.sealer(place)
+    sealer.write(b"x")
+    return sealer.finish()
+
+
+async def test_an_object_that_is_only_named_like_a_far_segment_says_nothing_of_the_log(stored: Stored) -> None:
+    """Nor does a true one, under the name of another place; the one that it is named like tells of the cut."""
+    async with stored.opened() as archive:
+        await archive.follow()
+        true = next((stored.folder / "fra" / "segments").iterdir()).read_bytes()
+        other = await sealed(archive, FAR._replace(seq=899))
+        for data in (b"rubbish", b"rubbish" * 100, true, other, other[:200]):
+            stored.write("fra", FAR_NAME, data)
+            assert await find_beyond(archive) == {}
+        stored.write("fra", FAR_NAME, await sealed(archive, FAR))
+        assert await find_beyond(archive) == {"fra": [FAR_NAME]}
+
+
+async def test_no_command_takes_a_number_of_a_cut_log(stored: Stored) -> None:
+    async with stored.opened() as archive:
+        far = await sealed(archive, FAR)
     for region in REGIONS:
         stored.cut(region)
-        for number in range(900, 910):
-            stored.write(region, f"segments/{number:020d}-{2**50:016X}-{2**50 + 1:016X}-0123456789ab.seg", b"x")
+        stored.write(region, FAR_NAME, far)
     result = stored.run("snapshot")
     assert (result.returncode, "was cut off" in result.stderr) == (5, True), result.stderr
     result = stored.run("run")

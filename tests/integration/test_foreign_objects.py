@@ -19,6 +19,7 @@ from tests.integration.test_crash import file_regions
 from tests.unit.test_foreign_objects import FAR
 
 LARGE = 100 << 20
+FAR_SEGMENT = f"segments/{10**15:020d}-{2**50:016X}-{2**50 + 1:016X}-0123456789ab.seg"
 
 
 def theirs(name: str) -> bytes:
@@ -38,6 +39,7 @@ def spoil(stored: Stored, region: str) -> list[str]:
     following = layout.manifest(stored.seqs("fra")[-1] + 1)
     name = stored.site.dsn.rpartition("_")[2]
     stored.write(region, layout.ARCHIVE, theirs(f"t{name}"))
+    stored.write(region, FAR_SEGMENT, b"rubbish" * 100)
     names = ["manifests/zzz", FAR, "keys/zzz", "keys/changes-2030-01-01.json", "catalog/zzz"]
     for each in names:
         stored.write(region, each, b"rubbish")
@@ -103,7 +105,10 @@ async def test_foreign_objects_in_one_region_stop_no_daemon(
         for name in ("manifests/zzz", FAR, "keys/zzz", following, layout.ARCHIVE):
             (tmp_path / region / name).unlink(missing_ok=True)
             (tmp_path / region / name).write_bytes(b"rubbish")
-        async with setup.daemon() as daemon:
+        conn.execute("SELECT pg_drop_replication_slot(%s)", [setup.config.require_source().slot])
+        (tmp_path / region / "segments").mkdir(exist_ok=True)
+        (tmp_path / region / FAR_SEGMENT).write_bytes(b"rubbish" * 100)
+        async with setup.daemon() as daemon:  # which asks for no --accept-gap, though no slot tells it where to go on
             conn.execute("INSERT INTO item VALUES (1)")
             await setup.archived()
             async with asyncio.timeout(20):

@@ -99,3 +99,22 @@ async def test_a_membership_that_was_granted_and_taken_since_counts_as_long_as_i
         found = conn.execute("SELECT tableowner FROM pg_tables WHERE tablename IN ('shared', 'made') ORDER BY 1")
         assert found.fetchall() == [(group,), (member,)]
         assert conn.execute("SELECT pg_has_role(%s, %s, 'MEMBER')", (member, group)).fetchone() == (False,)
+
+
+async def test_a_role_that_is_gone_gets_what_it_lacks_for_its_first_statement(make_setup: MakeSetup) -> None:
+    setup, gone = make_setup(), f"gone_{secrets.token_hex(4)}"
+    with setup.connect() as dba:
+        await setup.init()
+        async with setup.daemon():
+            await setup.archived()
+            dba.execute(f"CREATE ROLE {gone}; GRANT CREATE ON DATABASE {dba.info.dbname} TO {gone}".encode())
+            dba.execute(f"SET ROLE {gone}; CREATE SCHEMA made; CREATE TABLE made.t (id int PRIMARY KEY)".encode())
+            dba.execute(
+                f"RESET ROLE; ALTER TABLE made.t OWNER TO CURRENT_USER; ALTER SCHEMA made OWNER TO CURRENT_USER; DROP OWNED BY {gone}".encode()
+            )
+            dba.execute(f"DROP ROLE {gone}".encode())
+            await setup.archived()
+    restored, _ = await setup.restore()
+    with psycopg.connect(restored) as conn:
+        assert conn.execute("SELECT to_regclass('made.t')::text").fetchone() == ("made.t",)
+        assert conn.execute("SELECT FROM pg_roles WHERE rolname = %s", [gone]).fetchall() == []

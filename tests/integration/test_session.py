@@ -6,7 +6,8 @@ import pytest
 
 from archiver.embedded import PostgresServer
 from archiver.errors import PostgresError, PostgresUnavailable
-from archiver.postgres.session import SESSION, connect
+from archiver.postgres.session import connect
+from archiver.postgres.session_settings import SESSION
 from tests.fix_servers import MakeDatabase
 
 

@@ -202,7 +202,7 @@ def test_a_sample_is_read(name: str) -> None:
 @given(data=st.data())
 def test_a_damaged_replication_stream_is_an_error_of_postgresql(data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(FRAMES) - 1))
-    changes = ChangeStream(Lsn(0), 1)
+    changes = ChangeStream(Lsn(0), 1, frames.JOURNAL.id)
     with suppress(PostgresError, IntegrityError):  # the latter for what is no time
         changes.feed([*FRAMES[:at], data.draw(damaged([FRAMES[at]])), *FRAMES[at + 1 :]])
         changes.cut().entry(1, 1, covered_until=None, sequences=False, stored=None)

@@ -157,8 +157,8 @@ class Server:
     async def _no_losses(self) -> tuple[Any, ...]:
         return (0,)
 
-    async def _trusts_journal(self) -> tuple[Any, ...]:
-        return (True,)
+    async def _trusted_journal(self) -> tuple[Any, ...]:
+        return (1,)
 
     async def _no_slot(self) -> None:
         return None
@@ -228,9 +228,10 @@ _ANSWERS: dict[str, Callable[[Server], Any]] = {
     "SET TRANSACTION": Server._nothing,
     "DELETE FROM archiver.journal": Server._nothing,
     "pg_current_snapshot": Server._running,
+    "pubowner": Server._nothing,
     "pg_event_trigger": Server._captures_ddl,
     "archiver.losses": Server._no_losses,
-    "relname = 'journal'": Server._trusts_journal,
+    "relname = 'journal'": Server._trusted_journal,
     "invalidation_reason": Server._drop_lost_slot,
     "pg_drop_replication_slot": Server._drop_slot,
     f'CREATE_REPLICATION_SLOT "{_TEMPORARY}': Server._new_temporary_slot,
@@ -390,7 +391,7 @@ class Session:
             raise PostgresUnavailable("the connection broke")
 
 
-async def read_sequences(connection: Connection) -> Sequences:
+async def read_sequences(connection: Connection, *, skip_held: bool = False) -> Sequences:
     """In place of archiver.postgres.sequences.read_sequences: there is one, and every row takes a value of it."""
     try:
         await connection.execute("SET lock_timeout")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from pglast import parse_sql
 
 from archiver.errors import IntegrityError
-from archiver.format import ddl, ddl_drops
+from archiver.format import ddl, ddl_drops, ddl_told
 from archiver.format.ddl import Event
 from archiver.format.ddl_described import create_table
 from archiver.format.ddl_rewrite import TargetFacts, for_target
@@ -17,6 +18,7 @@ from archiver.format.ddl_rewrite import TargetFacts, for_target
 EVENT: dict[str, Any] = {
     "event": "sql_drop", "tag": "DROP TABLE", "role": "r", "settings": {}, "schemas": ["pg_temp_3", "public"],
 }  # fmt: skip
+FRAME = "PL/pgSQL function f() line 3 at EXECUTE"
 TARGET = TargetFacts(frozenset({"anna", "ben"}), "archiver_shop")
 
 
@@ -54,27 +56,73 @@ def test_a_message_is_read_without_the_temporary_schema() -> None:
 def test_of_several_statements_the_one_at_its_place_is_meant(place: int) -> None:
     text = "SELECT ';'; CREATE TABLE a ();SET x = 1; /* ; */ CREATE TABLE b (); INSERT INTO b DEFAULT VALUES; CREATE TABLE c ()"
     name = "abc"[place - 1]
-    found = ddl.statement_of(event(source=text, place=place, objects=tables(name)))
+    found = ddl_told.statement_of(event(source=text, place=place, objects=tables(name)))
     assert found.split() == ["CREATE", "TABLE", name, "()"]
 
 
 def test_letters_outside_ascii_do_not_shift_statements() -> None:
     text = "CREATE TABLE \"ü😀\" (); COMMENT ON TABLE x IS 'ä'; CREATE TABLE b ()"
-    assert ddl.statement_of(event(source=text, place=3, objects=tables("b"))) == "CREATE TABLE b ()"
+    assert ddl_told.statement_of(event(source=text, place=3, objects=tables("b"))) == "CREATE TABLE b ()"
 
 
 def test_a_count_that_a_rollback_shifted_is_corrected_by_the_name() -> None:
     text = "CREATE TABLE a (); ROLLBACK; CREATE TABLE b (id int)"
-    assert ddl.statement_of(event(source=text, place=1, objects=tables("b"))) == "CREATE TABLE b (id int)"
+    assert ddl_told.statement_of(event(source=text, place=1, objects=tables("b"))) == "CREATE TABLE b (id int)"
 
 
 def test_what_cannot_be_told_is_an_error() -> None:
     for source in ("SELECT 1", "CREATE TABLE a (", "CREATE INDEX ON a (b)", 'SQL statement "CREATE'):
         with pytest.raises(IntegrityError, match="cannot be told"):
-            ddl.statement_of(event(source=source, objects=tables("a")))
+            ddl_told.statement_of(event(source=source, objects=tables("a")))
 
 
-FRAME = "PL/pgSQL function f() line 3 at EXECUTE"
+def told(text: str, nth: int, *names: str, tag: str = "CREATE TABLE") -> str:
+    return ddl_told.statement_of(event(tag, text, nth=nth, objects=tables(*names)))
+
+
+def test_what_is_rolled_back_is_not_counted() -> None:
+    text = "CREATE TABLE a (); SAVEPOINT s; CREATE TABLE b (); ROLLBACK TO s; CREATE TABLE b (id int); COMMIT; CREATE TABLE c ()"
+    assert [told(text, *each) for each in ((1, "a"), (2, "b"), (1, "c"))] == [
+        "CREATE TABLE a ()", "CREATE TABLE b (id int)", "CREATE TABLE c ()",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ALTER TABLE a ADD x int; COMMIT; ALTER TABLE a ADD y int",
+        "SAVEPOINT s; ALTER TABLE a ADD x int; SAVEPOINT t; SELECT 1 / 0; ROLLBACK TO s; ALTER TABLE a ADD y int",
+        "ALTER TABLE b ADD x int; ALTER TABLE a ADD y int",
+        "SET standard_conforming_strings = off; ALTER TABLE a ADD x text DEFAULT 'a\\b'",
+        'SQL statement "ALTER TABLE a ADD x int; CREATE VIEW v AS SELECT 1 "\nPL/x""\n' + FRAME,
+        'SQL statement "ALTER TABLE a ADD x int' + '"\nPL/' * 100,
+    ],
+)
+def test_what_may_be_one_of_two_statements_is_not_told(text: str) -> None:
+    with pytest.raises(IntegrityError, match="cannot be told"):
+        told(text, 1, "a", tag="ALTER TABLE")
+    assert not ddl_told.can_be_told(event("ALTER TABLE", text, nth=1, objects=tables("a")))
+
+
+def test_a_text_that_a_function_runs_again_is_counted_on() -> None:
+    source = 'SQL statement "CREATE TABLE a (); CREATE TABLE b ()"\n' + FRAME
+    assert [told(source, nth, name) for nth, name in ((3, "a"), (4, "b"))] == ["CREATE TABLE a ()", "CREATE TABLE b ()"]
+
+
+def test_a_text_with_very_deep_expressions_ends_no_process() -> None:
+    for levels in (20_000, 150_000):
+        assert (
+            told(f"CREATE TABLE a (); CREATE VIEW v AS SELECT {'+'.join('1' * levels)}", 1, "a") == "CREATE TABLE a ()"
+        )
+    assert not ddl_told.can_be_told(event(source=f"CREATE VIEW v AS SELECT {'+'.join('1' * 300_000)}", nth=1))
+    assert told(f"CREATE TABLE a (); SELECT {'+'.join('1' * 1_000_000)}", 1, "a") == "CREATE TABLE a ()"
+
+
+def test_a_text_full_of_quotes_is_read_in_linear_time() -> None:
+    text = "COMMENT ON TABLE app.t IS '" + 'x"\n' * 20_000 + "'"
+    started = time.monotonic()
+    assert told(f'SQL statement "{text}"\n{FRAME}', 1, tag="COMMENT") == text
+    assert time.monotonic() - started < 1
 
 
 @pytest.mark.parametrize(
@@ -89,14 +137,15 @@ FRAME = "PL/pgSQL function f() line 3 at EXECUTE"
 def test_a_statement_inside_a_line_of_context_ends_where_it_parses(statement: str) -> None:
     tag = statement.partition(" ON")[0] if statement.startswith("COMMENT") else "CREATE TABLE"
     source = f'SQL statement "{statement}"\n{FRAME}\nSQL statement "SELECT f("x")"'
-    assert ddl.statement_of(event(tag, source, objects=tables("a"))) == statement
+    assert ddl_told.statement_of(event(tag, source, objects=tables("a"))) == statement
 
 
 def test_a_statement_of_an_sql_function_is_found_in_the_bodies_of_that_name() -> None:
     bodies = ["SELECT 1; SELECT 2", "SELECT 1; CREATE TABLE a (); CREATE TABLE b ()"]
     source = 'SQL function "f" statement 2'
     assert (
-        ddl.statement_of(event(source=source, text=ddl.Text(bodies=bodies), objects=tables("a"))) == "CREATE TABLE a ()"
+        ddl_told.statement_of(event(source=source, text=ddl.Text(bodies=bodies), objects=tables("a")))
+        == "CREATE TABLE a ()"
     )
 
 
@@ -112,7 +161,7 @@ def test_a_statement_of_an_sql_function_is_found_in_the_bodies_of_that_name() ->
     ],
 )
 def test_strings_of_the_old_kind_are_marked(written: str, meant: str) -> None:
-    assert ddl.with_standard_strings(written) == meant
+    assert ddl_told.with_standard_strings(written) == meant
 
 
 @pytest.mark.parametrize(
@@ -120,6 +169,8 @@ def test_strings_of_the_old_kind_are_marked(written: str, meant: str) -> None:
     [
         ("SELECT 1", False),
         ("SELECT 1 AS a INTO t", True),
+        ("SELECT 1 AS a INTO t UNION SELECT 2", True),
+        ("ALTER TABLE ALL IN TABLESPACE pg_default SET TABLESPACE x", True),
         ("CREATE TABLE t AS EXECUTE p", True),
         ("GRANT a TO b", False),
         ("GRANT SELECT ON t TO b", True),
@@ -142,7 +193,7 @@ def test_strings_of_the_old_kind_are_marked(written: str, meant: str) -> None:
     ],
 )
 def test_statements_that_fire_event_triggers_are_told_from_others(text: str, expected: bool) -> None:
-    assert ddl.fires(parse_sql(text)[0].stmt) is expected
+    assert ddl_told.fires(parse_sql(text)[0].stmt) is expected
 
 
 @pytest.mark.parametrize(

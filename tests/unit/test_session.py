@@ -7,12 +7,12 @@ import pytest
 
 from archiver.errors import ConfigError, PostgresError, PostgresUnavailable
 from archiver.postgres.session import (
-    SESSION,
     connection_params,
     conninfo_without_secrets,
     postgres_error,
     where_of,
 )
+from archiver.postgres.session_settings import as_options
 from archiver.postgres.tls_policy import is_local
 
 
@@ -60,7 +60,8 @@ def test_the_canonical_session_is_sent_with_the_connection_after_the_users_optio
     options = str(params("host=/tmp options='-c work_mem=1MB -c TimeZone=CET'")["options"])
     assert options.startswith("-c work_mem=1MB -c TimeZone=CET ")
     assert options.index("TimeZone=UTC") > options.index("TimeZone=CET")
-    assert all(f"-c {name}={value}" in options for name, value in SESSION.items() if name != "search_path")
+    assert options.endswith(as_options(frozenset({"search_path"})))
+    assert "-c default_transaction_isolation=read\\ committed" in options
 
 
 def test_a_replication_connection_is_to_a_database() -> None:

@@ -46,7 +46,7 @@ from tests.unit.frames import (
 
 
 def stream(*frames: bytes) -> ChangeStream:
-    stream = ChangeStream(Lsn(100), 1)
+    stream = ChangeStream(Lsn(100), 1, JOURNAL.id)
     stream.feed(frames)
     return stream
 
@@ -113,7 +113,7 @@ def test_a_segment_says_what_it_holds() -> None:
 
 @given(st.lists(st.integers(0, len(MIXED)), max_size=6).map(sorted))
 def test_frames_that_arrive_in_pieces_make_the_same_segment(borders: list[int]) -> None:
-    whole, pieces = stream(*MIXED), ChangeStream(Lsn(100), 1)
+    whole, pieces = stream(*MIXED), ChangeStream(Lsn(100), 1, JOURNAL.id)
     edges = [0, *borders, len(MIXED)]
     for start, end in pairwise(edges):
         pieces.feed(MIXED[start:end])
@@ -124,7 +124,7 @@ def test_frames_that_arrive_in_pieces_make_the_same_segment(borders: list[int]) 
 @given(st.lists(st.integers(1, len(MIXED) - 1), max_size=6, unique=True).map(sorted))
 def test_wherever_segments_are_cut_a_restore_reads_the_same_transactions(borders: list[int]) -> None:
     edges = [0, *borders, len(MIXED)]
-    feeding, cuts = ChangeStream(Lsn(100), 1), []
+    feeding, cuts = ChangeStream(Lsn(100), 1, JOURNAL.id), []
     for start, end in pairwise(edges):
         feeding.feed(MIXED[start:end])
         cuts.append(feeding.cut())
@@ -335,11 +335,21 @@ def test_logical_messages_are_dropped_whoever_wrote_them() -> None:
 
 
 def test_a_journal_that_is_not_archivers_own_says_nothing() -> None:
-    feeding = ChangeStream(Lsn(100), 1)
-    feeding.trusts_journal = False
+    feeding = ChangeStream(Lsn(100), 1, JOURNAL.id)
+    feeding.journal = None
     feeding.feed([described(JOURNAL), begin(200), lost("failed"), point("forged", "0/BE"), commit(200)])
     cut = feeding.cut()
     assert (cut.points, cut.lost) == ([], [])
+    assert records(cut) == payloads(described(JOURNAL), begin(200), commit(200))
+
+
+def test_what_stands_in_another_journal_than_ours_is_not_believed_and_is_a_loss() -> None:
+    """As after a table of that name was replaced: what came through the slot before was somebody else's to write."""
+    feeding = ChangeStream(Lsn(100), 1, JOURNAL.id + 1)
+    forged = [entry("ddl", {"tag": "DROP TABLE"}), point("forged", "0/BE"), lost("failed")]
+    feeding.feed([described(JOURNAL), begin(200), *forged, commit(200)])
+    cut = feeding.cut()
+    assert (cut.points, [(each.lsn, each.reason) for each in cut.lost]) == ([], [(200, "unreadable")])
     assert records(cut) == payloads(described(JOURNAL), begin(200), commit(200))
 
 
@@ -428,6 +438,27 @@ def test_what_a_streamed_transaction_lost_counts_from_its_commit_unless_it_was_r
 def test_an_origin_is_kept() -> None:
     frames = [begin(200), wal(encode(p.Origin(Lsn(5), "elsewhere"))), commit(200)]
     assert records(stream(*frames).cut()) == payloads(*frames)
+
+
+ORIGIN = wal(encode(p.Origin(Lsn(5), "elsewhere")))
+
+
+@pytest.mark.parametrize("cuts", [False, True])
+def test_commits_of_another_server_are_told_from_the_sources_also_where_a_segment_ends_between(cuts: bool) -> None:
+    chunks = [
+        [begin(200), ORIGIN, commit(200), *block(7, ORIGIN, described(OTHER, 7), first=True)],
+        [*block(7, described(WIDER, 7)), begin(300), commit(300), *block(8, described(TABLE, 8), first=True)],
+        [stream_commit(7, 400), stream_commit(8, 500)],
+    ]
+    feeding, found = stream(), []
+    for frames in chunks:
+        feeding.feed(frames)
+        if cuts:
+            found.append(feeding.cut())
+    found = found or [feeding.cut()]
+    assert sum(cut.foreign for cut in found) == 2
+    last = [cut.last for cut in found if cut.last]
+    assert [foreign for *_, foreign in last] == ([True, False, False] if cuts else [False])
 
 
 @pytest.mark.parametrize(

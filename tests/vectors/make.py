@@ -156,7 +156,7 @@ def cuts() -> list[Cut]:
 
     Transaction 798 is in the base snapshot already; 802 is a subtransaction of 800 and aborts.
     """
-    stream = ChangeStream(Lsn(0x1000), 1)
+    stream = ChangeStream(Lsn(0x1000), 1, JOURNAL.id)
     point = entry("point", {"name": "before öffnung", "at": "0/1180", "lsn": "0/1180"})
     stream.feed(
         [

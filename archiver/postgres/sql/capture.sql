@@ -33,7 +33,9 @@ BEGIN
     ELSE
         PERFORM archiver.record_end(tg_tag, origin);
     END IF;
-EXCEPTION WHEN OTHERS THEN
+EXCEPTION WHEN statement_too_complex THEN
+    RAISE;  -- the statement fails anyway a call deeper: anybody could make losses at the limit of the stack
+WHEN OTHERS THEN
     RAISE WARNING 'archiver: % was not captured, a base snapshot follows: %', tg_tag, SQLERRM;
     PERFORM archiver.record_loss('failed', concat(tg_tag, ': ', SQLERRM));
 END
@@ -79,6 +81,9 @@ BEGIN
     IF tag NOT LIKE 'DROP %' THEN
         RETURN;
     END IF;
+    IF EXISTS (SELECT FROM pg_event_trigger_dropped_objects() WHERE classid = 'pg_proc'::regclass) THEN
+        PERFORM archiver.note_routines();
+    END IF;
     SELECT jsonb_agg(jsonb_build_object('type', object_type, 'identity', object_identity,
                                         'names', address_names, 'args', address_args))
       INTO dropped FROM pg_event_trigger_dropped_objects()
@@ -109,19 +114,21 @@ DECLARE
     message jsonb;
     objects jsonb;
     tables oid[];
-    scripted bool;
 BEGIN
     IF tag = 'REINDEX' THEN  -- which fires from 17 on only
         RETURN;
     END IF;
-    message := jsonb_build_object('place', archiver.place_of(head, 'ddl_command_end', tag));
+    message := jsonb_build_object('nth', archiver.place_of(head, 'ddl_command_end', tag));
     IF tag LIKE 'DROP %' AND tag <> 'DROP OWNED' THEN
         RETURN;
     END IF;
+    IF tag ~ '^(CREATE|ALTER) (FUNCTION|PROCEDURE|ROUTINE)' THEN
+        PERFORM archiver.note_routines();
+    END IF;
     SELECT jsonb_agg(jsonb_build_object('type', object_type, 'schema', schema_name, 'identity', object_identity,
                                         'oid', objid::bigint)) FILTER (WHERE NOT in_extension),
-           array_agg(objid) FILTER (WHERE NOT in_extension AND classid = 'pg_class'::regclass), bool_or(in_extension)
-      INTO objects, tables, scripted FROM pg_event_trigger_ddl_commands()
+           array_agg(objid) FILTER (WHERE NOT in_extension AND classid = 'pg_class'::regclass)
+      INTO objects, tables FROM pg_event_trigger_ddl_commands()
      WHERE coalesce(archiver.schema_of(classid, objid, schema_name), '') NOT IN ('pg_temp', 'archiver')
        AND NOT (object_type = 'schema' AND object_identity = 'archiver');
     IF objects IS NULL AND current_setting('transaction_read_only')::bool THEN
@@ -131,9 +138,6 @@ BEGIN
         'CREATE TABLE AS', 'SELECT INTO', 'DROP OWNED', 'CREATE EXTENSION', 'ALTER EXTENSION',
         'ALTER PUBLICATION'  -- which names no object where it only takes some out
     ) THEN
-        IF scripted IS NOT TRUE THEN
-            PERFORM archiver.take_rewritten();
-        END IF;
         RETURN;
     END IF;
     IF tag IN ('CREATE TABLE AS', 'SELECT INTO') THEN  -- which are described, and often temporary
@@ -145,10 +149,11 @@ BEGIN
             || jsonb_build_object('objects', objects, 'source', words -> 'source', 'text', words -> 'text')
             || archiver.described(tag, words, tables);
     PERFORM archiver.write('ddl', message);
-    IF objects IS NOT NULL THEN  -- CREATE EXTENSION IF NOT EXISTS is anybody's, and may have done nothing
-        PERFORM archiver.record_moments(tag, words);
+    PERFORM archiver.record_moments(tag, words);
+    PERFORM archiver.record_temporary(tag);
+    IF tag ~ '^ALTER (TABLE|TYPE)$|EXTENSION$' THEN
+        PERFORM archiver.record_rewritten(tag, origin);
     END IF;
-    PERFORM archiver.record_rewritten();
 END
 $end$;
 
@@ -181,18 +186,46 @@ BEGIN
 END
 $described$;
 
--- Of what a function's body does, nothing is evaluated when it is made, unless it is BEGIN ATOMIC.
+-- What holds expressions. Of what a function's body does, nothing is evaluated when it is made, unless it is BEGIN ATOMIC.
 CREATE FUNCTION archiver.record_moments(tag text, words jsonb) RETURNS void LANGUAGE plpgsql AS $moments$
 BEGIN
-    IF NOT (words ->> 'moment')::bool
-       OR tag ~ '^(CREATE|ALTER) (FOREIGN )?TABLE$' AND NOT (words ->> 'beside')::bool  -- described
-       OR tag ~ '^(CREATE TABLE AS|SELECT INTO|DROP |COMMENT|SECURITY LABEL|GRANT|REVOKE|REFRESH|ALTER (DEFAULT|LARGE))'
-       OR tag ~ '^(CREATE|ALTER) (FUNCTION|PROCEDURE|ROUTINE|EXTENSION)' AND NOT (words ->> 'atomic')::bool THEN
-        RETURN;
+    IF (words ->> 'moment')::bool AND (
+        tag ~ '^(CREATE|ALTER) (SCHEMA|DOMAIN|VIEW|MATERIALIZED VIEW|INDEX|STATISTICS|TRIGGER|RULE|POLICY|PUBLICATION)$'
+        OR tag ~ '^(CREATE|ALTER) (FOREIGN )?TABLE$' AND (words ->> 'beside')::bool  -- else they are described
+        OR tag ~ '^(CREATE|ALTER) (FUNCTION|PROCEDURE|ROUTINE)$' AND (words ->> 'atomic')::bool
+    ) THEN
+        PERFORM archiver.record_loss('moment', tag);
     END IF;
-    PERFORM archiver.record_loss('moment', tag);
 END
 $moments$;
+
+-- What a permanent object stands on that is temporary (a function in a default, a type of a column, a trigger's function) is
+-- nowhere but at the source. Statistics may stand on a temporary table: a restore leaves them out.
+CREATE FUNCTION archiver.record_temporary(tag text) RETURNS void LANGUAGE plpgsql AS $temporary$
+BEGIN
+    IF pg_my_temp_schema() = 0 OR tag = 'CREATE STATISTICS' THEN
+        RETURN;
+    END IF;
+    IF EXISTS (
+        WITH made AS (
+            SELECT classid, objid FROM pg_event_trigger_ddl_commands()
+             WHERE NOT in_extension AND coalesce(archiver.schema_of(classid, objid, schema_name), '') <> 'pg_temp'
+        ), parts AS (
+            SELECT classid, objid FROM made
+            UNION SELECT d.classid, d.objid FROM made m
+              JOIN pg_depend d ON d.refclassid = m.classid AND d.refobjid = m.objid AND d.deptype IN ('a', 'i')
+        )
+        SELECT FROM parts p JOIN pg_depend d ON d.classid = p.classid AND d.objid = p.objid
+         WHERE d.refobjid >= 16384 AND (EXISTS (
+                   SELECT FROM pg_depend n WHERE n.classid = d.refclassid AND n.objid = d.refobjid
+                      AND n.refclassid = 'pg_namespace'::regclass AND n.refobjid = pg_my_temp_schema())
+            OR d.refclassid = 'pg_type'::regclass
+               AND (SELECT typnamespace FROM pg_type WHERE oid = d.refobjid) = pg_my_temp_schema())
+    ) THEN
+        PERFORM archiver.record_loss('temporary', tag);
+    END IF;
+END
+$temporary$;
 
 -- CREATE TABLE AS may read temporary tables, call volatile functions or run a prepared statement, and IMPORT FOREIGN
 -- SCHEMA asks another server: neither can be repeated, so the tables that they made are described.

@@ -12,7 +12,8 @@ BEGIN
 END
 $write$;
 
--- It fails for nobody but for who hides something: where the journal cannot be written (somebody holds a lock of it, or it is gone), it counts.
+-- Where the journal cannot be written (somebody holds a lock of it, or it is gone), it counts. Where not even that can
+-- be, the statement fails: somebody made his transaction read-only meanwhile, or filled the table of locks, to hide it.
 CREATE FUNCTION archiver.record_loss(reason text, what text) RETURNS void LANGUAGE plpgsql AS $loss$
 BEGIN
     PERFORM archiver.write('lost', jsonb_build_object('reason', reason, 'what', left(what, 300)));
@@ -20,11 +21,8 @@ EXCEPTION WHEN OTHERS THEN
     BEGIN
         PERFORM nextval('archiver.losses');
     EXCEPTION WHEN OTHERS THEN
-        -- Only who hides his DDL makes the transaction read-only while a statement of it runs.
-        IF current_setting('transaction_read_only')::bool THEN
-            RAISE EXCEPTION 'archiver: a schema change in a transaction that was made read-only meanwhile';
-        END IF;
-        RAISE WARNING 'archiver: a schema change was not captured: %', SQLERRM;
+        RAISE EXCEPTION 'archiver: a schema change that can neither be captured nor counted: %', SQLERRM
+              USING ERRCODE = SQLSTATE;
     END;
 END
 $loss$;

@@ -1,6 +1,6 @@
 -- Runs as its owner, for only the publication's owner can add to it. Rows that are there already, of a CREATE TABLE AS
 -- or of a table that just got its key, are written into the journal.
-CREATE FUNCTION archiver.publish_new() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER __PINNED__ AS $publish$
+CREATE FUNCTION archiver.__FUNCTION__() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER __PINNED__ AS $publish$
 DECLARE
     one record;
 BEGIN

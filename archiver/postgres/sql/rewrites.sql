@@ -9,7 +9,6 @@ CREATE FUNCTION archiver.note_rewrite(rewritten oid, reason int, origin text) RE
 DECLARE
     needed bool := reason & 1 <> 0;
     words jsonb;
-    written tid;
 BEGIN
     IF (SELECT relpersistence = 't' OR relkind <> 'r' FROM pg_class WHERE oid = rewritten) THEN
         RETURN;
@@ -18,14 +17,12 @@ BEGIN
         words := archiver.text_of(archiver.head_of(origin), origin);
         needed := needed
                OR (reason & 2 <> 0 OR (words ->> 'adds')::bool) AND archiver.has_unstable_default(rewritten)
-               OR reason & 4 <> 0 AND (words ->> 'using')::bool
-                  AND archiver.calls_volatile(archiver.wording(words, origin));
+               OR reason & 4 <> 0 AND ((words ->> 'using')::bool AND archiver.computes(archiver.wording(words, origin))
+                                       OR archiver.has_unstable_cast());
     END IF;
     IF needed THEN
-        INSERT INTO archiver.journal (kind, key, content)
-        VALUES ('rewrite', pg_current_xact_id()::text, rewritten::text) RETURNING ctid INTO written;
-        PERFORM set_config('archiver.rewritten', concat_ws(' ',
-            nullif(current_setting('archiver.rewritten', true), ''), written), true);
+        PERFORM archiver.remember('rewritten', concat_ws(' ', archiver.recalled('rewritten'),
+                                                         md5(origin) || ':' || rewritten));
     END IF;
 END
 $note$;
@@ -56,34 +53,40 @@ CREATE FUNCTION archiver.has_unstable_default(rewritten oid) RETURNS bool LANGUA
             OR d.adbin::text ~ 'NEXTVALUEEXPR|SQLVALUEFUNCTION'))
 $unstable$;
 
-CREATE FUNCTION archiver.calls_volatile(source text) RETURNS bool LANGUAGE sql STABLE AS $calls$
-    SELECT source ~* E'\\m(current_|localtime|session_user|user\\M|reg[a-z]+\\M)' OR EXISTS (
-        SELECT FROM regexp_matches(source, E'([[:alnum:]_$]+)"?\\s*\\(', 'g') AS f
-          JOIN pg_proc p ON p.proname IN (f[1], lower(f[1])) WHERE p.provolatile <> 'i')
-$calls$;
+-- Whether a USING is more than a column, or its cast to a type that a keyword names: who calls what is not read there.
+CREATE FUNCTION archiver.computes(source text) RETURNS bool LANGUAGE sql STABLE AS $computes$
+    SELECT (SELECT count(*) FROM regexp_matches(source, E'\\musing\\M', 'gi'))
+        <> (SELECT count(*) FROM regexp_matches(source, E'\\musing\\s+(?!current_|localtime|session_user|system_user|user\\M)(?:\\w+|"[^"]+")(?:\\s*::\\s*(?:smallint|integer|int'
+            '|bigint|real|float|double\\s+precision|numeric|decimal|boolean|varchar|char|character|character\\s+varying'
+            '|timestamp|time|interval)(?:\\s*[(][0-9, ]+[)])?)?\\s*(?=,|;|"?$|"\\n)', 'gi'))
+$computes$;
 
--- The tables that were noted. What the session remembers is where the notes stand; that they are ours, they say.
-CREATE FUNCTION archiver.take_rewritten() RETURNS SETOF oid LANGUAGE plpgsql AS $take$
+-- A cast of somebody's is called without a USING, too.
+CREATE FUNCTION archiver.has_unstable_cast() RETURNS bool LANGUAGE sql STABLE AS $cast$
+    SELECT EXISTS (SELECT FROM pg_cast c JOIN pg_proc p ON p.oid = c.castfunc
+                    WHERE c.oid >= 16384 AND p.provolatile <> 'i')
+$cast$;
+
+-- The tables that were noted for a statement: one that runs inside of another stands elsewhere. Where an extension's
+-- script stands is not told in every version.
+CREATE FUNCTION archiver.take_rewritten(tag text, origin text) RETURNS SETOF oid LANGUAGE plpgsql AS $take$
 DECLARE
-    noted text := nullif(current_setting('archiver.rewritten', true), '');
+    noted text[] := string_to_array(archiver.recalled('rewritten'), ' ');
 BEGIN
     IF noted IS NOT NULL THEN
-        PERFORM set_config('archiver.rewritten', '', true);
-        RETURN QUERY WITH taken AS (
-            DELETE FROM archiver.journal
-             WHERE ctid = ANY (ARRAY(SELECT (place[1])::tid
-                                       FROM regexp_matches(noted, E'(\\(\\d{1,9},\\d{1,4}\\))', 'g') AS place))
-               AND kind = 'rewrite' AND key = pg_current_xact_id()::text RETURNING content
-        ) SELECT DISTINCT content::oid FROM taken;
+        PERFORM archiver.remember('rewritten', array_to_string(ARRAY(
+            SELECT each FROM unnest(noted) AS each WHERE NOT (tag ~ 'EXTENSION$' OR starts_with(each, md5(origin)))), ' '));
+        RETURN QUERY SELECT DISTINCT substr(each, 34)::oid FROM unnest(noted) AS each
+                      WHERE tag ~ 'EXTENSION$' OR starts_with(each, md5(origin));
     END IF;
 END
 $take$;
 
-CREATE FUNCTION archiver.record_rewritten() RETURNS void LANGUAGE plpgsql AS $rewritten$
+CREATE FUNCTION archiver.record_rewritten(tag text, origin text) RETURNS void LANGUAGE plpgsql AS $rewritten$
 DECLARE
     rel oid;
 BEGIN
-    FOR rel IN SELECT archiver.take_rewritten() LOOP
+    FOR rel IN SELECT archiver.take_rewritten(tag, origin) LOOP
         IF NOT archiver.is_excluded(rel) THEN  -- an excluded table's rows are not archived
             PERFORM archiver.record_rows(rel);
         END IF;

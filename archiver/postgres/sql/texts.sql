@@ -30,7 +30,7 @@ $words$;
 CREATE FUNCTION archiver.head_of(origin text) RETURNS jsonb LANGUAGE plpgsql AS $head$
 DECLARE
     routine text := substring(origin FROM E'^SQL function "[^\\n]*" statement [0-9]+');
-    nested bool := routine IS NOT NULL OR starts_with(origin, 'SQL statement "');
+    nested bool := starts_with(origin, 'SQL function "') OR starts_with(origin, 'SQL statement "');
 BEGIN
     RETURN jsonb_build_object(
         'nested', nested, 'source', routine,
@@ -55,6 +55,13 @@ DECLARE
     bodies jsonb;
     words jsonb;
 BEGIN
+    IF starts_with(origin, 'SQL function "') THEN
+        bodies := archiver.bodies_of(routine);
+        IF jsonb_array_length(bodies) IS DISTINCT FROM 1 OR archiver.recalled('routines') = statement_timestamp()::text
+        THEN
+            RAISE EXCEPTION 'which function ran is not known';  -- a loss: another's text must not stand for it
+        END IF;
+    END IF;
     IF kept IS NOT NULL THEN
         SELECT id, about INTO sent FROM archiver.journal WHERE ctid = kept AND key = wanted;
         IF FOUND THEN
@@ -64,12 +71,6 @@ BEGIN
     END IF;
     IF octet_length(source) > __TEXT_LIMIT__ THEN
         RAISE EXCEPTION 'its text is longer than % bytes', __TEXT_LIMIT__;
-    END IF;
-    IF routine IS NOT NULL THEN
-        bodies := archiver.bodies_of(routine);
-    END IF;
-    IF starts_with(origin, 'SQL function "') AND jsonb_array_length(bodies) IS DISTINCT FROM 1 THEN
-        RAISE EXCEPTION 'which function ran is not known';  -- a loss: another's text must not stand for it
     END IF;
     words := archiver.words_of(concat_ws(' ', CASE WHEN routine IS NULL THEN source END,
         (SELECT string_agg(body, ' ') FROM jsonb_array_elements_text(bodies) AS body)));
@@ -91,6 +92,15 @@ CREATE FUNCTION archiver.bodies_of(routine text) RETURNS jsonb LANGUAGE sql STAB
      WHERE NOT pg_is_other_temp_schema(p.pronamespace) AND l.lanname = 'sql' AND p.proname = substring(routine, E'^SQL function "([^\\n]*)" statement [0-9]+')
 $bodies$;
 
+-- A function that changes, or goes, while its statement runs may not be the one that ran.
+CREATE FUNCTION archiver.note_routines() RETURNS void LANGUAGE plpgsql AS $routines$
+BEGIN
+    IF NOT current_setting('transaction_read_only')::bool THEN
+        PERFORM archiver.remember('routines', statement_timestamp()::text);
+    END IF;
+END
+$routines$;
+
 -- What stands in a text, all of it, for what must be looked for where a statement needs it.
 CREATE FUNCTION archiver.wording(words jsonb, origin text) RETURNS text LANGUAGE sql STABLE AS $wording$
     SELECT CASE WHEN words ->> 'source' ~ '^SQL function "'
@@ -99,54 +109,87 @@ CREATE FUNCTION archiver.wording(words jsonb, origin text) RETURNS text LANGUAGE
                 WHEN (words ->> 'nested')::bool THEN origin ELSE current_query() END
 $wording$;
 
--- The place of a statement among those of its text that fire events. A text of the client may roll some of its
--- statements back: only what no rollback undoes can count them, and of a session's state that is a prepared statement.
--- A text that a function runs cannot contain ROLLBACK, but may fail half-way and be run again: there the count must go
--- back with it, as a setting does. Whoever alters the count moves his own statement within his own text, no more.
+-- What a transaction must remember, where no session can change it: a row of the journal, undone by what undoes the
+-- statement. ON CONFLICT finds it by its key; a query would make serializable transactions depend on each other.
+CREATE FUNCTION archiver.key_of(what text) RETURNS uuid LANGUAGE sql STABLE AS $key$
+    SELECT md5(concat_ws(' ', pg_current_xact_id(), what))::uuid
+$key$;
+
+CREATE FUNCTION archiver.remember(what text, value text) RETURNS void LANGUAGE sql AS $remember$
+    INSERT INTO archiver.journal (id, kind, key, content)
+    VALUES (archiver.key_of(what), 'memory', pg_current_xact_id()::text, value)
+    ON CONFLICT (id) DO UPDATE SET content = excluded.content
+$remember$;
+
+CREATE FUNCTION archiver.recalled(what text) RETURNS text LANGUAGE plpgsql AS $recalled$
+DECLARE
+    kept record;
+BEGIN
+    INSERT INTO archiver.journal AS j (id, kind, key, content)
+    VALUES (archiver.key_of(what), 'memory', pg_current_xact_id()::text, '')
+    ON CONFLICT (id) DO UPDATE SET content = j.content
+    RETURNING ctid, content INTO kept;
+    IF kept.content = '' THEN
+        DELETE FROM archiver.journal WHERE ctid = kept.ctid;
+    END IF;
+    RETURN nullif(kept.content, '');
+END
+$recalled$;
+
+-- The place of a statement among those of its text that fired events in this transaction and were not rolled back.
 CREATE FUNCTION archiver.place_of(head jsonb, event text, tag text) RETURNS int LANGUAGE plpgsql AS $place$
 DECLARE
-    now text := extract(epoch FROM statement_timestamp()) || ' ';
-    mark text := ' ' || (head ->> 'mark') || ':';
-    nested bool := (head ->> 'nested')::bool;
-    script bool := tag IN ('CREATE EXTENSION', 'ALTER EXTENSION');
-    counts text;
-    places int[];
+    told text := concat_ws(' ', extract(epoch FROM statement_timestamp()), head ->> 'mark');
+    what text := CASE WHEN (head ->> 'nested')::bool THEN 'place ' || (head ->> 'mark') ELSE 'place' END;
+    counted text;
+    written tid;
 BEGIN
-    IF NOT (head ->> 'several')::bool THEN
-        RETURN 1;  -- it is alone, or the number of the statement is told
+    IF NOT (head ->> 'several')::bool OR current_setting('transaction_read_only')::bool THEN
+        RETURN 1;  -- it is alone, or the number of the statement is told, or it is of a temporary table
     END IF;
-    IF nested THEN
-        counts := current_setting('archiver.counts', true);
-    ELSE
-        SELECT substring(statement FROM E'\x27([^\x27]*)\x27') INTO counts
-          FROM pg_prepared_statements WHERE name = 'archiver_count';
+    INSERT INTO archiver.journal AS j (id, kind, key, content)
+    VALUES (archiver.key_of(what), 'memory', pg_current_xact_id()::text, archiver.counted('', told, event, tag))
+    ON CONFLICT (id) DO UPDATE SET content = archiver.counted(j.content, told, event, tag)
+    RETURNING content, ctid INTO counted, written;
+    IF counted LIKE '% {1}' THEN
+        PERFORM archiver.forget_others();
     END IF;
-    IF counts IS NULL OR NOT starts_with(counts, now) THEN
-        counts := now;
+    PERFORM set_config('archiver.place', written::text, false);
+    RETURN (regexp_match(counted, '{([0-9]+)'))[1];
+END
+$place$;
+
+-- The row that this session left behind in an earlier transaction is of no use to anybody. Under a snapshot that is older
+-- than the sweep of a base snapshot it cannot be deleted without an error.
+CREATE FUNCTION archiver.forget_others() RETURNS void LANGUAGE plpgsql AS $forget$
+DECLARE
+    kept tid := substring(current_setting('archiver.place', true) FROM E'^\\(\\d{1,9},\\d{1,4}\\)$');
+BEGIN
+    IF kept IS NOT NULL AND current_setting('transaction_isolation') = 'read committed' THEN
+        DELETE FROM archiver.journal WHERE ctid = (
+            SELECT ctid FROM archiver.journal WHERE ctid = kept AND kind = 'memory'
+               AND key <> pg_current_xact_id()::text FOR UPDATE SKIP LOCKED);
     END IF;
-    places := ARRAY(SELECT left(each, 8)::int FROM unnest(string_to_array(
-                        substring(counts FROM mark || '([0-9][0-9,]*) '), ',')) AS each WHERE each <> '');
-    IF cardinality(places) = 0 THEN
-        places := '{0}';
+END
+$forget$;
+
+-- Of an extension's script, whose events come between its start and its end, nothing is counted.
+CREATE FUNCTION archiver.counted(said text, told text, event text, tag text) RETURNS text LANGUAGE plpgsql
+AS $counted$
+DECLARE
+    places int[] := '{0}';
+BEGIN
+    IF starts_with(said, told || ' ') THEN
+        places := substr(said, length(told) + 2);
     END IF;
-    counts := regexp_replace(counts, mark || '[^ ]*', '');
-    IF event = 'ddl_command_start' THEN  -- what an extension's script runs before the end is counted in vain
+    IF event = 'ddl_command_start' THEN
         places := places[1] || places;
     ELSE
-        IF script AND cardinality(places) > 1 THEN
+        IF tag IN ('CREATE EXTENSION', 'ALTER EXTENSION') AND cardinality(places) > 1 THEN
             places := places[2:];
         END IF;
         places[1] := places[1] + 1;
     END IF;
-    counts := now || right(substr(counts, length(now) + 1), 4000) || mark || array_to_string(places, ',') || ' ';
-    IF nested THEN
-        PERFORM set_config('archiver.counts', counts, true);
-        RETURN places[1];
-    END IF;
-    IF EXISTS (SELECT FROM pg_prepared_statements WHERE name = 'archiver_count') THEN
-        DEALLOCATE archiver_count;
-    END IF;
-    EXECUTE format('PREPARE archiver_count AS SELECT %L', counts);
-    RETURN places[1];
+    RETURN concat_ws(' ', told, places::text);
 END
-$place$;
+$counted$;

@@ -4,9 +4,7 @@ WITH RECURSIVE named AS (
              WHERE d.classid IN ('pg_constraint'::regclass, 'pg_class'::regclass)
             UNION
             SELECT i.inhrelid FROM named JOIN pg_inherits i ON i.inhparent = named.oid
-        ), found AS (
-            SELECT oid FROM named UNION SELECT oid FROM (__PUBLISHED__) AS published (oid) WHERE tg_tag LIKE 'DROP %'
         ), touched AS (
-            SELECT c.oid FROM found JOIN pg_class c ON c.oid = found.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+            SELECT c.oid FROM named JOIN pg_class c ON c.oid = named.oid JOIN pg_namespace n ON n.oid = c.relnamespace
              WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname !~ '^(pg_|archiver$|information_schema$)'
         )

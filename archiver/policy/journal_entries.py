@@ -1,0 +1,75 @@
+"""What entries of the journal mean for the manifest while they are captured: restore points, and losses.
+
+In: rows of the journal, in the order of their transaction. Out: what the manifest must say of them. An entry of DDL
+whose statement no restore could tell is a loss, so that a base snapshot follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from archiver.errors import IntegrityError
+from archiver.format import journal
+from archiver.format.ddl import Text, parse_event
+from archiver.format.ddl_told import LONG, can_be_told
+from archiver.format.journal import Entry, Point
+from archiver.format.manifest import Lost
+from archiver.format.pgmessages import Relation, Row
+from archiver.lsn import Lsn
+
+_TEXTS = 100  # of a transaction's, those that are kept
+_MAKING = frozenset({"CREATE TABLE", "CREATE TABLE AS", "SELECT INTO", "CREATE SCHEMA"})
+
+
+class JournalEntries:
+    """`context` is a transaction: entries of DDL refer to texts that came before in it."""
+
+    def __init__(self) -> None:
+        self._texts: dict[int, dict[str, Text]] = {}
+        self.announced: set[int] = set()
+        """The OIDs of tables that DDL made; who takes them puts another set in its place."""
+
+    def forget(self, context: int) -> None:
+        self._texts.pop(context, None)
+
+    def said(self, context: int, relation: Relation, row: Row) -> Lost | Point | None:
+        """An entry that cannot be read is a loss: nobody knows what it was to say."""
+        if journal.kind_of(relation, row) not in {journal.LOST, journal.POINT, journal.TEXT, journal.DDL}:
+            return None
+        try:
+            entry = journal.parse_entry(relation, row)
+            if entry.kind in {journal.TEXT, journal.DDL}:
+                return None if self._is_told(context, entry) else _lost("untold")
+        except IntegrityError:
+            return _lost("unreadable")
+        point = journal.restore_point(entry) if entry.kind == journal.POINT else None
+        return point or _lost(journal.reason_of(entry))
+
+    def _keep(self, texts: dict[str, Text], entry: Entry) -> None:
+        text = Text.from_json(entry.said)
+        if text.size <= LONG:
+            texts[entry.id] = text
+        if len(texts) > _TEXTS:
+            del texts[next(iter(texts))]
+
+    def _is_told(self, context: int, entry: Entry) -> bool:
+        """As far as the texts that are kept show it."""
+        texts = self._texts.setdefault(context, {})
+        if entry.kind == journal.TEXT:
+            self._keep(texts, entry)
+            return True
+        name = entry.said.get("text")
+        text = texts.get(str(name))
+        self._announce(entry.said)
+        if name is not None and text is None:
+            return True
+        return can_be_told(parse_event(entry.said, text))
+
+    def _announce(self, said: Mapping[str, Any]) -> None:
+        objects = said.get("objects") or () if said.get("tag") in _MAKING else ()
+        self.announced |= {each["oid"] for each in objects if each.get("type") == "table" and "oid" in each}
+
+
+def _lost(reason: str) -> Lost:
+    return Lost(lsn=Lsn(0), reason=reason)

@@ -1,0 +1,130 @@
+"""What costs everybody a base snapshot, or hides a change from all: nothing that an outsider may do."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import psycopg
+import pytest
+
+from archiver.recovery_plan import read_history
+from tests.dumps import difference, pg_dump
+from tests.fix_archive import MakeSetup
+from tests.integration.test_attacks_source import as_role, give_schema, roles
+
+__all__ = ["roles"]
+
+DEEP = """
+CREATE FUNCTION pg_temp.r(n int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN
+  RETURN pg_temp.r(n + 1) - 1;
+EXCEPTION WHEN statement_too_complex THEN EXECUTE 'CREATE TEMP TABLE x' || n || ' (i int)'; RETURN 0; END $$
+"""
+SIBLINGS = {
+    "extension": "CREATE EXTENSION IF NOT EXISTS plpgsql; SELECT 'now', 'atomic'",
+    "drop owned": "DROP OWNED BY CURRENT_USER; SELECT 'now', 'atomic'",
+    "temporary like": "CREATE TEMP TABLE a (id int); CREATE TEMP TABLE b (LIKE a); SELECT 'now', 'atomic'",
+    "temporary as": "CREATE TEMP TABLE a AS SELECT 'now'::text AS b, 'atomic' AS c; SELECT 'now'::text AS b INTO TEMP c",
+    "temporary function": "CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql BEGIN ATOMIC SELECT 1; END; SELECT 'now'",
+    "temporary view": "CREATE TEMP VIEW a AS SELECT 'now'::timestamp, 'atomic'",
+    "temporary domain": "CREATE DOMAIN pg_temp.d AS timestamp DEFAULT 'now'",
+    "temporary aggregate": "CREATE AGGREGATE pg_temp.a (int) (SFUNC = int4pl, STYPE = int); SELECT 'now'",
+    "temporary operator": "CREATE OPERATOR pg_temp.+ (LEFTARG = int, RIGHTARG = int, FUNCTION = int4pl); SELECT 'now'",
+    "temporary collation": "CREATE COLLATION pg_temp.c (locale = 'C'); SELECT 'now'",
+    "temporary type": "CREATE TYPE pg_temp.e AS ENUM ('now'); CREATE TYPE pg_temp.r AS RANGE (SUBTYPE = int)",
+    "temporary trigger": "CREATE TEMP TABLE a (id int); CREATE FUNCTION pg_temp.f() RETURNS trigger LANGUAGE plpgsql AS"
+    " 'BEGIN RETURN NEW; END'; CREATE TRIGGER x BEFORE INSERT ON a FOR EACH ROW EXECUTE FUNCTION pg_temp.f(); SELECT 'now'",
+    "temporary statistics": "CREATE TEMP TABLE a (id int, v int); CREATE STATISTICS pg_temp.s ON id, v FROM a; SELECT 'now'",
+    "temporary policy": "CREATE TEMP TABLE a (id int); CREATE POLICY p ON a USING ('now'::timestamp < 'today');"
+    " ALTER POLICY p ON a RENAME TO q; CREATE RULE r AS ON INSERT TO a DO ALSO SELECT 'now'::timestamp; SELECT 'atomic'",
+    "default privileges": "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC; SELECT 'now'",
+    "large object": "SELECT lo_create(77777); ALTER LARGE OBJECT 77777 OWNER TO CURRENT_USER; SELECT 'now', lo_unlink(77777)",
+    "grant": "CREATE TEMP TABLE a (id int); GRANT SELECT ON a TO PUBLIC; REVOKE SELECT ON a FROM PUBLIC; SELECT 'now'",
+    "text search": "CREATE TEXT SEARCH CONFIGURATION pg_temp.c (COPY = simple); SELECT 'now'",
+    "prepared text": "PREPARE p AS SELECT 'now'::text AS x; CREATE TEMP TABLE a AS EXECUTE p",
+    "deep": DEEP + "; SELECT pg_temp.r(0)",
+}
+
+
+async def test_nothing_that_an_outsider_may_do_is_a_loss(make_setup: MakeSetup, roles: tuple[str, str]) -> None:
+    _, outsider = roles
+    source = make_setup()
+    await source.init()
+    found: dict[str, list[str]] = {}
+    seen = 0
+    async with source.daemon():
+        await source.archived()
+        for what, text in SIBLINGS.items():
+            with as_role(source.dsn, outsider) as conn:
+                conn.execute(text.encode())
+            await source.archived()
+            async with source.open() as archive:
+                history = await read_history(archive)
+            lost = [each.reason for segment in history.changes for each in segment.lost]
+            found[what], seen = lost[seen:], len(lost)
+    assert {what: lost for what, lost in found.items() if lost} == {}
+    restored, _ = await source.restore()
+    assert difference(pg_dump(restored), pg_dump(source.dsn)) == ""
+
+
+def fill_the_lock_table(conn: psycopg.Connection[Any]) -> None:
+    for step in (100, 1):
+        number = 0
+        with suppress(psycopg.errors.OutOfMemory):
+            while True:
+                conn.execute(
+                    f"SELECT pg_advisory_lock({step}, i) FROM generate_series({number}, {number + step - 1}) i".encode()
+                )
+                number += step
+
+
+async def test_nothing_is_hidden_by_a_full_table_of_locks(make_setup: MakeSetup, roles: tuple[str, str]) -> None:
+    owner, outsider = roles
+    source = make_setup()
+    give_schema(source.dsn, owner)
+    await source.init()
+    async with source.daemon():
+        await source.archived()
+        with as_role(source.dsn, owner) as conn, as_role(source.dsn, outsider) as other:
+            catalogs = conn.execute(
+                "SELECT relname FROM pg_class WHERE relnamespace = 'pg_catalog'::regnamespace AND relkind = 'r'"
+                " AND has_table_privilege(oid, 'SELECT') ORDER BY oid LIMIT 55"
+            ).fetchall()
+            with conn.transaction():
+                conn.execute("COMMENT ON TABLE app.t IS 'shown'")  # takes all locks that the next one needs
+                conn.execute("LOCK TABLE app.t IN ACCESS EXCLUSIVE MODE")
+                all_of_them = ", ".join(
+                    f"(SELECT 1 FROM pg_catalog.{name} LIMIT 0) c{i}" for i, (name,) in enumerate(catalogs)
+                )
+                conn.execute(f"SELECT 1 FROM {all_of_them}".encode())  # fills the slots for weak locks
+                fill_the_lock_table(other)
+                with suppress(psycopg.errors.OutOfMemory):  # to fail would be right, too
+                    conn.execute("COMMENT ON TABLE app.t IS 'hidden'")
+                other.execute("SELECT pg_advisory_unlock_all()")
+        await source.archived()
+    async with source.open() as archive:
+        history = await read_history(archive)
+    if lost := [each.reason for segment in history.changes for each in segment.lost]:
+        pytest.skip(f"a loss: {lost}")
+    restored, _ = await source.restore()
+    assert difference(pg_dump(restored), pg_dump(source.dsn)) == ""
+
+
+async def test_a_temporary_function_of_an_outsider_does_nothing_to_the_dbas_of_its_name(
+    make_setup: MakeSetup, roles: tuple[str, str]
+) -> None:
+    _, outsider = roles
+    source = make_setup()
+    with source.connect() as dba:
+        dba.execute("CREATE TABLE t (id int PRIMARY KEY)")
+        dba.execute("CREATE FUNCTION migrate() RETURNS void LANGUAGE sql AS 'ALTER TABLE t ADD x int'")
+        await source.init()
+        async with source.daemon():
+            await source.archived()
+            with as_role(source.dsn, outsider) as conn:
+                conn.execute("SET check_function_bodies = off")
+                conn.execute("CREATE FUNCTION pg_temp.migrate() RETURNS void LANGUAGE sql AS 'no SQL at all'")
+                dba.execute("SELECT migrate()")
+            await source.archived()
+    restored, _ = await source.restore()
+    assert difference(pg_dump(restored), pg_dump(source.dsn)) == ""

@@ -1,0 +1,1 @@
+"""PostgreSQL's own regression tests, run against a source under capture, restored and compared: `make regress`."""
