@@ -31,6 +31,7 @@ from archiver.policy.sequence_log import SequenceState, SequenceStates
 from archiver.policy.target import Plan
 from archiver.postgres import always_triggers, calling, load, not_null_names, relations, run_as, stand_ins, users_code
 from archiver.postgres.build import build_all
+from archiver.postgres.no_input import empty_columns
 from archiver.postgres.roles import create_roles
 from archiver.postgres.sequences import raise_to_columns, set_sequences
 from archiver.postgres.session import connect, postgres_error
@@ -119,7 +120,7 @@ class _Restore:
                 await self._create_roles(conn, index)
             script = await self._script(conn, index)
             await self._phases(conn, index, script)
-            self._warn(index, script, await load.unlogged_tables(conn))
+            self._warn(index, script, await load.unlogged_tables(conn), await empty_columns(conn))
             await self._hand_over(conn)
             self._skip(await always_triggers.lift_all(conn))
         finally:
@@ -335,12 +336,14 @@ class _Restore:
         self._summary.warnings += warnings
         return warnings
 
-    def _warn(self, index: Index, script: dump.Script, unlogged: Sequence[str]) -> None:
+    def _warn(self, index: Index, script: dump.Script, unlogged: Sequence[str], empty: Sequence[str]) -> None:
         archived = {table.info.label for table in index.tables}
         for entry in script.pre:
             if dump.holds_rows(entry) and f"{entry.schema}.{entry.name}" not in archived:
                 label = f"{entry.schema}.{entry.name}"
                 self._summary.warnings.append(f"table {label} is not archived: it was restored without rows")
+        for label in empty:
+            self._summary.warnings.append(f"column {label} is empty: PostgreSQL reads no value of its type back")
         for label in unlogged:
             self._summary.warnings.append(f"unlogged table {label} is empty: its rows are never archived")
         if index.database.large_objects:

@@ -46,7 +46,7 @@ class Text:
 class Event:
     """One event of the source. `kind` is that of PostgreSQL: ddl_command_start, ddl_command_end or sql_drop.
 
-    `nth`: among those of its text that this transaction did not undo; an earlier version told `place`, of all.
+    `nth`: among those of its text that this transaction did not undo.
     """
 
     kind: str
@@ -57,8 +57,7 @@ class Event:
     session_role: str | None = None
     rights: Rights = NO_RIGHTS
     source: str = ""
-    place: int = 1
-    nth: int | None = None
+    nth: int = 1
     text: Text | None = None
     objects: Sequence[Mapping[str, Any]] = ()
     temporary: frozenset[str] = frozenset()
@@ -90,8 +89,7 @@ def parse_event(said: Mapping[str, Any], text: Text | None = None) -> Event:
             session_role=said.get("session_role"),
             rights=Rights.from_said(said.get("rights") or {}),
             source=said.get("source") or (text.source if text else ""),
-            place=said.get("place", 1),
-            nth=said.get("nth"),
+            nth=said.get("nth", 1),
             text=text,
             objects=said.get("objects") or (),
             temporary=frozenset(said.get("temporary") or ()),

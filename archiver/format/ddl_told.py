@@ -69,8 +69,6 @@ def _statement_of(event: Event) -> str:
         bodies = event.text.bodies if event.text else ()
         return _only(event, [each for body in bodies for each in _numbered(event, body, int(match[1]))])
     statements = _firing(event)
-    if event.nth is None:
-        return _at_place(event, statements)
     again = event.source.startswith(_STATEMENT) and statements  # a function runs it again and again
     nth = (event.nth - 1) % len(statements) + 1 if again else event.nth
     return _only(event, [each for each in statements if each.nth == nth])
@@ -186,13 +184,6 @@ def _only(event: Event, candidates: Sequence[_Fired]) -> str:
     if len(fitting) != 1:
         raise _unreadable(event, event.source)
     return fitting.pop()
-
-
-def _at_place(event: Event, candidates: Sequence[_Fired]) -> str:
-    """The one at its place, if it is what the event speaks of; a rolled back part may have shifted the count."""
-    if candidates and _fits(event, chosen := candidates[(event.place - 1) % len(candidates)]):
-        return chosen.text
-    return _only(event, candidates)
 
 
 def _fits(event: Event, candidate: _Fired) -> bool:

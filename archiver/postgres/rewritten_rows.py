@@ -16,6 +16,7 @@ from archiver.format.journal import ComputedRows
 from archiver.format.records import Record, parse_record
 from archiver.postgres import search_path, unvalidated, users_code
 from archiver.postgres.copytext import blocks
+from archiver.postgres.no_input import WRITABLE
 from archiver.postgres.snapshot_tables import copy_in_query
 from archiver.postgres.spelled import inserts
 from archiver.postgres.users_code import Guarded
@@ -32,9 +33,9 @@ SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid 
  WHERE n.nspname = %s AND c.relname = %s
 """
 _COLUMNS: Final[LiteralString] = """
-SELECT attname::text, attgenerated <> '' FROM pg_catalog.pg_attribute
- WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped ORDER BY attnum
-"""
+SELECT a.attname::text, __WRITABLE__ FROM pg_catalog.pg_attribute a
+ WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
+""".replace("__WRITABLE__", WRITABLE)
 
 
 async def write(conn: Conn, found: ComputedRows) -> None:
@@ -75,7 +76,7 @@ async def _unpublished(conn: Conn) -> AsyncIterator[None]:
 async def _insert(conn: Conn, found: ComputedRows, oid: int, guarded: Guarded | None) -> None:
     """No cast makes rows of the records: one of the users' would be called for it."""
     known = await (await conn.execute(_COLUMNS, (oid,))).fetchall()
-    columns = [name for name, generated in known if not generated]
+    columns = [name for name, writable in known if writable]
     rows = [_written(parse_record(record, len(known)), known) for record in found.rows]
     if guarded is not None:
         await guarded.run(conn, list(inserts(guarded.table, columns, rows)))
@@ -87,4 +88,4 @@ async def _insert(conn: Conn, found: ComputedRows, oid: int, guarded: Guarded | 
 
 
 def _written(record: Record, known: Sequence[tuple[str, bool]]) -> Record:
-    return tuple(value for value, (_, generated) in zip(record, known, strict=True) if not generated)
+    return tuple(value for value, (_, writable) in zip(record, known, strict=True) if writable)

@@ -18,6 +18,7 @@ from psycopg.rows import dict_row
 from archiver.errors import PostgresError
 from archiver.policy.parts import PageRange
 from archiver.postgres import search_path, users_code
+from archiver.postgres.no_input import WRITABLE
 from archiver.postgres.session import postgres_error
 
 
@@ -69,7 +70,7 @@ class TableInfo:
 _TABLES: Final[LiteralString] = """
 select n.nspname as schema, c.relname as name, c.oid::bigint as oid, c.relfilenode::bigint as filenode,
        array(select a.attname::text from pg_catalog.pg_attribute a
-              where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
+              where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and __WRITABLE__
               order by a.attnum) as columns,
        pg_catalog.pg_relation_size(c.oid) / current_setting('block_size')::int as pages,
        pg_catalog.pg_table_size(c.oid) as bytes,
@@ -92,7 +93,7 @@ where c.relkind = 'r' and c.relpersistence <> 't'
   and n.nspname !~ '^pg_' and n.nspname not in ('information_schema', 'archiver')
   and (e.oid is null or c.oid = any (e.extconfig))
 order by n.nspname, c.relname
-"""
+""".replace("__WRITABLE__", WRITABLE)
 """A table that belongs to an extension is its script's to fill, except those it marks as configuration with
 pg_extension_config_dump: pg_dump dumps just these, filtered by the condition the extension gave. Who owns a
 partitioned table gives its partitions indexes, whoever owns those."""

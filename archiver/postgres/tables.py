@@ -14,6 +14,7 @@ from archiver.errors import PostgresError
 from archiver.format.pgmessages import Relation
 from archiver.policy.batch import Shape
 from archiver.postgres import users_code
+from archiver.postgres.no_input import WRITABLE
 from archiver.postgres.relations import Place, find
 from archiver.postgres.users_code import Guarded
 
@@ -37,7 +38,7 @@ SELECT i.indexrelid, a.attname, o.oprname, n.nspname
 """
 # Types of which equal text means equal values.
 _COLUMNS = """
-SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attgenerated <> '', a.attidentity = 'a',
+SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), __WRITABLE__, a.attidentity = 'a',
        a.atttypid = ANY ('{int2,int4,int8,oid,numeric,text,varchar,bpchar,uuid,date,timestamp,timestamptz}'::regtype[]),
        EXISTS (SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
                  JOIN pg_catalog.pg_am m ON m.oid = x.relam
@@ -45,7 +46,7 @@ SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attgenerate
                   AND i.indisvalid AND i.indpred IS NULL)
   FROM pg_catalog.pg_attribute a
  WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped
-"""
+""".replace("__WRITABLE__", WRITABLE)
 _DEFAULT_EQUALITY = ("pg_catalog", "=")
 
 
@@ -55,7 +56,7 @@ class TargetColumn:
 
     name: str
     type: str
-    generated: bool
+    writable: bool
     always_identity: bool
     comparable: bool
     indexed: bool
@@ -77,8 +78,8 @@ class Table:
 
     @property
     def written(self) -> tuple[int, ...]:
-        """The columns that take values: all but generated ones."""
-        return tuple(at for at, column in enumerate(self.columns) if not column.generated)
+        """The columns that take values."""
+        return tuple(at for at, column in enumerate(self.columns) if column.writable)
 
     @property
     def narrowing(self) -> tuple[int, ...]:

@@ -49,25 +49,25 @@ def test_a_setting_that_no_trigger_tells_of_is_refused(name: str) -> None:
 
 def test_a_message_is_read_without_the_temporary_schema() -> None:
     read = ddl.parse_event(EVENT)
-    assert (read.kind, read.schemas, read.place) == ("sql_drop", ["public"], 1)
+    assert (read.kind, read.schemas, read.nth) == ("sql_drop", ["public"], 1)
 
 
-@pytest.mark.parametrize("place", [1, 2, 3])
-def test_of_several_statements_the_one_at_its_place_is_meant(place: int) -> None:
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_of_several_statements_the_one_at_its_place_is_meant(nth: int) -> None:
     text = "SELECT ';'; CREATE TABLE a ();SET x = 1; /* ; */ CREATE TABLE b (); INSERT INTO b DEFAULT VALUES; CREATE TABLE c ()"
-    name = "abc"[place - 1]
-    found = ddl_told.statement_of(event(source=text, place=place, objects=tables(name)))
+    name = "abc"[nth - 1]
+    found = ddl_told.statement_of(event(source=text, nth=nth, objects=tables(name)))
     assert found.split() == ["CREATE", "TABLE", name, "()"]
 
 
 def test_letters_outside_ascii_do_not_shift_statements() -> None:
     text = "CREATE TABLE \"ü😀\" (); COMMENT ON TABLE x IS 'ä'; CREATE TABLE b ()"
-    assert ddl_told.statement_of(event(source=text, place=3, objects=tables("b"))) == "CREATE TABLE b ()"
+    assert ddl_told.statement_of(event(source=text, nth=3, objects=tables("b"))) == "CREATE TABLE b ()"
 
 
 def test_a_count_that_a_rollback_shifted_is_corrected_by_the_name() -> None:
     text = "CREATE TABLE a (); ROLLBACK; CREATE TABLE b (id int)"
-    assert ddl_told.statement_of(event(source=text, place=1, objects=tables("b"))) == "CREATE TABLE b (id int)"
+    assert ddl_told.statement_of(event(source=text, nth=1, objects=tables("b"))) == "CREATE TABLE b (id int)"
 
 
 def test_what_cannot_be_told_is_an_error() -> None:
