@@ -175,7 +175,7 @@ LOST: dict[str, str] = {
     **dict.fromkeys(
         ("sql function, name with newline", "sql function drops itself", "sql function renames itself",
          "sql function replaces itself", "sql function and garbage of the same name", "two sql functions of a name",
-         "functions of one name", "a function of two bodies in one statement", "one of two functions drops the other"),
+         "functions of one name", "one of two functions drops the other"),
         "failed",
     ),
     **dict.fromkeys(

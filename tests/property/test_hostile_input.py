@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from archiver.config import load
 from archiver.errors import ArchiverError, ConfigError, IntegrityError, PostgresError, UsageError
-from archiver.format import ddl, journal, layout, manifest, pgoutput, segment, wrap
+from archiver.format import ddl, ddl_told, journal, layout, manifest, pgoutput, segment, wrap
 from archiver.format.drill import Record
 from archiver.lsn import Lsn
 from archiver.policy import catalog
@@ -120,7 +120,7 @@ PARSERS: dict[str, Parser] = {
     "sequence states": Parser(SequenceStates().fold, samples=[json.dumps([STATE]).encode()]),
     "DDL event": Parser(an_event, samples=[json.dumps(EVENT).encode()]),
     "statement of a DDL event": Parser(
-        lambda data: ddl.statement_of(an_event(data)), samples=[json.dumps(EVENT).encode()]
+        lambda data: ddl_told.statement_of(an_event(data)), samples=[json.dumps(EVENT).encode()]
     ),
     "text of several statements": Parser(
         lambda data: ddl.Text.from_json(said(data).said), samples=[b'{"source": "SELECT 1; SELECT 2"}']

@@ -29,7 +29,7 @@ BEGIN
         PERFORM archiver.note_rewrite(pg_event_trigger_table_rewrite_oid(), pg_event_trigger_table_rewrite_reason(),
                                       origin);
     ELSIF tg_event = 'sql_drop' THEN
-        PERFORM archiver.record_drop(tg_tag);
+        PERFORM archiver.record_drop(tg_tag, origin);
     ELSE
         PERFORM archiver.record_end(tg_tag, origin);
     END IF;
@@ -74,16 +74,15 @@ BEGIN
 END
 $start$;
 
-CREATE FUNCTION archiver.record_drop(tag text) RETURNS void LANGUAGE plpgsql AS $drop$
+CREATE FUNCTION archiver.record_drop(tag text, origin text) RETURNS void LANGUAGE plpgsql AS $drop$
 DECLARE
     dropped jsonb;
 BEGIN
     IF tag NOT LIKE 'DROP %' THEN
         RETURN;
     END IF;
-    IF EXISTS (SELECT FROM pg_event_trigger_dropped_objects() WHERE classid = 'pg_proc'::regclass) THEN
-        PERFORM archiver.note_routines();
-    END IF;
+    PERFORM archiver.note_routines(array_agg(address_names[cardinality(address_names)]), origin)
+       FROM pg_event_trigger_dropped_objects() WHERE classid = 'pg_proc'::regclass HAVING count(*) > 0;
     SELECT jsonb_agg(jsonb_build_object('type', object_type, 'identity', object_identity,
                                         'names', address_names, 'args', address_args))
       INTO dropped FROM pg_event_trigger_dropped_objects()
@@ -123,7 +122,8 @@ BEGIN
         RETURN;
     END IF;
     IF tag ~ '^(CREATE|ALTER) (FUNCTION|PROCEDURE|ROUTINE)' THEN
-        PERFORM archiver.note_routines();
+        PERFORM archiver.note_routines(array_agg(p.proname::text), origin)
+           FROM pg_event_trigger_ddl_commands() d JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND p.oid = d.objid;
     END IF;
     SELECT jsonb_agg(jsonb_build_object('type', object_type, 'schema', schema_name, 'identity', object_identity,
                                         'oid', objid::bigint)) FILTER (WHERE NOT in_extension),

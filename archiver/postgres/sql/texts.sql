@@ -57,10 +57,11 @@ DECLARE
 BEGIN
     IF starts_with(origin, 'SQL function "') THEN
         bodies := archiver.bodies_of(routine);
-        IF jsonb_array_length(bodies) IS DISTINCT FROM 1 OR archiver.recalled('routines') = statement_timestamp()::text
-        THEN
+        IF jsonb_array_length(bodies) IS DISTINCT FROM 1
+           OR archiver.recalled(concat('routine ', archiver.name_of(routine))) = statement_timestamp()::text THEN
             RAISE EXCEPTION 'which function ran is not known';  -- a loss: another's text must not stand for it
         END IF;
+        wanted := concat(wanted, ' ', md5(bodies::text));
     END IF;
     IF kept IS NOT NULL THEN
         SELECT id, about INTO sent FROM archiver.journal WHERE ctid = kept AND key = wanted;
@@ -86,17 +87,22 @@ BEGIN
 END
 $text$;
 
+CREATE FUNCTION archiver.name_of(routine text) RETURNS text LANGUAGE sql IMMUTABLE AS $name$
+    SELECT substring(routine, E'^SQL function "([^\\n]*)" statement [0-9]+')
+$name$;
+
 -- Only its name is told, without a schema. What stands in the temporary schemas of other sessions cannot be meant.
 CREATE FUNCTION archiver.bodies_of(routine text) RETURNS jsonb LANGUAGE sql STABLE AS $bodies$
     SELECT jsonb_agg(DISTINCT p.prosrc) FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
-     WHERE NOT pg_is_other_temp_schema(p.pronamespace) AND l.lanname = 'sql' AND p.proname = substring(routine, E'^SQL function "([^\\n]*)" statement [0-9]+')
+     WHERE NOT pg_is_other_temp_schema(p.pronamespace) AND l.lanname = 'sql' AND p.proname = archiver.name_of(routine)
 $bodies$;
 
--- A function that changes, or goes, while its statement runs may not be the one that ran.
-CREATE FUNCTION archiver.note_routines() RETURNS void LANGUAGE plpgsql AS $routines$
+-- A function that changes, or goes, while an SQL function of its name runs may not be the one that ran.
+CREATE FUNCTION archiver.note_routines(names text[], origin text) RETURNS void LANGUAGE plpgsql AS $routines$
 BEGIN
-    IF NOT current_setting('transaction_read_only')::bool THEN
-        PERFORM archiver.remember('routines', statement_timestamp()::text);
+    IF strpos(origin, 'SQL function "') > 0 AND NOT current_setting('transaction_read_only')::bool THEN
+        PERFORM archiver.remember(concat('routine ', name), statement_timestamp()::text)
+           FROM (SELECT DISTINCT unnest(names) AS name) AS changed;
     END IF;
 END
 $routines$;
