@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from archiver.archive import create_archive
+from archiver.errors import TargetUnreachable
 from archiver.format import layout
 from archiver.keys import LocalKek
+from archiver.policy.target import ToLatest
+from archiver.recovery_plan import make_plan
 from archiver.store.memory import MemoryStore
 from archiver.store.mirror import Mirror
 from archiver.verify import repair, verify
-from tests.fix_archive import MakeSetup
+from tests.fix_archive import MakeSetup, Setup
 from tests.fix_stored import AFTER, BEFORE, Stored
 from tests.integration.test_crash import file_regions
 from tests.unit.test_foreign_objects import FAR
@@ -111,7 +115,9 @@ async def test_foreign_objects_in_one_region_stop_no_daemon(
         async with setup.daemon() as daemon:  # which asks for no --accept-gap, though no slot tells it where to go on
             conn.execute("INSERT INTO item VALUES (1)")
             await setup.archived()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(40):
+                while not await reaches_latest(setup):
+                    await asyncio.sleep(0.2)
                 while daemon.metrics.registry.get_sample_value("archiver_degraded"):
                     await asyncio.sleep(0.2)
     async with setup.open() as archive:
@@ -120,3 +126,11 @@ async def test_foreign_objects_in_one_region_stop_no_daemon(
         assert {finding.object for finding in (await repair(archive)).findings} == found
     dsn, _ = await setup.restore()
     assert dsn
+
+
+async def reaches_latest(setup: Setup) -> bool:
+    """Whether there is a base snapshot behind the gap."""
+    async with setup.open() as archive:
+        with suppress(TargetUnreachable):
+            return bool(await make_plan(archive, ToLatest()))
+    return False
