@@ -14,6 +14,7 @@ from pglast import parse_sql
 
 from archiver.errors import IntegrityError
 from archiver.format.ddl_rights import NO_RIGHTS, Rights
+from archiver.format.journal import NEWER
 
 CREATES_FILLED: Final = frozenset({"CREATE TABLE AS", "SELECT INTO"})
 """Their rows come before their end event: the table is made at the start event, from its description at the end."""
@@ -34,7 +35,7 @@ class Text:
         """Raises IntegrityError."""
         source, bodies = said.get("source") or "", said.get("bodies") or ()
         if not isinstance(source, str) or not all(isinstance(body, str) for body in bodies):
-            raise IntegrityError("an entry of the journal about a text cannot be read", hint=_NEWER)
+            raise IntegrityError("an entry of the journal about a text cannot be read", hint=NEWER)
         return cls(source, bodies)
 
     @property
@@ -99,7 +100,7 @@ def parse_event(said: Mapping[str, Any], text: Text | None = None) -> Event:
             indexes=said.get("indexes") or (),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise IntegrityError("an entry of the journal about DDL cannot be read", hint=_NEWER) from exc
+        raise IntegrityError("an entry of the journal about DDL cannot be read", hint=NEWER) from exc
 
 
 def _given(text: Text | None) -> Text:
@@ -113,8 +114,6 @@ def _known_settings(said: Mapping[str, str | None]) -> Mapping[str, str | None]:
         raise ValueError("a setting that no trigger tells of")
     return said
 
-
-_NEWER: Final = "It may come from a later version of archiver: restore with that one."
 
 # --- Texts ---------------------------------------------------------------------------------------------
 

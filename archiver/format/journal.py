@@ -62,11 +62,11 @@ def parse_entry(relation: Relation, row: Row) -> Entry:
         said = json.loads(content) if kind in _OBJECTS else {}
         return Entry(identity, kind, Lsn.parse(said.get("lsn", "0/0")), said)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as exc:
-        raise IntegrityError("a row of the journal cannot be read", hint=_NEWER) from exc
+        raise IntegrityError("a row of the journal cannot be read", hint=NEWER) from exc
 
 
 _OBJECTS: Final = frozenset({DDL, TEXT, ROWS, LOST, POINT})
-_NEWER: Final = "It may come from a later version of archiver: restore with that one."
+NEWER: Final = "It may come from a later version of archiver: restore with that one."
 
 
 def _text(value: Any) -> str:
@@ -99,7 +99,7 @@ def computed_rows(entry: Entry) -> ComputedRows:
 
 def _unreadable(entry: Entry) -> IntegrityError:
     what = "rows of a rewritten table cannot be read in the stream"
-    return IntegrityError(what, where=str(entry.lsn), hint=_NEWER)
+    return IntegrityError(what, where=str(entry.lsn), hint=NEWER)
 
 
 class Point(NamedTuple):
