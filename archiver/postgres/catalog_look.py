@@ -144,7 +144,7 @@ class CatalogReader:
     async def _unannounced(self, conn: Conn, described: Collection[Relation], announced: Set[int]) -> tuple[str, ...]:
         """EXPLAIN ANALYZE of CREATE TABLE AS fires no event. What an extension's script makes comes with it."""
         if self._tables is None:
-            self._tables = {oid for (oid,) in await (await conn.execute(_ALL_TABLES)).fetchall()}
+            self._tables = set(await _value(conn, _ALL_TABLES))
         self._tables |= announced
         new = {relation.id: str(relation) for relation in described if relation.id not in self._tables}
         if not new:
@@ -161,7 +161,9 @@ class CatalogReader:
         return self._digest
 
 
-_ALL_TABLES: Final[LiteralString] = "SELECT oid::bigint FROM pg_catalog.pg_class WHERE relkind IN ('r', 'p')"
+_ALL_TABLES: Final[LiteralString] = (
+    "SELECT ARRAY(SELECT oid::bigint FROM pg_catalog.pg_class WHERE relkind IN ('r', 'p'))"
+)
 _OF_EXTENSIONS: Final[LiteralString] = """
 SELECT objid::bigint FROM pg_catalog.pg_depend
  WHERE classid = 'pg_catalog.pg_class'::regclass AND objid = ANY (%s::oid[]) AND deptype = 'e'

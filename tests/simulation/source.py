@@ -23,7 +23,7 @@ from archiver.postgres.replication_slot import SystemIdentity
 from archiver.postgres.sequences import Sequences, SequenceState
 from archiver.postgres.session import postgres_error
 from tests.simulation.clock import PROCESS, WORLD, Process, now
-from tests.simulation.wal import Decoder, Wal
+from tests.simulation.wal import RELATIONS, Decoder, Wal
 
 SLOT = "archiver_sim"
 SYSTEM = ("7000000000000000001", 1, "sim")
@@ -216,6 +216,9 @@ class Server:
         """Its event triggers are there: no schema ever changes in the simulation."""
         return (True,)
 
+    async def _tables(self) -> tuple[Any, ...]:
+        return (list(RELATIONS),)
+
     async def _in_recovery(self) -> tuple[Any, ...]:
         return (False,)
 
@@ -226,6 +229,7 @@ _ANSWERS: dict[str, Callable[[Server], Any]] = {
     "clock_timestamp": Server._sample,
     "SELECT CASE WHEN pg_catalog.pg_is_in_recovery": Server._position,
     "SET TRANSACTION": Server._nothing,
+    "SELECT ARRAY(SELECT oid::bigint FROM pg_catalog.pg_class": Server._tables,
     "DELETE FROM archiver.journal": Server._nothing,
     "pg_current_snapshot": Server._running,
     "pubowner": Server._nothing,
