@@ -98,10 +98,10 @@ class SchemaWatch:
         reason = _reason(known, look)
         if reason is None and look.strangers and start >= self._told:
             reason = CHANGED_BACK
-        if reason is None and look.unannounced:
-            reason = UNANNOUNCED
         if reason is None and failed:
             reason = UNCOUNTED
+        if reason is None and look.unannounced:
+            reason = UNANNOUNCED
         if reason is None:
             return None
         self._told = look.after

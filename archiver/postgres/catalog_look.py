@@ -120,6 +120,7 @@ class CatalogReader:
         self._rows: str | None = None
         self._digest = ""
         self._tables: set[int] | None = None
+        self._losses: int | None = None
 
     async def look(self, conn: Conn, described: Collection[Relation] = (), announced: Set[int] = frozenset()) -> Look:
         """Over a connection in autocommit. `described`: what the stream said of tables; `announced`: those made since.
@@ -133,9 +134,11 @@ class CatalogReader:
                 running, next_xid = await _row(conn, _SNAPSHOT)
                 digest = None if await captures_ddl(conn) else await self._read(conn)
                 strangers = await _strangers(conn, described) if digest is not None else ()
-                unannounced = await self._unannounced(conn, described, announced) if digest is None else ()
                 journal = await trusted_journal(conn)
                 losses = await _value(conn, _LOSSES) if journal is not None else None
+                if losses != self._losses:  # what could not be announced is a loss already
+                    self._tables, self._losses = None, losses
+                unannounced = await self._unannounced(conn, described, announced) if digest is None else ()
             after = await _position(conn)
             return Look(digest, before, after, frozenset(running), next_xid, strangers, unannounced, losses, journal)
         except psycopg.Error as exc:
