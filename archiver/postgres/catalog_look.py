@@ -140,6 +140,8 @@ class CatalogReader:
                     self._tables, self._losses = None, losses
                 unannounced = await self._unannounced(conn, described, announced) if digest is None else ()
             after = await _position(conn)
+            if self._tables is not None:  # not before: a look that fails is taken again
+                self._tables |= {relation.id for relation in described}
             return Look(digest, before, after, frozenset(running), next_xid, strangers, unannounced, losses, journal)
         except psycopg.Error as exc:
             raise postgres_error(exc, "looking at the catalog") from exc
@@ -152,7 +154,6 @@ class CatalogReader:
         new = {relation.id: str(relation) for relation in described if relation.id not in self._tables}
         if not new:
             return ()
-        self._tables |= new.keys()
         members = {oid for (oid,) in await (await conn.execute(_OF_EXTENSIONS, (list(new),))).fetchall()}
         return tuple(sorted(name for oid, name in new.items() if oid not in members))
 

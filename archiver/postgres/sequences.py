@@ -40,11 +40,9 @@ from pg_catalog.pg_sequence s
 join pg_catalog.pg_class c on c.oid = s.seqrelid
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where c.relpersistence <> 't' and n.nspname <> 'archiver'
-  and pg_catalog.has_schema_privilege(n.oid, 'USAGE') is not null and __WHICH__
+  and pg_catalog.has_schema_privilege(n.oid, 'USAGE') is not null
 order by n.nspname, c.relname
 """
-_ALL: Final[LiteralString] = _SEQUENCES.replace("__WHICH__", "true")
-_THESE: Final[LiteralString] = _SEQUENCES.replace("__WHICH__", "c.oid = any (%s)")
 # The second one locks the sequence until the transaction ends: whoever would put something else in its place waits.
 _BY_OID: Final[LiteralString] = """
 select w.oid::bigint, d.last_value, d.is_called
@@ -54,6 +52,8 @@ _CALLED_BY_OID: Final[LiteralString] = """
 select w.oid::bigint, pg_catalog.pg_sequence_last_value(w.oid), true from unnest(%s::oid[]) as w (oid)
 """
 """Up to 17: null for one that was set but not called yet."""
+# As they are called now, whatever snapshot the transaction has.
+_NAMES: Final[LiteralString] = "select oid::bigint, oid::regclass::text from unnest(%s::oid[]) as w (oid)"
 _AT_ONCE: Final = 500
 _LOCKED: Final = (psycopg.errors.LockNotAvailable, psycopg.errors.UndefinedTable, psycopg.errors.InternalError_)
 """What a batch fails with where somebody alters a sequence, or has dropped one."""
@@ -63,29 +63,21 @@ async def read_sequences(conn: psycopg.AsyncConnection[Any], *, skip_held: bool 
     """The state of every sequence, by name: a query for the list, and some for each 500 states.
 
     By OID, where that can be: what bears a sequence's name may be a table by then, whose indexes' code a query would
-    run. Raises PostgresUnavailable where somebody holds one in an open ALTER SEQUENCE, but with `skip_held`: nobody
-    else can move it until that ends.
+    run. Raises PostgresUnavailable for one that somebody holds in an open ALTER SEQUENCE, or has dropped since the list
+    was read, but with `skip_held`: nobody else can move it until that ends.
     """
     try:
-        rows = await _listed(conn, _ALL)
+        async with conn.cursor(row_factory=dict_row) as cur:
+            rows = await (await cur.execute(_SEQUENCES)).fetchall()
         readable = [row for row in rows if row["readable"]]
-        states, held = list[SequenceState](), list[str]()
-        for batch in _batches(readable):
-            found, refused = await _read(conn, batch)
-            states += found
-            held += refused
+        states = [state for batch in _batches(readable) for state in await _read(conn, batch)]
     except psycopg.Error as exc:
         raise postgres_error(exc, "reading the sequences") from exc
-    if held and not skip_held:
-        raise PostgresUnavailable(f"open ALTER SEQUENCE of {', '.join(held)}", where="reading the sequences")
+    read = {(state.schema, state.name) for state in states}
+    unread = [_label(row) for row in readable if (row["schema"], row["name"]) not in read]
+    if unread and not skip_held:
+        raise PostgresUnavailable(f"altered or dropped just now: {', '.join(unread)}", where="reading the sequences")
     return Sequences(states, [_label(row) for row in rows if not row["readable"]])
-
-
-async def _listed(
-    conn: psycopg.AsyncConnection[Any], query: LiteralString, values: Sequence[Any] = ()
-) -> list[dict[str, Any]]:
-    async with conn.cursor(row_factory=dict_row) as cur:
-        return await (await cur.execute(query, values)).fetchall()
 
 
 def _label(row: Mapping[str, Any]) -> str:
@@ -96,28 +88,26 @@ def _batches(rows: Sequence[dict[str, Any]]) -> Iterable[Sequence[dict[str, Any]
     return (rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE))
 
 
-async def _read(
-    conn: psycopg.AsyncConnection[Any], rows: Sequence[dict[str, Any]]
-) -> tuple[list[SequenceState], list[str]]:
-    """The states, and the names of those that somebody holds; one that was dropped meanwhile is neither."""
+async def _read(conn: psycopg.AsyncConnection[Any], rows: Sequence[dict[str, Any]]) -> list[SequenceState]:
+    """The states, but of those that somebody holds or has dropped."""
     try:
         async with conn.transaction():
-            return await _locked(conn, {row["oid"]: row for row in rows}), []
-    except _LOCKED as exc:
+            return await _locked(conn, {row["oid"]: row for row in rows})
+    except _LOCKED:
         if len(rows) == 1:
-            return [], [_label(rows[0])] if isinstance(exc, psycopg.errors.LockNotAvailable) else []
+            return []
     half = len(rows) // 2
-    (left, held), (right, more) = await _read(conn, rows[:half]), await _read(conn, rows[half:])
-    return left + right, held + more
+    return await _read(conn, rows[:half]) + await _read(conn, rows[half:])
 
 
 async def _locked(conn: psycopg.AsyncConnection[Any], rows: Mapping[int, dict[str, Any]]) -> list[SequenceState]:
     """Read sequences, by OID; in a transaction, to whose end they are locked."""
     await conn.execute("SET LOCAL lock_timeout = '100ms'")
-    query = _BY_OID if conn.info.server_version >= 180000 else _CALLED_BY_OID
-    found = await (await conn.execute(query, (list(rows),))).fetchall()
+    tells_all = conn.info.server_version >= 180000
+    found = await (await conn.execute(_BY_OID if tells_all else _CALLED_BY_OID, (list(rows),))).fetchall()
     by_oid = {oid: (value, called) for oid, value, called in found if value is not None}
-    by_oid |= await _never_called(conn, sorted(rows.keys() - by_oid.keys()))
+    if not tells_all:
+        by_oid |= await _never_called(conn, sorted(rows.keys() - by_oid.keys()))
     return [
         SequenceState(row["schema"], row["name"], *by_oid[oid], row["increment"])
         for oid, row in rows.items()
@@ -130,15 +120,9 @@ async def _never_called(conn: psycopg.AsyncConnection[Any], oids: Sequence[int])
     if not oids:
         return {}
     await tables_only(conn)
-    selects = [
-        sql.SQL("SELECT {}::bigint, last_value, is_called FROM {}").format(
-            row["oid"], sql.Identifier(row["schema"], row["name"])
-        )
-        for row in await _listed(conn, _THESE, (list(oids),))
-    ]
-    if not selects:
-        return {}
-    found = await (await conn.execute(sql.SQL(" UNION ALL ").join(selects))).fetchall()
+    names = await (await conn.execute(_NAMES, (list(oids),))).fetchall()
+    selects = [f"SELECT {oid}::bigint, last_value, is_called FROM {name}" for oid, name in names]  # noqa: S608 - regclass quotes
+    found = await (await conn.execute(" UNION ALL ".join(selects).encode())).fetchall()
     return {oid: (value, called) for oid, value, called in found}
 
 
