@@ -5,6 +5,8 @@
     │   └── ConfigError           2   an unreadable or invalid configuration
     ├── PostgresError             3   the source or the target PostgreSQL refuses or is not as needed
     │   ├── PostgresUnavailable   3   ... and may answer if asked again (transient)
+    │   │   ├── InTheWay          3   somebody holds a lock, or waits for one of ours
+    │   │   └── SchemaMoved       3   DDL ran beside a base snapshot
     │   └── SlotLost              3   the slot is gone, was moved or is given up: the next start records the gap
     ├── StoreError                4   an object store, or the service that holds a key, refuses
     │   ├── StoreUnavailable      4   ... and may answer if asked again (transient)
@@ -62,6 +64,14 @@ class PostgresError(ArchiverError):
 
 class PostgresUnavailable(PostgresError):
     transient = True
+
+
+class InTheWay(PostgresUnavailable):
+    pass
+
+
+class SchemaMoved(PostgresUnavailable):
+    pass
 
 
 class SlotLost(PostgresError):

@@ -2,19 +2,21 @@
 
 In: an archive opened for writing and the source. A temporary replication slot gives the LSN and the exported
 snapshot; every table is read under it by several connections. Out: one manifest, or nothing: parts without a
-manifest are rubbish that no one will ever read. The source sees reads and one temporary slot.
+manifest are rubbish that no one will ever read. The source sees reads and one temporary slot. No session waits for a
+lock while another one holds some, but pg_dump's for a moment; and whoever waits for one of ours gets it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, LiteralString, Self, TypeVar
 from uuid import UUID, uuid4
 
 import psycopg
@@ -22,37 +24,36 @@ import structlog
 
 from archiver.archive import OpenArchive, Place
 from archiver.config import SnapshotSection, SourceSection
-from archiver.errors import IntegrityError, PostgresError, PostgresUnavailable
+from archiver.errors import IntegrityError, InTheWay, PostgresError, PostgresUnavailable, SchemaMoved
 from archiver.format import layout
 from archiver.format.digest import RowDigest
 from archiver.format.manifest import ObjectRef, Snapshot
 from archiver.format.roles import Globals
 from archiver.format.seal import Kind, Sealer, inflate
 from archiver.lsn import Lsn
-from archiver.policy import parts
 from archiver.postgres.client_programs import dump_schema, find_pg_dump
 from archiver.postgres.exclusion import excluded_tables
-from archiver.postgres.replication_slot import Blocker, SystemIdentity, create_slot, identify_system
+from archiver.postgres.giving_way import TRIES, GivingWay, grace_at, pause_after
+from archiver.postgres.replication_slot import SystemIdentity, create_slot, identify_system
 from archiver.postgres.roles import read_globals
 from archiver.postgres.sequences import read_sequences
 from archiver.postgres.session import connect, fetch
 from archiver.postgres.setup import published_tables
-from archiver.postgres.snapshot import (
-    DatabaseInfo,
-    begin_snapshot,
-    copy_range,
-    describe_database,
-    lock_tables,
-    snapshot_connection,
-)
+from archiver.postgres.shown_catalog import ShownCatalog, is_unchanged, shown
+from archiver.postgres.snapshot import LOCK_TIMEOUT, DatabaseInfo, begin_snapshot, describe_database, end_copy
 from archiver.postgres.snapshot_tables import TableInfo, list_tables
+from archiver.table_copies import OnBlocked, Parts, Progress, TableCopies, TableCopy
 from archiver.tasks import task_group
 
-PART_BYTES = 8 << 20  # sealed; a part is held in memory by each job, here and in a restore
 ATTEMPTS = 3
+MOVED_ATTEMPTS = 20
+"""Of reading a schema that is changed meanwhile, which takes seconds each."""
+LOCK_TIME = timedelta(microseconds=50)
+"""What pg_dump takes for a lock that nobody holds; its limit is one for all of them."""
 
-Progress = Callable[[int, int], None]
-"""Called with the pages done and the pages in all."""
+Conn = psycopg.AsyncConnection[Any]
+T = TypeVar("T")
+_BRIEFLY: Final[LiteralString] = "SELECT pg_catalog.set_config('lock_timeout', '200ms', false)"
 
 log = structlog.get_logger()
 
@@ -127,30 +128,26 @@ async def take_snapshot(
     *,
     of: SystemIdentity | None = None,
     progress: Progress | None = None,
-    on_blocked: Callable[[Sequence[Blocker]], None] | None = None,
+    on_blocked: OnBlocked | None = None,
     patience: timedelta | None = None,
 ) -> Snapshot:
-    """Take a base snapshot and commit it. Retried when a table was rewritten under it.
+    """Take a base snapshot and commit it. Retried when DDL ran under it, or the connection was lost.
 
     `of`: the server whose changes are archived; one that took over since is another history, and an error.
-    `patience` limits the wait for transactions that keep the slot from being made.
+    `patience` limits the wait for transactions that keep the slot from being made. `on_blocked` hears of them, and of
+    those for whose locks the snapshot waits, or gave way.
     """
-    for attempt in range(1, ATTEMPTS + 1):
+    tell = on_blocked or (lambda _blockers: None)
+    for attempt in itertools.count(1):
         work = _Snapshot(archive, source, settings, progress or (lambda _done, _total: None), of)
         try:
-            return await work.take(on_blocked, patience)
+            return await work.take(tell, patience)
         except PostgresUnavailable as exc:
-            if attempt == ATTEMPTS:
+            if attempt >= (MOVED_ATTEMPTS if isinstance(exc, SchemaMoved) else ATTEMPTS) or isinstance(exc, InTheWay):
                 raise
             log.warning("base snapshot failed, trying again", error=str(exc))
+            await asyncio.sleep(pause_after(attempt).total_seconds())
     raise AssertionError("unreachable")
-
-
-@dataclass
-class _Table:
-    info: TableInfo
-    digest: RowDigest = field(default_factory=RowDigest)
-    parts: list[int] = field(default_factory=list)
 
 
 class _Snapshot:
@@ -168,51 +165,90 @@ class _Snapshot:
         self._settings = settings
         self._progress = progress
         self._id: UUID = uuid4()
+        self._purpose = f"snapshot {self._id.hex[:12]}"
         self._lsn = Lsn(0)
         self._refs: dict[int, ObjectRef] = {}
-        self._numbers = iter(range(1, 1 << 62))
+        self._begun = 1  # the next part's number
 
-    async def take(
-        self, on_blocked: Callable[[Sequence[Blocker]], None] | None, patience: timedelta | None
-    ) -> Snapshot:
-        dsn = self._source.dsn
+    async def take(self, on_blocked: OnBlocked, patience: timedelta | None) -> Snapshot:
+        """The schema first: it takes seconds, and is what DDL beside it may spoil."""
         async with AsyncExitStack() as stack:
-            exporter = await connect(dsn, purpose="snapshot", replication=True)
-            stack.push_async_callback(exporter.close)
+            exporter = await self._open(stack, "snapshot", replication=True)
+            reader = await self._open(stack, self._purpose)
+            watch = await self._open(stack, "snapshot watch")
             await self._require_same_history(exporter)
-            reader = await connect(dsn, purpose="snapshot")
-            stack.push_async_callback(reader.close)
-            program = await find_pg_dump(
-                reader.info.server_version // 10000,
-                Path(self._settings.pg_dump) if self._settings.pg_dump else None,
-            )
-            name = f"archiver_snapshot_{self._id.hex[:12]}"
             slot = await create_slot(
-                exporter, name, temporary=True, export=True, watch=reader, on_blocked=on_blocked, timeout=patience
+                exporter,
+                f"archiver_snapshot_{self._id.hex[:12]}",
+                temporary=True,
+                export=True,
+                watch=reader,
+                on_blocked=on_blocked,
+                timeout=patience,
             )
             if slot.snapshot is None:
                 raise PostgresUnavailable("the server exported no snapshot with the slot")
             self._lsn = slot.lsn
-            consistent_at = await _clock(reader)
-            await begin_snapshot(reader, slot.snapshot)
-            tables = [_Table(info) for info in await self._archived_tables(reader)]
-            await lock_tables(reader, [table.info for table in tables])
-            database = await describe_database(reader)
-            roles = await read_globals(reader)
-            schema = await dump_schema(dsn, program, snapshot=slot.snapshot)
-            await self._copy(tables, slot.snapshot)
-            sequences = [state.to_json() for state in (await read_sequences(reader)).states]
+            way = GivingWay(watch, self._purpose)
+            async with task_group() as group:
+                watching = group.create_task(way.keep(), name="who waits for the base snapshot")
+                entry = await self._read_and_commit(reader, slot.snapshot, way, on_blocked)
+                watching.cancel()
+        return entry
+
+    async def _open(self, stack: AsyncExitStack, purpose: str, *, replication: bool = False) -> Conn:
+        conn = await connect(self._source.dsn, purpose=purpose, replication=replication)
+        stack.push_async_callback(conn.close)
+        return conn
+
+    async def _read_and_commit(self, reader: Conn, snapshot: str, way: GivingWay, on_blocked: OnBlocked) -> Snapshot:
+        consistent_at = await _clock(reader)
+
+        async def catalog() -> _Catalog:
+            return await self._read_catalog(reader, snapshot)
+
+        async def schema() -> str:
+            return await self._dump(reader, snapshot, seen.shown)
+
+        seen = await _unhindered(catalog, way, on_blocked)
+        dumped = await _unhindered(schema, way, on_blocked)
+        copies = TableCopies(self._source.dsn, snapshot, way, Parts(self._begin_part, self._store), on_blocked)
+        await copies.copy(seen.tables, self._settings.jobs, self._progress)
+        sequences = [state.to_json() for state in (await read_sequences(reader)).states]
         index = Index(
-            database,
+            seen.database,
             self._source.publication,
-            schema,
-            tuple(IndexedTable(t.info, t.digest, tuple(sorted(t.parts))) for t in tables),
+            dumped,
+            tuple(IndexedTable(t.info, t.digest, tuple(sorted(t.parts))) for t in seen.tables),
             sequences,
-            roles,
+            seen.roles,
         )
         return await self._commit(index, consistent_at)
 
-    async def _require_same_history(self, exporter: psycopg.AsyncConnection[Any]) -> None:
+    async def _read_catalog(self, reader: Conn, snapshot: str) -> _Catalog:
+        """In a transaction that ends with it: no catalog stays locked, either."""
+        await fetch(reader, _BRIEFLY)
+        await begin_snapshot(reader, snapshot)
+        try:
+            tables = [TableCopy(info) for info in await self._archived_tables(reader)]
+            return _Catalog(tables, await describe_database(reader), await read_globals(reader), await shown(reader))
+        finally:
+            await end_copy(reader)
+
+    async def _dump(self, reader: Conn, snapshot: str, before: ShownCatalog) -> str:
+        """The schema, whole. Raises SchemaMoved where it was changed meanwhile."""
+        configured = Path(self._settings.pg_dump) if self._settings.pg_dump else None
+        program = await find_pg_dump(reader.info.server_version // 10000, configured)
+        wait = LOCK_TIMEOUT + LOCK_TIME * len(before.relations)
+        try:
+            return await dump_schema(
+                self._source.dsn, program, snapshot=snapshot, purpose=self._purpose, lock_wait=wait
+            )
+        finally:
+            if not await is_unchanged(reader, before):
+                raise SchemaMoved("the schema changed while it was being read", hint="Take the base snapshot again.")
+
+    async def _require_same_history(self, exporter: Conn) -> None:
         system = await identify_system(exporter)
         if self._of is not None and not system.is_one_with(self._of):
             raise PostgresError(
@@ -221,7 +257,7 @@ class _Snapshot:
                 hint="archiver run records the change first.",
             )
 
-    async def _archived_tables(self, reader: psycopg.AsyncConnection[Any]) -> list[TableInfo]:
+    async def _archived_tables(self, reader: Conn) -> list[TableInfo]:
         """The tables whose changes are archived too. Rows that would grow stale in silence are left out.
 
         What is published, `init` has settled: rows whose changes come must be there, whatever `exclude` says by now.
@@ -243,6 +279,9 @@ class _Snapshot:
         sealer = await self._archive.sealer(part_place(self._lsn, 0))
         sealer.write(index.encode())
         await self._store(0, sealer)
+        for number in range(1, self._begun):  # a part is found by its place: one that was given up leaves none empty
+            if number not in self._refs:
+                await self._store(number, await self._archive.sealer(part_place(self._lsn, number)))
         entry = Snapshot(
             snapshot_id=self._id,
             lsn=self._lsn,
@@ -256,54 +295,39 @@ class _Snapshot:
         await self._archive.log.append(entry)
         return entry
 
+    async def _begin_part(self) -> tuple[int, Sealer]:
+        number, self._begun = self._begun, self._begun + 1
+        return number, await self._archive.sealer(part_place(self._lsn, number))
+
     async def _store(self, number: int, sealer: Sealer) -> None:
         key = layout.snapshot_part(self._lsn, self._id, number)
         self._refs[number] = await self._archive.store_sealed(key, sealer)
 
-    async def _copy(self, tables: Sequence[_Table], snapshot: str) -> None:
-        ranges = parts.plan((table.info.pages, table.info.can_be_cut) for table in tables)
-        queue = [part for part in ranges if tables[part.index].info.has_rows]
-        total = sum(part.size for part in queue)
-        done = 0
-        queue.reverse()  # taken from the end: the largest first
 
-        async def work() -> None:
-            nonlocal done
-            async with snapshot_connection(self._source.dsn, snapshot) as conn:
-                while queue:
-                    part = queue.pop()
-                    await self._copy_range(conn, tables[part.index], part.pages)
-                    done += part.size
-                    self._progress(done, total)
-
-        async with task_group() as group:
-            for number in range(min(self._settings.jobs, len(queue))):
-                group.create_task(work(), name=f"snapshot job {number}")
-
-    async def _copy_range(self, conn: psycopg.AsyncConnection[Any], table: _Table, pages: parts.PageRange) -> None:
-        number, sealer = 0, None
-        digest = RowDigest()
-        async with aclosing(copy_range(conn, table.info, pages)) as batches:
-            async for rows in batches:
-                if sealer is None:
-                    number = next(self._numbers)
-                    sealer = await self._archive.sealer(part_place(self._lsn, number))
-                    table.parts.append(number)
-                await asyncio.to_thread(_add, rows, sealer, digest)
-                if len(sealer) >= PART_BYTES:
-                    await self._store(number, sealer)
-                    sealer = None
-        if sealer is not None:
-            await self._store(number, sealer)
-        table.digest.merge(digest)
+@dataclass(frozen=True)
+class _Catalog:
+    tables: list[TableCopy]
+    database: DatabaseInfo
+    roles: Globals
+    shown: ShownCatalog
 
 
-def _add(rows: Sequence[bytes], sealer: Sealer, digest: RowDigest) -> None:
-    sealer.write(b"".join(rows))
-    digest.update(rows)
+async def _unhindered(read: Callable[[], Awaitable[T]], way: GivingWay, on_blocked: OnBlocked) -> T:
+    """Read, once more where somebody was in the way. Raises InTheWay where somebody always is."""
+    for attempt in itertools.count():
+        way.grace = grace_at(attempt)
+        try:
+            return await read()
+        except PostgresError as exc:
+            waiters = way.take_waiters()
+            if attempt == TRIES or not (waiters or isinstance(exc, InTheWay)):
+                raise
+            on_blocked(waiters or await way.holders())
+            await asyncio.sleep(pause_after(attempt).total_seconds())
+    raise AssertionError("unreachable")
 
 
-async def _clock(conn: psycopg.AsyncConnection[Any]) -> datetime:
+async def _clock(conn: Conn) -> datetime:
     time: datetime
     [(time,)] = await fetch(conn, "SELECT pg_catalog.clock_timestamp()")
     return time

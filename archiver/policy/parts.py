@@ -14,6 +14,8 @@ from typing import Final
 PAGE: Final = 8192
 PART_PAGES: Final = 64 * 1024 * 1024 // PAGE
 """Pages of heap in a part: some seconds of work each, so that all jobs end at about the same time."""
+SMALLEST: Final = 256
+"""Pages that are read in some ten milliseconds: fewer make nobody wait less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,15 @@ class PageRange:
     @property
     def is_whole_table(self) -> bool:
         return self.first == 0 and self.end is None
+
+
+def halves(pages: PageRange, of: int) -> list[PageRange]:
+    """Two ranges in place of one in a heap of so many pages; itself where it is small enough."""
+    end = max(of, pages.first) if pages.end is None else pages.end
+    middle = (pages.first + end) // 2
+    if middle - pages.first < SMALLEST:
+        return [pages]
+    return [PageRange(pages.first, middle), PageRange(middle, pages.end)]
 
 
 @dataclass(frozen=True, slots=True)

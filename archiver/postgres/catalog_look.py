@@ -77,16 +77,19 @@ _NO_SCHEMA: Final[LiteralString] = (
 # Every change of a row gives it another xmin, which costs a hundredth of the content; temporary tables aside, a catalog
 # whose rows are the same ones says the same.
 _ROWS: Final[LiteralString] = "pg_catalog.hashint8extended(t.xmin::text::bigint, 0)"
-_CONTENT: Final[LiteralString] = (
+CONTENT: Final[LiteralString] = (
     f"pg_catalog.hashtextextended((pg_catalog.to_jsonb(t) - '{_NO_SCHEMA}'::text[])::text, 0)"
 )
-_DIGEST: Final[LiteralString] = """
+HIDDEN: Final[LiteralString] = """
 WITH hidden AS (
     SELECT oid FROM pg_catalog.pg_namespace WHERE nspname ~ '^pg_(toast|temp_)' OR nspname = 'archiver'
 ), hidden_relations AS (
     SELECT oid FROM pg_catalog.pg_class WHERE relnamespace IN (SELECT oid FROM hidden)
-) SELECT pg_catalog.md5(pg_catalog.string_agg(pg_catalog.concat_ws(' ', name, rows, hash), ',' ORDER BY name))
-    FROM ({}) AS each (name, rows, hash)
+)
+"""
+_DIGEST: Final[LiteralString] = """
+SELECT pg_catalog.md5(pg_catalog.string_agg(pg_catalog.concat_ws(' ', name, rows, hash), ',' ORDER BY name))
+  FROM ({}) AS each (name, rows, hash)
 """
 _POSITION: Final[LiteralString] = """
 SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
@@ -160,7 +163,7 @@ class CatalogReader:
     async def _read(self, conn: Conn) -> str:
         rows = str(await _value(conn, _query(conn, _ROWS)))
         if rows != self._rows:
-            self._digest = str(await _value(conn, _query(conn, _CONTENT)))
+            self._digest = str(await _value(conn, _query(conn, CONTENT)))
             self._rows = rows
         return self._digest
 
@@ -194,12 +197,16 @@ async def _strangers(conn: Conn, described: Iterable[Relation]) -> tuple[str, ..
 
 
 def _query(conn: Conn, hashed: LiteralString) -> LiteralString:
-    catalogs = _CATALOGS | (_FROM_15 if conn.info.server_version >= 150000 else {})
     parts: list[LiteralString] = [
         f"SELECT '{name}', count(*), sum({hashed}) FROM pg_catalog.{name} AS t WHERE {condition}"  # noqa: S608 - constants
-        for name, condition in catalogs.items()
+        for name, condition in catalogs(conn).items()
     ]
-    return _DIGEST.format(" UNION ALL ".join(parts))
+    return HIDDEN + _DIGEST.format(" UNION ALL ".join(parts))
+
+
+def catalogs(conn: Conn) -> dict[LiteralString, LiteralString]:
+    """The catalogs that a dump of the database shows, each with the condition for its rows `t`, behind HIDDEN."""
+    return _CATALOGS | (_FROM_15 if conn.info.server_version >= 150000 else {})
 
 
 async def _position(conn: Conn) -> Lsn:

@@ -13,12 +13,13 @@ import shutil
 from asyncio.subprocess import PIPE
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
 from archiver.child_environment import child_environment, client_environment
-from archiver.errors import PostgresError, PostgresUnavailable
+from archiver.errors import InTheWay, PostgresError, PostgresUnavailable
 from archiver.postgres.server_words import without_values
 from archiver.postgres.session import connection_params, conninfo_without_secrets, where_of
 
@@ -95,12 +96,24 @@ def choose(programs: Iterable[ClientProgram], server_major: int, configured: Pat
     raise PostgresError(what, hint=f"Install the client programs of PostgreSQL {server_major} or later.")
 
 
-async def dump_schema(dsn: str, program: ClientProgram, *, snapshot: str | None) -> str:
-    """The schema of a database as SQL, as the snapshot sees it. Raises PostgresError with pg_dump's reason."""
-    params = connection_params(dsn, purpose="schema")
+async def dump_schema(
+    dsn: str,
+    program: ClientProgram,
+    *,
+    snapshot: str | None,
+    purpose: str = "schema",
+    lock_wait: timedelta | None = None,
+) -> str:
+    """The schema of a database as SQL, as the snapshot sees it. Raises PostgresError with pg_dump's reason.
+
+    InTheWay: a table's lock was not to be had for `lock_wait`.
+    """
+    params = connection_params(dsn, purpose=purpose)
     conninfo, secret = conninfo_without_secrets(params)
-    seen = [f"--snapshot={snapshot}"] if snapshot is not None else []
-    output = await _run(program, [*_SCHEMA_OPTIONS, *seen, f"--dbname={conninfo}"], secret, where_of(params))
+    options = [f"--snapshot={snapshot}"] if snapshot is not None else []
+    if lock_wait is not None:
+        options.append(f"--lock-wait-timeout={int(lock_wait.total_seconds() * 1000)}")
+    output = await _run(program, [*_SCHEMA_OPTIONS, *options, f"--dbname={conninfo}"], secret, where_of(params))
     return output.decode()
 
 
@@ -131,6 +144,8 @@ _WITHOUT_TLS: Final = (
 def _failure(complaint: str, where: str) -> PostgresError:
     lines = [line.partition("error: ")[2] for line in complaint.splitlines() if "error: " in line]
     reason = without_values(lines[0] if lines else complaint.strip() or "no reason given")
+    if "due to statement timeout" in reason:  # so pg_dump limits its waiting
+        return InTheWay("pg_dump got no lock on a table", where=where)
     if _MAY_PASS.search(reason):
         return PostgresUnavailable(f"pg_dump failed: {reason}", where=where, hint="Take the snapshot again.")
     if "SSL support is not compiled in" in reason:

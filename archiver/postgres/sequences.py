@@ -119,7 +119,8 @@ async def _never_called(conn: psycopg.AsyncConnection[Any], oids: Sequence[int])
     """From their own relations, by the names that they have now, under a lock that keeps them."""
     if not oids:
         return {}
-    await tables_only(conn)
+    for statement in tables_only(conn):
+        await conn.execute(statement)
     names = await (await conn.execute(_NAMES, (list(oids),))).fetchall()
     selects = [f"SELECT {oid}::bigint, last_value, is_called FROM {name}" for oid, name in names]  # noqa: S608 - regclass quotes
     found = await (await conn.execute(" UNION ALL ".join(selects).encode())).fetchall()

@@ -15,7 +15,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from archiver.errors import ConfigError, PostgresError, PostgresUnavailable
+from archiver.errors import ConfigError, InTheWay, PostgresError, PostgresUnavailable
 from archiver.postgres import search_path, tls_policy
 from archiver.postgres.server_words import hint_of, message_of
 from archiver.postgres.session_settings import NEWER, as_options
@@ -77,12 +77,17 @@ def connection_params(dsn: str, *, purpose: str, replication: bool = False) -> d
     """libpq parameters for a connection string: the canonical session, the TLS policy, the time limits."""
     given = _parse(dsn)
     params = {**_PATIENCE, **given, **tls_policy.additions(given), **_DEFAULTS}
-    params["application_name"] = f"archiver {purpose}"
+    params["application_name"] = application_name(purpose)
     later = frozenset() if replication else frozenset({"search_path"})
     params["options"] = f"{given.get('options', '')} {as_options(later)}".strip()
     if replication:
         params["replication"] = "database"
     return params
+
+
+def application_name(purpose: str) -> str:
+    """Under which name the server shows a session of ours."""
+    return f"archiver {purpose}"
 
 
 def conninfo_without_secrets(params: dict[str, Any]) -> tuple[str, dict[str, str]]:
@@ -132,6 +137,8 @@ def _secrets(params: dict[str, Any]) -> list[str]:
 _TRANSIENT_STATES: Final = re.compile(r"08...|53[123]00|57P0[123]|57014|40001|40P01|55006|55P03|58000|58030")
 """SQLSTATEs after which the same request may succeed (PostgreSQL documentation, appendix A)."""
 
+_LOCK_NOT_AVAILABLE: Final = "55P03"
+
 _HINTS_BY_STATE: Final[dict[str, str]] = {
     "28P01": "Check the password: in the connection string, PGPASSWORD or ~/.pgpass.",
     "28000": "Allow this user, database and address in pg_hba.conf or the provider's network settings.",
@@ -174,6 +181,7 @@ def postgres_error(exc: psycopg.Error, where: str | None = None, *, secrets: lis
     message = _clean(exc, secrets or [])
     if exc.sqlstate is not None:
         kind = PostgresUnavailable if _TRANSIENT_STATES.fullmatch(exc.sqlstate) else PostgresError
+        kind = InTheWay if exc.sqlstate == _LOCK_NOT_AVAILABLE else kind
         return kind(message, where=where, hint=_HINTS_BY_STATE.get(exc.sqlstate) or hint_of(exc))
     if not isinstance(exc, psycopg.OperationalError | psycopg.InterfaceError):
         return PostgresError(message, where=where)

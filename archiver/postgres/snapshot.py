@@ -2,15 +2,16 @@
 
 In: the name of a snapshot whose exporter keeps its transaction open. Out: rows, verbatim as COPY writes them,
 in batches of whole lines. Never: a write to the source, or a table silently read as empty because it was
-rewritten or truncated after the snapshot was taken: `lock_tables` finds that and has the snapshot taken anew.
-Call it before pg_dump and before any row is read, and keep its connection open until both are done.
+rewritten or truncated after the snapshot was taken: `begin_copy` finds that, and the snapshot is taken anew; or a lock
+of more than one table at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from typing import Any, Final, LiteralString, Self
 
 import psycopg
@@ -20,7 +21,7 @@ from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import Ready, Wait
 
-from archiver.errors import PostgresUnavailable
+from archiver.errors import SchemaMoved
 from archiver.format.digest import RowDigest
 from archiver.policy.parts import PageRange
 from archiver.postgres import search_path
@@ -30,6 +31,8 @@ from archiver.postgres.tables_only import tables_only
 
 BATCH_ROWS: Final = 4096
 WHOLE_TABLE: Final = PageRange()
+LOCK_TIMEOUT: Final = timedelta(milliseconds=200)
+"""How long a session of ours waits for a lock, at most."""
 
 
 @asynccontextmanager
@@ -48,50 +51,63 @@ async def snapshot_connection(
 async def begin_snapshot(conn: psycopg.AsyncConnection[Any], snapshot: str | None) -> None:
     """Begin a transaction that sees the snapshot. Raises PostgresError once its exporter has ended."""
     try:
-        await conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        await tables_only(conn)
-        if snapshot is not None:
-            await conn.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(snapshot))
+        await conn.execute(_begin(conn, snapshot))
     except psycopg.Error as exc:
         raise postgres_error(exc, f"snapshot {snapshot}") from exc
 
 
-# --- Locks ---------------------------------------------------------------------------------------------
+def _begin(conn: psycopg.AsyncConnection[Any], snapshot: str | None) -> sql.Composed:
+    """No query may come before SET TRANSACTION SNAPSHOT."""
+    statements = [sql.SQL("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"), *tables_only(conn)]
+    seen = [sql.SQL("SET TRANSACTION SNAPSHOT {}").format(snapshot)] if snapshot is not None else []
+    return sql.SQL("; ").join([*statements, *seen])
 
-_LOCKS_AT_ONCE: Final = 100
-_REWRITTEN: Final[LiteralString] = """
-select c.oid::regclass::text from pg_catalog.pg_class c
-where c.oid = any (%s::oid[]) and c.relfilenode is distinct from pg_catalog.pg_relation_filenode(c.oid)
+
+# --- One table -----------------------------------------------------------------------------------------
+
+_LOCK: Final[LiteralString] = """
+SET LOCAL lock_timeout = {timeout}; LOCK TABLE ONLY {table} IN ACCESS SHARE MODE;
+SELECT {name}::pg_catalog.regclass::pg_catalog.oid = {oid} AND pg_catalog.pg_relation_filenode({oid}) = {filenode}
 """
-"""The first side is the catalog as the snapshot sees it, the second as it is now."""
 
 
-async def lock_tables(conn: psycopg.AsyncConnection[Any], tables: Sequence[TableInfo]) -> None:
-    """Hold ACCESS SHARE on all tables until the transaction ends, as pg_dump does.
+async def begin_copy(conn: psycopg.AsyncConnection[Any], snapshot: str | None, table: TableInfo) -> None:
+    """Begin a transaction that sees the snapshot and has ACCESS SHARE on this table, and no lock beside it.
 
-    Raises PostgresUnavailable when a table was rewritten, truncated or dropped since the snapshot: to that
-    snapshot it would look empty (PostgreSQL documentation, 13.6 Caveats).
+    Raises PostgresUnavailable when the table was rewritten, truncated, renamed or dropped since the snapshot: to that
+    snapshot it would look empty (PostgreSQL documentation, 13.6 Caveats). InTheWay when its lock is not to be had.
     """
+    name = sql.Identifier(table.schema, table.name)
+    lock = sql.SQL(_LOCK).format(
+        timeout=int(LOCK_TIMEOUT.total_seconds() * 1000),
+        table=name,
+        name=name.as_string(conn),
+        oid=table.oid,
+        filenode=table.filenode,
+    )
     try:
-        for start in range(0, len(tables), _LOCKS_AT_ONCE):
-            await conn.execute(_lock_statement(tables[start : start + _LOCKS_AT_ONCE]))
-        cur = await conn.execute(_REWRITTEN, ([table.oid for table in tables],))
-        rewritten = [name for (name,) in await cur.fetchall()]
-    except psycopg.errors.UndefinedTable as exc:
+        cursor = await conn.execute(sql.SQL("; ").join([_begin(conn, snapshot), lock]))
+        while cursor.nextset():
+            pass
+        row = await cursor.fetchone()
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as exc:
         raise _moved(str(exc.diag.message_primary)) from exc
     except psycopg.Error as exc:
-        raise postgres_error(exc, "locking the tables") from exc
-    if rewritten:
-        raise _moved(f"rewritten or truncated: {', '.join(sorted(rewritten))}")
+        raise postgres_error(exc, f"table {table.label}") from exc
+    if row != (True,):
+        raise _moved(f"rewritten, truncated or renamed: {table.label}")
 
 
-def _lock_statement(tables: Sequence[TableInfo]) -> sql.Composed:
-    names = sql.SQL(", ").join(sql.SQL("ONLY {}").format(sql.Identifier(t.schema, t.name)) for t in tables)
-    return sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(names)
+async def end_copy(conn: psycopg.AsyncConnection[Any]) -> None:
+    """End that transaction, and with it the lock. Raises PostgresError."""
+    try:
+        await conn.rollback()
+    except psycopg.Error as exc:
+        raise postgres_error(exc, "ending a copy") from exc
 
 
-def _moved(what: str) -> PostgresUnavailable:
-    return PostgresUnavailable(
+def _moved(what: str) -> SchemaMoved:
+    return SchemaMoved(
         f"the schema changed while the snapshot was being taken: {what}", hint="Take the snapshot again."
     )
 

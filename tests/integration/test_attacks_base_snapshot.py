@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from archiver import snapshots
+from archiver import snapshots, table_copies
 from archiver.errors import PostgresError
 from archiver.policy.parts import PageRange
 from archiver.postgres.snapshot import snapshot_connection
@@ -43,7 +43,7 @@ def servers_folder() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("trap", TRAPS)
-@pytest.mark.parametrize("moment", ["list_tables", "lock_tables"])
+@pytest.mark.parametrize("moment", ["list_tables", "begin_copy"])
 async def test_no_code_of_an_owner_runs_while_a_base_snapshot_is_taken(
     make_setup: MakeSetup,
     roles: tuple[str, str],
@@ -57,7 +57,8 @@ async def test_no_code_of_an_owner_runs_while_a_base_snapshot_is_taken(
     source = make_setup()
     give_schema(source.dsn, owner)
     marker = servers_folder / "marker"
-    genuine = getattr(snapshots, moment)
+    module = {"list_tables": snapshots, "begin_copy": table_copies}[moment]
+    genuine = getattr(module, moment)
 
     async def then_the_trap(*args: Any, **kwargs: Any) -> Any:
         found = await genuine(*args, **kwargs)
@@ -69,7 +70,7 @@ async def test_no_code_of_an_owner_runs_while_a_base_snapshot_is_taken(
     await source.init()
     with as_role(source.dsn, owner) as conn:
         conn.execute(EVIL.format(marker=marker).encode())
-    monkeypatch.setattr(snapshots, moment, then_the_trap)
+    monkeypatch.setattr(module, moment, then_the_trap)
     async with source.daemon():
         await source.archived()
     assert not marker.exists(), f"his code ran as {marker.read_text().strip()}"

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from archiver.embedded import PostgresServer
-from archiver.errors import PostgresError, PostgresUnavailable
+from archiver.errors import PostgresError, SchemaMoved
 from archiver.format.digest import RowDigest
 from archiver.format.dump import Script, for_restore, split
 from archiver.format.dump_roles import Skipped, for_target
@@ -28,10 +28,11 @@ from archiver.postgres.sequences import raise_to_columns, read_sequences, set_se
 from archiver.postgres.session import connect
 from archiver.postgres.snapshot import (
     DatabaseInfo,
+    begin_copy,
     copy_range,
     describe_database,
     digest_table,
-    lock_tables,
+    end_copy,
     snapshot_connection,
 )
 from archiver.postgres.snapshot_tables import TableInfo, list_tables
@@ -76,7 +77,6 @@ async def take(dsn: str, *, pages_a_part: int = 4) -> BaseSnapshot:
     program = await find_pg_dump(18)
     async with snapshot_connection(dsn, None) as lead:
         tables = await list_tables(lead)
-        await lock_tables(lead, tables)
         name = await export_snapshot(lead)
         schema = await dump_schema(dsn, program, snapshot=name)
         copied = [table for table in tables if table.has_rows]
@@ -249,15 +249,24 @@ async def test_a_snapshot_exported_by_the_slot_is_where_the_stream_begins(source
 
 @pytest.mark.parametrize(
     "change",
-    ["TRUNCATE shop.parent", "ALTER TABLE shop.parent ALTER p TYPE text", "DROP TABLE shop.parent CASCADE"],
+    [
+        "TRUNCATE shop.parent",
+        "ALTER TABLE shop.parent ALTER p TYPE text",
+        "DROP TABLE shop.parent CASCADE",
+        "ALTER TABLE shop.parent RENAME TO was_parent; CREATE TABLE shop.parent (p int)",
+        "ALTER TABLE shop.parent SET SCHEMA public",
+    ],
 )
 async def test_a_table_rewritten_after_the_snapshot_is_never_read_as_empty(source: str, change: str) -> None:
-    async with snapshot_connection(source, None) as lead:
-        tables = await list_tables(lead)
+    async with snapshot_connection(source, None) as lead, await connect(source, purpose="test") as worker:
+        tables = {table.label: table for table in await list_tables(lead)}
+        name = await export_snapshot(lead)
+        await begin_copy(worker, name, tables["shop.parent"])
+        await end_copy(worker)
         with psycopg.connect(source, autocommit=True) as other:
             other.execute(change.encode())
-        with pytest.raises(PostgresUnavailable, match=r"shop\.(parent|child)"):
-            await lock_tables(lead, tables)
+        with pytest.raises(SchemaMoved, match=r"shop\.parent"):
+            await begin_copy(worker, name, tables["shop.parent"])
 
 
 async def test_excluded_tables_are_found_with_their_partitions(source: str) -> None:

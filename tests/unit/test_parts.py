@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from archiver.policy.parts import PART_PAGES, PageRange, cut, plan
+from archiver.policy.parts import PART_PAGES, SMALLEST, PageRange, cut, halves, plan
 
 
 def test_a_small_table_is_one_whole_part() -> None:
@@ -25,3 +25,10 @@ def test_a_part_is_about_64_mib() -> None:
 def test_large_parts_come_first_and_a_table_that_cannot_be_cut_counts_whole() -> None:
     order = [(part.index, part.number) for part in plan([(5, True), (250, True), (900, False)], part_pages=100)]
     assert order == [(2, 0), (1, 0), (1, 1), (1, 2), (0, 0)]
+
+
+def test_a_range_is_halved_until_it_is_small_and_stays_the_same_pages() -> None:
+    assert halves(PageRange(0, 1000), 5000) == [PageRange(0, 500), PageRange(500, 1000)]
+    assert halves(PageRange(1000, None), 5000) == [PageRange(1000, 3000), PageRange(3000, None)]
+    assert halves(PageRange(0, SMALLEST), 5000) == [PageRange(0, SMALLEST)]
+    assert halves(PageRange(5000, None), 4000) == [PageRange(5000, None)]
