@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pglast import ast, parse_sql
-from pglast.enums import AlterTableType, ConstrType, GrantTargetType, ObjectType, RoleSpecType
+from pglast.enums import AlterTableType, ConstrType, ObjectType, RoleSpecType
 from pglast.parser import scan
 from pglast.stream import RawStream
 from pglast.visitors import Visitor
@@ -235,18 +235,23 @@ class _Rewriting:
         if self.stmt.grantor is not None:  # it can be none but the current user
             self.stmt.grantor, self.changed = None, True
         self.stmt.grantees = self._keep_roles(self.stmt.grantees)
-        named = self.stmt.targtype == GrantTargetType.ACL_TARGET_OBJECT
-        if named and self.stmt.objtype in {ObjectType.OBJECT_TABLE, ObjectType.OBJECT_SEQUENCE}:
-            kept = tuple(each for each in self.stmt.objects if not self._is_temporary(each))
-            self.changed |= len(kept) < len(self.stmt.objects)
-            self.stmt.objects = kept
-            return bool(self.stmt.grantees and kept)
-        return bool(self.stmt.grantees)
+        given = self.stmt.objects or ()
+        self.stmt.objects = tuple(each for each in given if not self._is_temporary(each))
+        self.changed |= len(self.stmt.objects) < len(given)
+        return bool(self.stmt.grantees and (self.stmt.objects or not given))
 
-    def _is_temporary(self, relation: Any) -> bool:
-        if relation.schemaname is None:
-            return relation.relname in self.event.temporary
-        return re.fullmatch(r"pg_temp(_\d+)?", relation.schemaname) is not None
+    def _is_temporary(self, named: Any) -> bool:
+        """Of a relation, a type, a function or a schema. A function is found in a temporary schema by that alone."""
+        if isinstance(named, ast.RangeVar):
+            return _is_temporary_schema(named.schemaname or "") or (
+                named.schemaname is None and named.relname in self.event.temporary
+            )
+        if isinstance(named, ast.String):
+            return _is_temporary_schema(named.sval or "")
+        is_type = not isinstance(named, ast.ObjectWithArgs)
+        names: Any = named if is_type else named.objname
+        first, *rest = (each.sval for each in names)
+        return _is_temporary_schema(first) if rest else is_type and first in self.event.temporary
 
     def statistics(self) -> bool:
         """Of a temporary table they stand in another schema than it."""
@@ -257,8 +262,12 @@ class _Rewriting:
         for option in self.stmt.options or ():
             if option.defname == "roles":
                 option.arg = self._keep_roles(option.arg)
-                if not option.arg:
-                    return False
+            if option.defname == "schemas":
+                kept = tuple(each for each in option.arg if not self._is_temporary(each))
+                self.changed |= len(kept) < len(option.arg)
+                option.arg = kept
+            if not option.arg:
+                return False
         return bool(self.stmt.action.grantees)
 
     def owner(self) -> bool:
@@ -316,6 +325,10 @@ class _Rewriting:
         self.changed = True
         table = _qualified(self.stmt.relation)
         self.after.append(f"ALTER TABLE {table} ALTER COLUMN {quote(column.colname)} SET DEFAULT {known['default']}")
+
+
+def _is_temporary_schema(name: str) -> bool:
+    return re.fullmatch(r"pg_temp(_\d+)?", name) is not None
 
 
 _USER_TRIGGERS: Final[Mapping[Any, Any]] = {

@@ -19,6 +19,7 @@ from pglast.parser import ParseError
 
 from archiver.errors import IntegrityError
 from archiver.format.ddl import CREATES_FILLED, RUNS_SCRIPTS, Event, Text, first_line
+from archiver.format.sql_text import length_outside, with_standard_strings
 
 _FUNCTION: Final = re.compile(r'SQL function "[^\n]*" statement (\d+)')
 _STATEMENT: Final = 'SQL statement "'
@@ -66,16 +67,24 @@ def can_be_told(event: Event) -> bool:
 
 def _statement_of(event: Event) -> str:
     if match := _FUNCTION.match(event.source):
-        bodies = event.text.bodies if event.text else ()
-        return _only(event, [each for body in bodies for each in _numbered(event, body, int(match[1]))])
+        found = [each for statements in _bodies(event) for each in _numbered(statements, int(match[1]))]
+        return _only(event, found)
     statements = _firing(event)
     again = event.source.startswith(_STATEMENT) and statements  # a function runs it again and again
     nth = (event.nth - 1) % len(statements) + 1 if again else event.nth
     return _only(event, [each for each in statements if each.nth == nth])
 
 
-def _numbered(event: Event, body: str, number: int) -> Iterator[_Fired]:
-    statements = _split(event, body)
+def _bodies(event: Event) -> list[list[str]]:
+    """The statements of each function that may have run: split once for all of its events."""
+    text, key = event.text or Text(), ("bodies", _is_standard(event))
+    if key not in text.parsed:
+        text.parsed[key] = [_split(event, body) for body in text.bodies]
+    found: list[list[str]] = text.parsed[key]
+    return found
+
+
+def _numbered(statements: Sequence[str], number: int) -> Iterator[_Fired]:
     if number <= len(statements) and fires(stmt := _tree(statements[number - 1])):
         yield _fired(statements[number - 1], stmt, number)
 
@@ -232,7 +241,7 @@ def _tree(text: str) -> Any:
     """The syntax tree of one statement. Raises pglast.parser.ParseError."""
     if len(text) <= _SHALLOW:
         return parse_sql(text)[0].stmt
-    if len(_LITERAL.sub("''", text)) > _DEEP:
+    if length_outside(text) > _DEEP:
         raise ParseError("a statement that is too long", 0)
     return _with_room(lambda: parse_sql(text)[0].stmt)
 
@@ -257,20 +266,6 @@ def _with_room(work: Callable[[], Any]) -> Any:
     if failed:
         raise failed[0]
     return done[0]
-
-
-_LITERAL: Final = re.compile(
-    r"""(?P<escaped>(?<![\w$])[eE]'(?:[^'\\]|\\.|'')*')
-      | (?P<other>(?:(?<![\w$])(?:[bBxXnN]|[uU]&)'[^']*') | "(?:[^"]|"")*"
-          | (?<![\w$])\$(?P<tag>(?:[^\W\d]\w*)?)\$.*?\$(?P=tag)\$ | --[^\n]* | /\*.*?\*/)
-      | (?P<plain>'(?:[^'\\]|\\.|'')*')""",
-    re.VERBOSE | re.DOTALL,
-)
-
-
-def with_standard_strings(text: str) -> str:
-    """A text written for standard_conforming_strings = off, for on."""
-    return _LITERAL.sub(lambda m: f" E{m[0]}" if m["plain"] and "\\" in m[0] else m[0], text)
 
 
 # --- What fires ----------------------------------------------------------------------------------------

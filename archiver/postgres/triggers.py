@@ -25,7 +25,8 @@ CAPTURING: Final = (*_NOTING, *_RECORDING)
 GUARDS: Final = {
     "archiver_guard_keyless": "guard_keyless",
     "archiver_guard_drop": "guard_dropped",
-    "archiver_guard_others_drop": "guard_others",
+    "archiver_guard_others": "guard_others",
+    "archiver_guard_others_drop": "guard_others_dropped",
 }
 _PUBLISHING: Final = {"archiver_publish_new": "publish_new", "archiver_publish_drop": "publish_dropped"}
 """Triggers and their functions. A CREATE TABLE is captured before the guard's ALTER TABLE, and that is done before the
@@ -91,9 +92,11 @@ def function_statements(listed: ListedPublication | None, *, superuser: bool) ->
     names = ["functions.sql", "texts.sql", "capture.sql", "rewrites.sql", "tables.sql"]
     text = "".join(map(_file, names))
     if guard:
-        text += _looking("guard.sql", "guard_keyless", "end")
-        text += _looking("guard.sql", "guard_dropped", "drop", whose="pg_has_role(c.relowner, 'USAGE')")
-        text += _looking("guard.sql", "guard_others", "drop", rights="SECURITY DEFINER")
+        own = "pg_has_role(c.relowner, 'USAGE')"
+        text += _looking("guard.sql", "guard_keyless", "end", whose=own)
+        text += _looking("guard.sql", "guard_others", "end", rights="SECURITY DEFINER")
+        text += _looking("guard.sql", "guard_dropped", "drop", whose=own)
+        text += _looking("guard.sql", "guard_others_dropped", "drop", rights="SECURITY DEFINER")
     if publish:
         text += _looking("publish.sql", "publish_new", "end") + _looking("publish.sql", "publish_dropped", "drop")
     return _filled(text, listed, superuser=superuser)
@@ -157,7 +160,7 @@ def _filled(text: str, listed: ListedPublication | None, *, superuser: bool) -> 
 
 def _trigger(name: str, function: str) -> str:
     event = name.rpartition("_")[2]
-    tags = {"start": _STARTS, "keyless": _TAGS, "new": _TAGS}.get(event)
+    tags = {"start": _STARTS, "keyless": _TAGS, "others": ("ALTER TABLE",), "new": _TAGS}.get(event)
     when = f"WHEN TAG IN ({', '.join(map(literal, tags))})" if tags else ""
     return f"""
 CREATE EVENT TRIGGER {name} ON {_EVENTS.get(event, "ddl_command_end")} {when}

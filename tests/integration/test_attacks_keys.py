@@ -46,6 +46,21 @@ async def test_a_key_that_goes_with_what_it_stood_on_leaves_no_table_that_refuse
         dba.execute("UPDATE bank SET v = 2; UPDATE parted SET v = 2")
 
 
+async def test_a_key_that_the_owner_of_a_parent_drops_leaves_no_partition_of_anothers_that_refuses_updates(
+    make_setup: MakeSetup, roles: tuple[str, str]
+) -> None:
+    owner, _ = roles
+    source = make_setup()
+    give_schema(source.dsn, owner)
+    await source.init()
+    with as_role(source.dsn, owner) as conn, source.connect() as dba:
+        conn.execute("CREATE TABLE app.p (id int, k int, v int, PRIMARY KEY (id, k)) PARTITION BY RANGE (id)")
+        dba.execute("CREATE TABLE app.p1 PARTITION OF app.p FOR VALUES FROM (0) TO (9)")  # a partition manager's
+        dba.execute("INSERT INTO app.p VALUES (1, 1, 1)")
+        conn.execute("ALTER TABLE app.p DROP CONSTRAINT p_pkey")
+        dba.execute("UPDATE app.p1 SET v = 2; DELETE FROM app.p")
+
+
 async def test_a_drop_of_an_index_that_is_the_replica_identity_leaves_no_table_that_refuses_updates(
     make_setup: MakeSetup, roles: tuple[str, str]
 ) -> None:

@@ -20,6 +20,9 @@ CREATE FUNCTION pg_temp.r(n int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN
   RETURN pg_temp.r(n + 1) - 1;
 EXCEPTION WHEN statement_too_complex THEN EXECUTE 'CREATE TEMP TABLE x' || n || ' (i int)'; RETURN 0; END $$
 """
+IN_SCHEMA = (
+    "CREATE TEMP TABLE a (i int); DO $$ BEGIN EXECUTE format('{}', pg_my_temp_schema()::regnamespace::text); END $$"
+)
 SIBLINGS = {
     "extension": "CREATE EXTENSION IF NOT EXISTS plpgsql; SELECT 'now', 'atomic'",
     "drop owned": "DROP OWNED BY CURRENT_USER; SELECT 'now', 'atomic'",
@@ -40,6 +43,17 @@ SIBLINGS = {
     "default privileges": "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC; SELECT 'now'",
     "large object": "SELECT lo_create(77777); ALTER LARGE OBJECT 77777 OWNER TO CURRENT_USER; SELECT 'now', lo_unlink(77777)",
     "grant": "CREATE TEMP TABLE a (id int); GRANT SELECT ON a TO PUBLIC; REVOKE SELECT ON a FROM PUBLIC; SELECT 'now'",
+    "grant function": "CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql AS 'SELECT 1';"
+    " GRANT EXECUTE ON FUNCTION pg_temp.f() TO PUBLIC; REVOKE ALL ON ROUTINE pg_temp.f FROM PUBLIC; SELECT 'now'",
+    "grant type": "CREATE TYPE pg_temp.e AS ENUM ('x'); REVOKE USAGE ON TYPE pg_temp.e FROM PUBLIC; GRANT USAGE ON TYPE e TO"
+    " PUBLIC; CREATE DOMAIN pg_temp.d AS int; GRANT USAGE ON DOMAIN d TO PUBLIC",
+    "grant in schema": IN_SCHEMA.format("GRANT SELECT ON ALL TABLES IN SCHEMA %I TO PUBLIC"),
+    "grant functions in schema": IN_SCHEMA.format("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA %I TO PUBLIC"),
+    "default privileges in schema": IN_SCHEMA.format(
+        "ALTER DEFAULT PRIVILEGES IN SCHEMA %I GRANT SELECT ON TABLES TO PUBLIC"
+    ),
+    "temporary cast": "CREATE TYPE pg_temp.c AS (a int); CREATE CAST (pg_temp.c AS text) WITH INOUT; COMMENT ON CAST"
+    " (pg_temp.c AS text) IS 'now'; DROP CAST (pg_temp.c AS text); CREATE CAST (text AS pg_temp.c) WITH INOUT",
     "text search": "CREATE TEXT SEARCH CONFIGURATION pg_temp.c (COPY = simple); SELECT 'now'",
     "prepared text": "PREPARE p AS SELECT 'now'::text AS x; CREATE TEMP TABLE a AS EXECUTE p",
     "deep": DEEP + "; SELECT pg_temp.r(0)",
@@ -65,6 +79,42 @@ async def test_nothing_that_an_outsider_may_do_is_a_loss(make_setup: MakeSetup, 
     assert {what: lost for what, lost in found.items() if lost} == {}
     restored, _ = await source.restore()
     assert difference(pg_dump(restored), pg_dump(source.dsn)) == ""
+
+
+async def test_a_grant_on_what_a_temporary_table_does_not_hide_is_told(
+    make_setup: MakeSetup, roles: tuple[str, str]
+) -> None:
+    owner, outsider = roles
+    source = make_setup()
+    give_schema(source.dsn, owner)
+    await source.init()
+    async with source.daemon():
+        await source.archived()
+        with as_role(source.dsn, owner) as conn:
+            conn.execute(f"GRANT SELECT, INSERT ON app.t TO {outsider}".encode())
+            conn.execute("SET search_path = app, pg_temp; CREATE TEMP TABLE t (i int)")
+            conn.execute(f"REVOKE INSERT ON t FROM {outsider}".encode())
+            conn.execute(f"SET search_path = app; GRANT UPDATE ON t TO {outsider}".encode())  # the temporary one
+        await source.archived()
+    restored, _ = await source.restore()
+    assert difference(pg_dump(restored), pg_dump(source.dsn)) == ""
+
+
+# In a nested comment; each tag looks like the beginning of a string.
+MANY_TAGS = "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC /* /* */ \\ {} */"
+
+
+async def test_a_text_of_an_outsiders_does_not_stop_the_daemon(make_setup: MakeSetup, roles: tuple[str, str]) -> None:
+    _, outsider = roles
+    source = make_setup()
+    await source.init()
+    with source.connect() as dba:
+        dba.execute(f"ALTER DATABASE {dba.info.dbname} SET wal_sender_timeout = '4s'".encode())
+    async with source.daemon():
+        await source.archived()
+        with as_role(source.dsn, outsider) as conn:
+            conn.execute(MANY_TAGS.format(" ".join(f"$a{i:x}$" for i in range(20_000))).encode())
+        await source.archived()  # else the server ends the stream before the text is read, again and again
 
 
 def fill_the_lock_table(conn: psycopg.Connection[Any]) -> None:

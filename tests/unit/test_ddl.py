@@ -14,6 +14,7 @@ from archiver.format import ddl, ddl_drops, ddl_told
 from archiver.format.ddl import Event
 from archiver.format.ddl_described import create_table
 from archiver.format.ddl_rewrite import TargetFacts, for_target
+from archiver.format.sql_text import with_standard_strings
 
 EVENT: dict[str, Any] = {
     "event": "sql_drop", "tag": "DROP TABLE", "role": "r", "settings": {}, "schemas": ["pg_temp_3", "public"],
@@ -158,10 +159,23 @@ def test_a_statement_of_an_sql_function_is_found_in_the_bodies_of_that_name() ->
         (r"$$ '\' $$", r"$$ '\' $$"),
         (r'"a\" -- \'' "\n" r"'\\'", r'"a\" -- \'' "\n" r" E'\\'"),
         (r"'it''s \\'", r" E'it''s \\'"),
+        (r"/* /* ' */ $a$ */ '\'' $a$ '\' $a$", r"/* /* ' */ $a$ */  E'\'' $a$ '\' $a$"),
+        (r"a$b$ '\'$b$'", r"a$b$  E'\'$b$'"),
+        (r"'\' no end", r"'\' no end"),
     ],
 )
 def test_strings_of_the_old_kind_are_marked(written: str, meant: str) -> None:
-    assert ddl_told.with_standard_strings(written) == meant
+    assert with_standard_strings(written) == meant
+
+
+@pytest.mark.parametrize("text", ["$a{}$ ", "/* ", "' \\' ", 'E"', "-- /* ", "U&'"])
+def test_a_text_full_of_beginnings_is_read_in_linear_time(text: str) -> None:
+    def seconds(count: int) -> float:
+        began = time.perf_counter()
+        with_standard_strings("\\" + "".join(text.format(number) for number in range(count)))
+        return time.perf_counter() - began
+
+    assert seconds(40_000) < 20 * max(seconds(10_000), 0.002)
 
 
 @pytest.mark.parametrize(

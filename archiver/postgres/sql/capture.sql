@@ -87,6 +87,7 @@ BEGIN
                                         'names', address_names, 'args', address_args))
       INTO dropped FROM pg_event_trigger_dropped_objects()
      WHERE original AND NOT is_temporary AND schema_name IS DISTINCT FROM 'archiver'
+       AND NOT (object_type IN ('cast', 'transform') AND object_identity ~ '(^|[( ])pg_temp(_[0-9]+)?[.]')
        AND NOT (object_type = 'schema' AND object_name = 'archiver')
        AND NOT (object_type IN ('trigger', 'policy', 'rule') AND address_names[1] = 'archiver');
     IF dropped IS NOT NULL THEN
@@ -95,7 +96,7 @@ BEGIN
 END
 $drop$;
 
--- The schema of an object, or of the table that it stands on.
+-- The schema of an object, or of the table that it stands on; of a cast and a transform, where its type is temporary.
 CREATE FUNCTION archiver.schema_of(class oid, object oid, named text) RETURNS text LANGUAGE sql STABLE AS $schema$
     SELECT coalesce(named, (
         SELECT CASE WHEN c.relnamespace = pg_my_temp_schema() THEN 'pg_temp' ELSE n.nspname END
@@ -103,7 +104,11 @@ CREATE FUNCTION archiver.schema_of(class oid, object oid, named text) RETURNS te
          WHERE c.oid = CASE class WHEN 'pg_trigger'::regclass THEN (SELECT tgrelid FROM pg_trigger WHERE oid = object)
                                   WHEN 'pg_policy'::regclass THEN (SELECT polrelid FROM pg_policy WHERE oid = object)
                                   WHEN 'pg_rewrite'::regclass THEN (SELECT ev_class FROM pg_rewrite WHERE oid = object)
-                       END))
+                       END), (
+        SELECT 'pg_temp' FROM pg_type t WHERE t.typnamespace = pg_my_temp_schema() AND t.oid IN (
+               SELECT unnest(ARRAY[castsource, casttarget]) FROM pg_cast
+                WHERE oid = object AND class = 'pg_cast'::regclass
+               UNION ALL SELECT trftype FROM pg_transform WHERE oid = object AND class = 'pg_transform'::regclass) LIMIT 1))
 $schema$;
 
 CREATE FUNCTION archiver.record_end(tag text, origin text) RETURNS void LANGUAGE plpgsql AS $end$
@@ -157,14 +162,30 @@ BEGIN
 END
 $end$;
 
+-- The temporary relations and types that a name without a schema means: pg_temp comes first, or where the path names it.
+CREATE FUNCTION archiver.temporary_names() RETURNS jsonb LANGUAGE sql STABLE AS $temporary$
+    WITH path AS (
+        SELECT n.oid, at FROM jsonb_array_elements_text(current_setting('archiver.session')::jsonb -> 'schemas')
+               WITH ORDINALITY AS s (name, at) JOIN pg_namespace n ON n.nspname = s.name
+    ), before AS (
+        SELECT oid FROM path WHERE at < (SELECT at FROM path WHERE oid = pg_my_temp_schema())
+    )
+    SELECT jsonb_agg(name) FROM (
+        SELECT relname AS name FROM pg_class c WHERE c.relnamespace = pg_my_temp_schema() AND NOT EXISTS (
+               SELECT FROM pg_class o JOIN before b ON b.oid = o.relnamespace WHERE o.relname = c.relname)
+        UNION
+        SELECT typname FROM pg_type t WHERE t.typnamespace = pg_my_temp_schema() AND t.typtype IN ('d', 'e', 'r')
+           AND NOT EXISTS (SELECT FROM pg_type o JOIN before b ON b.oid = o.typnamespace WHERE o.typname = t.typname)
+    ) AS found
+$temporary$;
+
 -- What the text of a statement does not tell of what it made.
 CREATE FUNCTION archiver.described(tag text, words jsonb, tables oid[]) RETURNS jsonb LANGUAGE plpgsql AS $described$
 DECLARE
     result jsonb := '{}';
 BEGIN
     IF tag IN ('GRANT', 'REVOKE', 'CREATE STATISTICS') THEN
-        result := jsonb_build_object('temporary', (
-            SELECT jsonb_agg(relname) FROM pg_class WHERE relnamespace = pg_my_temp_schema()));
+        result := jsonb_build_object('temporary', archiver.temporary_names());
     ELSIF tag IN ('CREATE TABLE AS', 'SELECT INTO', 'IMPORT FOREIGN SCHEMA') THEN
         result := jsonb_build_object('created', archiver.describe_tables(tables));
     ELSIF tag = 'ALTER TABLE' THEN
