@@ -29,7 +29,17 @@ from archiver.format.seal import inflate
 from archiver.policy.builds import builds_of
 from archiver.policy.sequence_log import SequenceState, SequenceStates
 from archiver.policy.target import Plan
-from archiver.postgres import always_triggers, calling, load, not_null_names, relations, run_as, stand_ins, users_code
+from archiver.postgres import (
+    always_triggers,
+    calling,
+    closed,
+    load,
+    not_null_names,
+    relations,
+    run_as,
+    stand_ins,
+    users_code,
+)
 from archiver.postgres.build import build_all
 from archiver.postgres.no_input import empty_columns
 from archiver.postgres.roles import create_roles
@@ -201,7 +211,12 @@ class _Restore:
             await relations.note(
                 conn, {table.info.oid: qualified(table.info.schema, table.info.name) for table in index.tables}
             )
-            await self._record(conn, restore=identity(self._plan, self._archive), schema=self._summary.warnings)
+            await self._record(
+                conn,
+                restore=identity(self._plan, self._archive),
+                schema=self._summary.warnings,
+                limit=await closed.close(conn),
+            )
 
     async def _load_rows(self, conn: psycopg.AsyncConnection[Any], index: Index, _script: dump.Script) -> None:
         done = await self._done(conn)
@@ -211,6 +226,8 @@ class _Restore:
         finished = sum(refs[number].size for number in loaded)
         queue = [(table, number) for table in index.tables for number in table.parts if number not in loaded]
         queue.sort(key=lambda item: refs[item[1]].size)
+        if done.get("limit") is not None:
+            await closed.end_others(conn)
         await self._guard(conn)
 
         async def work() -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final, LiteralString
 import psycopg
 
 from archiver.format.dump_roles import Skipped
-from archiver.postgres import foreign_keys, load, stand_ins
+from archiver.postgres import closed, foreign_keys, load, stand_ins
 from archiver.postgres.foreign_keys import ForeignKeys
 from archiver.postgres.session import postgres_error
 
@@ -203,6 +203,8 @@ async def lift_all(conn: Conn) -> list[Skipped]:
             with _errors("dropping the stand-ins for roles"):
                 skipped = await stand_ins.drop_all(conn)
             await conn.execute("DROP TABLE archiver.silenced, archiver.dropped_keys")
+            if (limit := (await load.read_progress(conn) or {}).get("limit")) is not None:
+                await closed.reopen(conn, limit)
             await load.drop_progress(conn)
             for event_trigger in hushed:
                 await conn.execute(_switch_one(conn, *event_trigger).encode())
