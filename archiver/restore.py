@@ -165,7 +165,8 @@ class _Restore:
     async def _script(self, conn: psycopg.AsyncConnection[Any], index: Index) -> dump.Script:
         """The archived schema, fitted to the target's version and roles."""
         entries = dump.split(index.schema)
-        script = dump.for_restore(entries, publication=index.publication, target_major=await load.target_major(conn))
+        settings = await load.known_settings(conn)
+        script = dump.for_restore(entries, publication=index.publication, settings=settings)
         roles, owners = await load.existing_roles(conn), await load.possible_owners(conn)
         if self._stand_ins.possible:
             self._lacking = dump_roles.lacking([*script.pre, *script.keys, *script.late], roles)

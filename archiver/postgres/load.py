@@ -136,8 +136,9 @@ async def _prepare(conn: psycopg.AsyncConnection[Any]) -> None:
         await conn.execute("SET client_connection_check_interval = '1s'")
 
 
-async def target_major(conn: psycopg.AsyncConnection[Any]) -> int:
-    return conn.info.server_version // 10000
+async def known_settings(conn: psycopg.AsyncConnection[Any]) -> frozenset[str]:
+    """Names of all settings that the target knows. Raises PostgresError."""
+    return frozenset(name for (name,) in await fetch(conn, "SELECT name FROM pg_catalog.pg_settings"))
 
 
 _ROLES: Final[LiteralString] = "select rolname from pg_catalog.pg_roles where __REAL__".replace("__REAL__", REAL)
