@@ -29,7 +29,17 @@ from archiver.format.seal import inflate
 from archiver.policy.builds import builds_of
 from archiver.policy.sequence_log import SequenceState, SequenceStates
 from archiver.policy.target import Plan
-from archiver.postgres import always_triggers, calling, load, not_null_names, relations, run_as, stand_ins, users_code
+from archiver.postgres import (
+    always_triggers,
+    calling,
+    extensions,
+    load,
+    not_null_names,
+    relations,
+    run_as,
+    stand_ins,
+    users_code,
+)
 from archiver.postgres.build import build_all
 from archiver.postgres.no_input import empty_columns
 from archiver.postgres.roles import create_roles
@@ -199,6 +209,7 @@ class _Restore:
             for entries in _up_to_extensions(script.pre):
                 self._skip(await load.run_script(conn, script.preamble, entries))
                 await always_triggers.hush_event_triggers(conn)
+            self._summary.warnings += await extensions.deviations(conn, index.database.extensions)
             await relations.note(
                 conn, {table.info.oid: qualified(table.info.schema, table.info.name) for table in index.tables}
             )

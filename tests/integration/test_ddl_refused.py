@@ -10,6 +10,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from archiver.embedded import PostgresServer
+from archiver.errors import PostgresError
 from archiver.policy.target import ToLatest
 from archiver.recovery_plan import make_plan
 from archiver.restore import Summary, run_restore
@@ -66,9 +67,9 @@ def setup(pg15: PostgresServer, make_database: MakeDatabase, make_setup: MakeSet
         conn.execute("DROP SUBSCRIPTION IF EXISTS theirs")  # which would keep its database
 
 
-async def archived(setup: Setup, statements: Sequence[str]) -> None:
+async def archived(setup: Setup, statements: Sequence[str], before: str = BEFORE) -> None:
     with setup.connect() as conn:
-        conn.execute(BEFORE.encode())
+        conn.execute(before.encode())
         await setup.init()
         async with setup.daemon():
             await setup.archived()
@@ -78,12 +79,16 @@ async def archived(setup: Setup, statements: Sequence[str]) -> None:
             await setup.archived()
 
 
-async def restored(setup: Setup, pg15: PostgresServer, role: str) -> tuple[str, Summary]:
-    """Into a database of the role's, in which an administrator made the extension that it may not make."""
+async def restored(
+    setup: Setup, pg15: PostgresServer, role: str, extensions: Sequence[str] = ("postgres_fdw",)
+) -> tuple[str, Summary]:
+    """Into a database of the role's, in which an administrator made the extensions that it may not make."""
     name = str(conninfo_to_dict(setup.make_database(pg15, stem="owned"))["dbname"])
     pg15.execute(f"ALTER DATABASE {name} OWNER TO {role}")
-    pg15.execute("CREATE EXTENSION postgres_fdw", dbname=name)
-    pg15.execute(f"GRANT USAGE ON FOREIGN DATA WRAPPER postgres_fdw TO {role}", dbname=name)
+    for extension in extensions:
+        pg15.execute(f"CREATE EXTENSION {extension}", dbname=name)
+    if "postgres_fdw" in extensions:
+        pg15.execute(f"GRANT USAGE ON FOREIGN DATA WRAPPER postgres_fdw TO {role}", dbname=name)
     async with setup.open() as archive:
         summary = await run_restore(archive, await make_plan(archive, ToLatest()), pg15.dsn(name, user=role))
     with psycopg.connect(pg15.dsn(name)) as conn:
@@ -108,3 +113,63 @@ async def test_what_was_left_out_can_be_dropped(setup: Setup, pg15: PostgresServ
     name, _ = await restored(setup, pg15, role)
     with psycopg.connect(pg15.dsn(name)) as conn:
         assert conn.execute("SELECT pubname FROM pg_publication").fetchall() == []
+
+
+# --- extensions that are there ---
+
+ITEM = "CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item VALUES (1);"
+EXTENSIONS = ("hstore", "citext", "pg_trgm", "pg_stat_statements")
+LATER = [
+    "CREATE EXTENSION hstore VERSION '1.4'; CREATE EXTENSION pg_trgm; CREATE EXTENSION pg_stat_statements VERSION '1.9'",
+    "CREATE TABLE h (id int PRIMARY KEY, v hstore); INSERT INTO h VALUES (1, 'a=>1')",
+    "ALTER EXTENSION hstore UPDATE TO '1.7'; ALTER EXTENSION hstore UPDATE TO '1.8'; ALTER EXTENSION hstore UPDATE",
+    "CREATE EXTENSION IF NOT EXISTS citext VERSION '1.5'",
+    "CREATE TABLE c (id int PRIMARY KEY, v citext); INSERT INTO c VALUES (1, 'A')",
+    "ALTER EXTENSION pg_stat_statements UPDATE",
+    "DROP EXTENSION pg_trgm",
+]
+
+
+def about_extensions(summary: Summary) -> list[str]:
+    return sorted(warning for warning in summary.warnings if warning.lower().startswith("extension"))
+
+
+async def restored_by_superuser(setup: Setup, pg15: PostgresServer, before: str) -> Summary:
+    dsn = setup.make_database(pg15, stem="restored")
+    pg15.execute(before, dbname=str(conninfo_to_dict(dsn)["dbname"]))
+    async with setup.open() as archive:
+        return await run_restore(archive, await make_plan(archive, ToLatest()), dsn)
+
+
+async def test_extensions_that_an_administrator_made_are_there(setup: Setup, pg15: PostgresServer, role: str) -> None:
+    await archived(setup, LATER, ITEM)
+    name, summary = await restored(setup, pg15, role, EXTENSIONS)
+    assert about_extensions(summary) == [
+        "EXTENSION citext left out: it is there, in version 1.6 instead of 1.5",
+        "EXTENSION pg_stat_statements left out: it stays in version 1.10: must be owner of extension pg_stat_statements",
+        "EXTENSION pg_trgm left out: it stays: must be owner of extension pg_trgm",
+    ]
+    with psycopg.connect(pg15.dsn(name)) as conn:
+        assert conn.execute("SELECT v -> 'a' FROM h").fetchall() == [("1",)]
+        assert conn.execute("SELECT v = 'a' FROM c").fetchall() == [(True,)]
+
+
+async def test_an_extension_of_the_targets_template_is_there(setup: Setup, pg15: PostgresServer) -> None:
+    await archived(setup, ["CREATE EXTENSION citext", "ALTER EXTENSION citext UPDATE TO '1.6'"], ITEM)
+    assert (await restored_by_superuser(setup, pg15, "CREATE EXTENSION citext")).warnings == []
+
+
+async def test_a_base_snapshot_tells_of_extensions_of_another_version(setup: Setup, pg15: PostgresServer) -> None:
+    await archived(setup, [], f"{ITEM} CREATE EXTENSION citext VERSION '1.5'")
+    summary = await restored_by_superuser(setup, pg15, "SELECT 1")
+    assert about_extensions(summary) == ["extension citext is at the target in version 1.6 instead of 1.5"]
+
+
+async def test_an_extension_that_cannot_be_dropped_with_what_uses_it_stops_the_restore(
+    setup: Setup, pg15: PostgresServer, role: str
+) -> None:
+    """The column that went with it would stay, and rows would be none of its table's."""
+    uses = "CREATE TABLE c (id int PRIMARY KEY, v citext)"
+    await archived(setup, ["CREATE EXTENSION citext", uses, "DROP EXTENSION citext CASCADE"], ITEM)
+    with pytest.raises(PostgresError, match="must be owner of extension citext"):
+        await restored(setup, pg15, role, ["citext"])
