@@ -32,6 +32,7 @@ from archiver.policy.target import Plan
 from archiver.postgres import (
     always_triggers,
     calling,
+    default_objects,
     extensions,
     load,
     not_null_names,
@@ -209,6 +210,7 @@ class _Restore:
             for entries in _up_to_extensions(script.pre):
                 self._skip(await load.run_script(conn, script.preamble, entries))
                 await always_triggers.hush_event_triggers(conn)
+            self._skip(await default_objects.set_comments(conn, index.database.comments))
             self._summary.warnings += await extensions.deviations(conn, index.database.extensions)
             await relations.note(
                 conn, {table.info.oid: qualified(table.info.schema, table.info.name) for table in index.tables}
