@@ -86,7 +86,7 @@ class Proof:
 
     async def _compare_schema(self, later: Index) -> None:
         async with await connect(self.dsn, purpose="drill") as conn:
-            major = await load.target_major(conn)
+            major, settings = conn.info.server_version // 10000, await load.known_settings(conn)
             roles, owners = await load.existing_roles(conn), await load.possible_owners(conn)
         schema = await dump_schema(self.dsn, await find_pg_dump(major), snapshot=None)
         if policy.dumped_by(schema) != policy.dumped_by(later.schema):
@@ -96,7 +96,7 @@ class Proof:
             return
 
         def fitted(text: str) -> list[dump.Entry]:
-            script = dump.for_restore(dump.split(text), publication=later.publication, target_major=major)
+            script = dump.for_restore(dump.split(text), publication=later.publication, settings=settings)
             return dump_roles.for_target([*script.pre, *script.keys, *script.late], roles, owners=owners)[0]
 
         self.found.checks.append(policy.check_schema(fitted(later.schema), fitted(schema), self.found.deviations))

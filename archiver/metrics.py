@@ -18,7 +18,7 @@ class Metrics:
             "recovery_point_age_seconds", "How much would be lost if the source vanished now"
         )
         self.slot_retained_bytes = self._gauge("slot_retained_bytes", "WAL that the slot keeps at the source")
-        self.slot_seconds_left = self._gauge("slot_seconds_left", "Until the slot is lost, if it goes on to grow so")
+        self.slot_seconds_left = self._gauge("slot_seconds_left", "Until the slot is lost, while that is in sight")
         self.slot_seconds_left.set(float("inf"))
         self.region_up = self._gauge("region_up", "1 while the region answers", "region")
         self.region_unreplicated_segments = self._gauge(

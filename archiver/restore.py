@@ -33,6 +33,8 @@ from archiver.postgres import (
     always_triggers,
     calling,
     closed,
+    default_objects,
+    extensions,
     load,
     not_null_names,
     relations,
@@ -175,7 +177,8 @@ class _Restore:
     async def _script(self, conn: psycopg.AsyncConnection[Any], index: Index) -> dump.Script:
         """The archived schema, fitted to the target's version and roles."""
         entries = dump.split(index.schema)
-        script = dump.for_restore(entries, publication=index.publication, target_major=await load.target_major(conn))
+        settings = await load.known_settings(conn)
+        script = dump.for_restore(entries, publication=index.publication, settings=settings)
         roles, owners = await load.existing_roles(conn), await load.possible_owners(conn)
         if self._stand_ins.possible:
             self._lacking = dump_roles.lacking([*script.pre, *script.keys, *script.late], roles)
@@ -208,6 +211,8 @@ class _Restore:
             for entries in _up_to_extensions(script.pre):
                 self._skip(await load.run_script(conn, script.preamble, entries))
                 await always_triggers.hush_event_triggers(conn)
+            self._skip(await default_objects.set_comments(conn, index.database.comments))
+            self._summary.warnings += await extensions.deviations(conn, index.database.extensions)
             await relations.note(
                 conn, {table.info.oid: qualified(table.info.schema, table.info.name) for table in index.tables}
             )

@@ -23,7 +23,7 @@ from archiver.cli.demo_report import Figures, Lag, show
 from archiver.cli.demo_stage import Stage, stage
 from archiver.cli.init import initialise
 from archiver.cli.options import opened, run_async
-from archiver.cli.output import configure_logs, note, say, seconds
+from archiver.cli.output import logs_held, note, say, seconds
 from archiver.daemon import Daemon
 from archiver.errors import DrillFailed, StoreError, TargetUnreachable
 from archiver.format.manifest import format_time
@@ -50,8 +50,8 @@ def demo(
 
     Example: archiver demo
     """
-    configure_logs()
-    run_async(_demo(keep))
+    with logs_held():
+        run_async(_demo(keep))
 
 
 async def _demo(keep: bool) -> None:

@@ -6,6 +6,7 @@ Names are chosen by others, and so are the words of servers: no character of the
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 import typer
@@ -59,8 +60,20 @@ def print_json(document: Any) -> None:
     typer.echo(_ACTING.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text))
 
 
-def configure_logs(level: int = logging.WARNING) -> None:
-    """Logs go to stderr: for people on a terminal, otherwise one JSON object a line."""
+@contextmanager
+def logs_held() -> Iterator[None]:
+    """Logs go to stderr only if this fails, and then all of them: what a story tells is not what a daemon says."""
+    held = io.StringIO()
+    configure_logs(to=lambda: held)
+    try:
+        yield
+    except Exception:
+        sys.stderr.write(held.getvalue())
+        raise
+
+
+def configure_logs(level: int = logging.WARNING, to: Callable[[], TextIO] = lambda: sys.stderr) -> None:
+    """Logs go to stderr, that of the moment: for people on a terminal, otherwise one JSON object a line."""
     readable = sys.stderr.isatty()
     for_people: list[Processor] = [_harmless, structlog.dev.ConsoleRenderer()]
     for_programs: list[Processor] = [structlog.processors.JSONRenderer(default=str)]
@@ -74,7 +87,7 @@ def configure_logs(level: int = logging.WARNING) -> None:
             *(for_people if readable else for_programs),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=lambda *_names: structlog.PrintLogger(sys.stderr),  # the stderr of the moment
+        logger_factory=lambda *_names: structlog.PrintLogger(to()),
         cache_logger_on_first_use=False,
     )
 

@@ -9,7 +9,7 @@ Never: an entry border inside a string, a function body or a quoted name, whatev
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final, Literal
@@ -161,20 +161,19 @@ def _with_state(entries: Iterator[Entry]) -> Iterator[Entry]:
 
 # --- What a restoration leaves out ---------------------------------------------------------------------
 
-_KNOWN_SINCE: Final[dict[str, int]] = {"transaction_timeout": 17}
-"""Settings in pg_dump's preamble that older servers refuse, and the major version that brought them."""
+_SETTING: Final = re.compile(r"^SET (\w+) = .*;\n", re.MULTILINE)
 
 _META_COMMAND: Final = re.compile(r"^\\.*\n?", re.MULTILINE)
 
 
-def for_restore(entries: Sequence[Entry], *, publication: str, target_major: int) -> Script:
-    """The steps of a restoration into a server of this major version, without what is archiver's own."""
+def for_restore(entries: Sequence[Entry], *, publication: str, settings: Collection[str]) -> Script:
+    """The steps of a restoration into a server that knows these settings, without what is archiver's own."""
     kept = _namesakes_first([entry for entry in entries if not is_own(entry, publication)])
     steps: dict[Step, list[Entry]] = {"pre": [], "keys": [], "late": []}
     for entry, step in zip(kept, _steps(kept), strict=True):
         if step is not None:
             steps[step].append(_in_a_fresh_database(entry))
-    return Script(_preamble(kept[0], target_major), **steps)
+    return Script(_preamble(kept[0], settings), **steps)
 
 
 def _namesakes_first(entries: Sequence[Entry]) -> Sequence[Entry]:
@@ -230,12 +229,10 @@ def unquote(identifier: str) -> str:
     return identifier[1:-1].replace('""', '"') if identifier.startswith('"') else identifier
 
 
-def _preamble(entry: Entry, target_major: int) -> Entry:
+def _preamble(entry: Entry, settings: Collection[str]) -> Entry:
+    """A newer pg_dump sets what its own version knows, such as transaction_timeout, which came with 17."""
     text = _META_COMMAND.sub("", entry.text)
-    for setting, since in _KNOWN_SINCE.items():
-        if target_major < since:
-            text = re.sub(rf"^SET {setting} = .*;\n", "", text, flags=re.MULTILINE)
-    return replace(entry, text=text)
+    return replace(entry, text=_SETTING.sub(lambda found: found[0] if found[1] in settings else "", text))
 
 
 def _in_a_fresh_database(entry: Entry) -> Entry:

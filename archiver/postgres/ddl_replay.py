@@ -46,6 +46,7 @@ class DdlReplay:
         self._silence = silence
         self._statements = 0
         self._must_commit = False
+        self._nested = 0
         self._makes_enums: Lsn | None = None
         self._applier: Applier | None = None
         self._texts: dict[str, ddl.Text] = {}
@@ -108,7 +109,7 @@ class DdlReplay:
     async def _on_ddl(self, conn: Conn, message: Entry) -> None:
         event = self._parse(message)
         applier = self._attached()
-        if applier.skip_rows and not (event.kind == "ddl_command_end" and event.tag in ddl.RUNS_SCRIPTS):
+        if self._is_of_script(event, applier):
             return
         try:
             self._statements += await self._silence.lift(conn, event.tag, event.source)
@@ -119,6 +120,15 @@ class DdlReplay:
             exc.hint = exc.hint or _HINT
             exc.where = exc.where or f"DDL at {message.lsn}"
             raise
+
+    def _is_of_script(self, event: Event, applier: Applier) -> bool:
+        """Whether it happened inside of an extension's script, which may hold ALTER EXTENSION itself."""
+        if not applier.skip_rows:
+            self._nested = 0
+            return False
+        if event.tag in ddl.RUNS_SCRIPTS:
+            self._nested += {"ddl_command_start": 1, "ddl_command_end": -1}.get(event.kind, 0)
+        return self._nested >= 0
 
     async def _on_event(self, event: Event, message: Entry, applier: Applier) -> None:
         if event.kind == "sql_drop":

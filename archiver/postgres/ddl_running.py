@@ -19,7 +19,7 @@ from archiver.format.ddl import Event
 from archiver.format.ddl_rewrite import Replay, TargetFacts, for_target, without_checks
 from archiver.format.dump_roles import Skipped
 from archiver.lsn import Lsn
-from archiver.postgres import lending, run_as, unchecked_keys
+from archiver.postgres import dispensable, extensions, lending, run_as, unchecked_keys
 from archiver.postgres.lending import OF_RIGHTS
 from archiver.postgres.session import fetch, postgres_error
 from archiver.postgres.stand_ins import REAL, StandIns
@@ -34,15 +34,10 @@ _ALWAYS: Final = {
 }
 """Bodies were checked at the source, perhaps with temporary tables; tablespaces are the source's own. Of texts that
 were written otherwise literals have been rewritten, and what the triggers describe is spelled so."""
-_PERMITTED_TO_FAIL: Final = OF_RIGHTS | {"CREATE USER MAPPING", "CREATE PUBLICATION"}
-"""As with a base snapshot: all rows and rules of the data are there without them, and some need a superuser."""
-_BEARABLE: Final = (psycopg.errors.InsufficientPrivilege, psycopg.errors.InvalidParameterValue)
+_OF_EXTENSIONS: Final = ddl.RUNS_SCRIPTS | {"DROP EXTENSION"}
 _BESIDE_IT: Final = (
     "Mend what it needs at the target; or choose one before it, or one behind a later base snapshot (archiver info)."
 )
-_OF_LEFT_OUT: Final = frozenset({"ALTER POLICY", "COMMENT"})
-"""What may speak of a policy that was left out, because none of its roles is at the target."""
-
 _ROLES: Final[LiteralString] = """
 SELECT rolname::pg_catalog.text, pg_catalog.pg_has_role(oid, 'MEMBER') FROM pg_catalog.pg_roles WHERE __REAL__
 """.replace("__REAL__", REAL)
@@ -100,6 +95,8 @@ class Runner:
         """`guarded`: in a savepoint, without which nothing can be tried again. `silenced`: see run_as."""
         _require_one(statement)
         self._silenced = silenced
+        if event.tag in _OF_EXTENSIONS and await self._is_there(statement):
+            return
         try:
             who = await self._who(event)  # a stand-in that it makes outlives what fails
             if guarded:
@@ -113,6 +110,16 @@ class Runner:
                 error.message = f"{error.message}, in: {ddl.first_line(statement)}"
                 error.hint = error.hint or _BESIDE_IT
                 raise error from exc
+
+    async def _is_there(self, statement: str) -> bool:
+        """Whether an extension need not be made or updated. The last word on each is what counts."""
+        if (name := extensions.named(statement)) is None:
+            return False
+        self.left_out = [item for item in self.left_out if item.entry != f"EXTENSION {name}"]
+        differs = await extensions.already(self._conn, statement)
+        if differs:
+            self.left_out.append(Skipped(f"EXTENSION {name}", differs, statement))
+        return differs is not None
 
     async def _who(self, event: Event) -> _Who:
         if event.role in self._settable:
@@ -141,15 +148,24 @@ class Runner:
             return False
         if isinstance(exc, psycopg.errors.InsufficientPrivilege) and await self._with_rights(event, statement):
             return True
-        if _is_bearable(event.tag, exc):
+        if dispensable.may_be_left_out(event.tag, statement, exc):
             await self._again(event, "")
-            self.left_out.append(Skipped(event.tag, postgres_error(exc).message, statement))
+            said = event.tag if "USER MAPPING" in event.tag else statement  # whose options hold a password
+            self.left_out.append(Skipped(event.tag, postgres_error(exc).message, said))
             return True
+        if event.tag in _OF_EXTENSIONS and (name := extensions.named(statement)) is not None:
+            return await self._may_stay(event, name, statement, exc)
         if not isinstance(exc, psycopg.errors.ForeignKeyViolation) or (unchecked := without_checks(statement)) is None:
             return False
         if there := await self._again(event, unchecked):
             self.left_out.append(await unchecked_keys.left_unchecked(self._conn, exc, statement))
         return there
+
+    async def _may_stay(self, event: Event, name: str, statement: str, exc: psycopg.Error) -> bool:
+        if not await self._again(event, "") or (why := await extensions.stays(self._conn, statement, exc)) is None:
+            return False
+        self.left_out.append(Skipped(f"EXTENSION {name}", why, statement))
+        return True
 
     async def _with_rights(self, event: Event, statement: str) -> bool:
         """What a role had at the source it may lack here. It gets that much, or the restoring role does it."""
@@ -221,9 +237,3 @@ def _require_one(statement: str) -> None:
 
 def _kind(described: Mapping[str, Any]) -> str:
     return ddl_drops.DROPPED_AS.get(str(described["type"]), str(described["type"]).upper())
-
-
-def _is_bearable(tag: str, exc: psycopg.Error) -> bool:
-    if tag in _OF_LEFT_OUT and isinstance(exc, psycopg.errors.UndefinedObject):
-        return True
-    return tag in _PERMITTED_TO_FAIL and isinstance(exc, _BEARABLE)

@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 from archiver.errors import PostgresError
 from archiver.format.dump import Entry
 from archiver.format.dump_roles import Skipped, split_ownership
-from archiver.postgres import calling, search_path, stand_ins, unchecked_keys
+from archiver.postgres import calling, dispensable, search_path, stand_ins, unchecked_keys
 from archiver.postgres.session import connect, fetch, postgres_error
 from archiver.postgres.snapshot_tables import copy_in_query
 from archiver.postgres.stand_ins import REAL
@@ -136,8 +136,9 @@ async def _prepare(conn: psycopg.AsyncConnection[Any]) -> None:
         await conn.execute("SET client_connection_check_interval = '1s'")
 
 
-async def target_major(conn: psycopg.AsyncConnection[Any]) -> int:
-    return conn.info.server_version // 10000
+async def known_settings(conn: psycopg.AsyncConnection[Any]) -> frozenset[str]:
+    """Names of all settings that the target knows. Raises PostgresError."""
+    return frozenset(name for (name,) in await fetch(conn, "SELECT name FROM pg_catalog.pg_settings"))
 
 
 _ROLES: Final[LiteralString] = "select rolname from pg_catalog.pg_roles where __REAL__".replace("__REAL__", REAL)
@@ -170,31 +171,6 @@ async def drop_public_schema(conn: psycopg.AsyncConnection[Any]) -> None:
 
 # --- Schema --------------------------------------------------------------------------------------------
 
-_MAY_BE_DENIED: Final = frozenset(
-    {
-        "ACL",
-        "DEFAULT ACL",
-        "COMMENT",
-        "SECURITY LABEL",
-        "EVENT TRIGGER",
-        "PUBLICATION",
-        "PUBLICATION TABLE",
-        "PUBLICATION TABLES IN SCHEMA",
-        "SUBSCRIPTION",
-        "SUBSCRIPTION TABLE",
-        "USER MAPPING",
-    }
-)
-"""Entries without which all rows and rules of the data are there. Some need a superuser, which managed
-services do not give: what the target refuses for lack of privilege is left out and reported."""
-
-_LACKING: Final = (
-    psycopg.errors.InsufficientPrivilege,
-    psycopg.errors.UndefinedObject,  # what stands on something left out before: a comment, a publication's table
-    psycopg.errors.UndefinedTable,  # the same: the comment on an index
-    psycopg.errors.InvalidParameterValue,  # a SECURITY LABEL whose provider is not loaded
-)
-
 
 @asynccontextmanager
 async def transaction(conn: psycopg.AsyncConnection[Any], where: str) -> AsyncIterator[None]:
@@ -214,8 +190,8 @@ async def run_script(conn: psycopg.AsyncConnection[Any], preamble: Entry, entrie
     await _run(conn, preamble.sql, "the schema's preamble")
     skipped: list[Skipped] = []
     for entry in entries:
-        if entry.type in _MAY_BE_DENIED:
-            refused = await attempt(conn, [entry.sql.encode()], entry.label, entry.type, _LACKING)
+        if dispensable.is_entry(entry.type):
+            refused = await attempt(conn, [entry.sql.encode()], entry.label, entry.type, dispensable.REFUSALS)
             skipped += [refused] if refused else []
         elif entry.type == "FK CONSTRAINT":
             skipped += await _add_foreign_key(conn, entry)

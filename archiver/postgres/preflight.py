@@ -28,6 +28,7 @@ from archiver.postgres.tls_policy import inside, weaknesses
 from archiver.postgres.triggers import ListedPublication
 
 OLDEST_MAJOR: Final = 14
+NEWEST_TESTED_MAJOR: Final = 18
 
 # --- the server ----------------------------------------------------------------------------------------
 
@@ -74,6 +75,11 @@ def _version(version: int) -> Check:
     if major < OLDEST_MAJOR:
         hint = f"Upgrade the server to PostgreSQL {OLDEST_MAJOR} or later."
         return Check("version", "fail", f"PostgreSQL {major} cannot stream transactions in progress", hint)
+    if major > NEWEST_TESTED_MAJOR:
+        hint = (
+            "Look for a newer version of archiver; until then run drills, which prove that what is archived comes back."
+        )
+        return Check("version", "warn", f"PostgreSQL {major}: not tested with this version of archiver", hint)
     return Check("version", "ok", f"PostgreSQL {major}")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextlib import aclosing, asynccontextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any, Final, LiteralString, Self
 
@@ -25,6 +25,7 @@ from archiver.errors import SchemaMoved
 from archiver.format.digest import RowDigest
 from archiver.policy.parts import PageRange
 from archiver.postgres import search_path
+from archiver.postgres.default_objects import read_comments
 from archiver.postgres.session import connect, fetch, postgres_error
 from archiver.postgres.snapshot_tables import TableInfo, copy_out_query, needs_query
 from archiver.postgres.tables_only import tables_only
@@ -200,6 +201,7 @@ class DatabaseInfo:
 
     `extensions` are (name, version, schema), `materialized_views` (schema, name, populated), `settings` those of
     ALTER DATABASE and ALTER ROLE … IN DATABASE, which a dump of one database leaves out: (role or "", name=value).
+    `comments` are those of archiver.postgres.default_objects; older base snapshots have none.
     """
 
     server_version: int
@@ -216,6 +218,7 @@ class DatabaseInfo:
     materialized_views: list[tuple[str, str, bool]]
     settings: list[tuple[str, str]]
     roles: list[str]
+    comments: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def search_path(self) -> str | None:
@@ -225,7 +228,7 @@ class DatabaseInfo:
         return next((setting.removeprefix(prefix) for setting in given), None)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "comments" or value}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -266,4 +269,4 @@ from pg_catalog.pg_database d where d.datname = current_database()
 async def describe_database(conn: psycopg.AsyncConnection[Any]) -> DatabaseInfo:
     """Facts about the source that a restore compares with its target or tells its operator."""
     [(described,)] = await fetch(conn, _DATABASE, "describing the database")
-    return DatabaseInfo.from_json(described)
+    return DatabaseInfo.from_json(described | {"comments": await read_comments(conn)})

@@ -98,7 +98,7 @@ async def restore(dsn: str, taken: BaseSnapshot, *, roles: set[str] | None = Non
     async with conn:
         await load.ensure_empty(conn)
         await load.create_progress(conn)
-        script = for_restore(split(taken.schema), publication=PUBLICATION, target_major=await load.target_major(conn))
+        script = for_restore(split(taken.schema), publication=PUBLICATION, settings=await load.known_settings(conn))
         there = await load.existing_roles(conn) if roles is None else roles
         skipped = await step(conn, script, "pre", there)
         for table in taken.tables:
@@ -126,7 +126,7 @@ async def chunks(rows: list[bytes]) -> AsyncIterator[bytes]:
 
 def comparable(schema: str) -> str:
     """A dump without what differs from run to run and what belongs to archiver."""
-    script = for_restore(split(schema), publication=PUBLICATION, target_major=18)
+    script = for_restore(split(schema), publication=PUBLICATION, settings=())
     return "".join(entry.sql for entry in [*script.pre, *script.keys, *script.late])
 
 

@@ -30,6 +30,7 @@ def test_the_demo_ends_with_a_restored_database_that_equals_the_source(tmp_path:
         assert source == restored
         assert equal == "yes"
     assert "the mistake: UPDATE" in result.stdout
+    assert result.stderr == ""
     assert list(tmp_path.iterdir()) == []
 
 

@@ -48,6 +48,15 @@ async def test_an_extension_makes_its_own_objects_and_rows(on_15: Setup) -> None
     assert await check(on_15, statements) == []
 
 
+async def test_a_script_that_alters_its_extension_itself_runs_once(on_15: Setup) -> None:
+    """Its update has ALTER EXTENSION … DROP VIEW, DROP VIEW, and CREATE VIEW."""
+    statements = [
+        "CREATE EXTENSION pg_stat_statements VERSION '1.9'",
+        "ALTER EXTENSION pg_stat_statements UPDATE TO '1.10'; CREATE VIEW seen AS SELECT calls FROM pg_stat_statements",
+    ]
+    assert await check(on_15, statements) == []
+
+
 WRITTEN = {
     "written.control": "default_version = '1'\nrelocatable = false\nschema = public\n",
     "written--1.sql": "CREATE TABLE written (id int PRIMARY KEY, v text);"

@@ -150,7 +150,7 @@ async def test_a_slot_that_was_idle_for_too_long_becomes_a_gap(
 async def test_how_long_the_slot_lasts_is_told_before_it_is_lost(
     own_pg: PostgresServer, make_setup: MakeSetup, make_database: MakeDatabase, tmp_path: Path
 ) -> None:
-    own_pg.execute("ALTER SYSTEM SET max_slot_wal_keep_size = '10GB'")
+    own_pg.execute("ALTER SYSTEM SET max_slot_wal_keep_size = '128MB'")
     own_pg.execute("SELECT pg_reload_conf()")
     setup = world(make_setup, make_database(own_pg), tmp_path)
     await setup.init()
@@ -159,8 +159,8 @@ async def test_how_long_the_slot_lasts_is_told_before_it_is_lost(
         for name in ("primary", "secondary"):
             shutil.move(tmp_path / name, tmp_path / f"{name}.away")
         with setup.connect() as conn:
-            for number in range(4):
-                conn.execute(FILL, (number * 5000, number * 5000 + 4999))
+            for number in range(6):
+                conn.execute(FILL, (number * 20_000, number * 20_000 + 19_999))
                 await asyncio.sleep(1.1)
         await until(lambda: 0 < value(daemon, "slot_seconds_left") < float("inf"))
         for name in ("primary", "secondary"):

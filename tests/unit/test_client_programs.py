@@ -29,6 +29,11 @@ def test_only_older_ones_are_refused_with_their_versions() -> None:
     assert refused.value.exit_code == 3
 
 
+def test_a_version_that_nobody_has_tested_is_taken_for_a_server_like_it() -> None:
+    assert choose(installed(18, 19), 19).major == 19
+    assert choose(installed(19), 18).major == 19
+
+
 def test_none_at_all_is_refused() -> None:
     with pytest.raises(PostgresError, match="no pg_dump was found"):
         choose([], 18)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pytest
 
 from archiver.format.dump import END, PREAMBLE, Entry, Script, for_restore, split, statements, unquote
@@ -30,8 +32,10 @@ def dump(*entries: str) -> str:
     return PRE + "".join(entries) + POST
 
 
-def script(*entries: str, publication: str = "archiver_shop", target_major: int = 18) -> Script:
-    return for_restore(split(dump(*entries)), publication=publication, target_major=target_major)
+def script(
+    *entries: str, publication: str = "archiver_shop", settings: Collection[str] = ("statement_timeout",)
+) -> Script:
+    return for_restore(split(dump(*entries)), publication=publication, settings=settings)
 
 
 def one(kind: str, name: str, body: str, **fields: str) -> Entry:
@@ -131,9 +135,11 @@ def test_what_psql_alone_understands_is_left_out() -> None:
     assert "statement_timeout" in script().preamble.text
 
 
-@pytest.mark.parametrize(("major", "known"), [(16, False), (17, True)])
-def test_a_setting_is_left_out_for_targets_that_do_not_know_it(major: int, known: bool) -> None:
-    assert ("transaction_timeout" in script(target_major=major).preamble.text) is known
+@pytest.mark.parametrize("known", ["statement_timeout", "transaction_timeout"])
+def test_a_setting_is_left_out_for_targets_that_do_not_know_it(known: str) -> None:
+    """Whatever its name: a pg_dump that is newer than this sets what nobody knows yet."""
+    preamble = script(settings=[known]).preamble.text
+    assert [name for name in ("statement_timeout", "transaction_timeout") if name in preamble] == [known]
 
 
 def test_entries_are_sorted_into_the_steps_of_a_restoration() -> None:

@@ -16,7 +16,7 @@ PREAMBLE = (
     ("version", "means"), [("18.6", True), ("19beta1", True), ("17.10 (Debian)", False), ("14.1", False)]
 )
 def test_only_a_server_that_has_names_means_some(version: str, means: bool) -> None:
-    script = for_restore(split(PREAMBLE.format(version)), publication="p", target_major=18)
+    script = for_restore(split(PREAMBLE.format(version)), publication="p", settings=())
     assert means_names(script.preamble) is means
 
 

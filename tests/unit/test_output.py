@@ -93,3 +93,13 @@ def test_a_page_of_a_drill_turns_no_text_around() -> None:
     page = drill_report.render(record(checks=(check,), deviations=(EVIL,), error=EVIL))
     assert acting(page) == []
     assert "<script" not in page
+
+
+def test_logs_that_are_held_are_shown_only_by_what_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    with output.logs_held():
+        structlog.get_logger().error("the source does not answer")
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ValueError, match="bad"), output.logs_held():
+        structlog.get_logger().error("the source does not answer")
+        raise ValueError("bad")
+    assert "the source does not answer" in capsys.readouterr().err

@@ -17,6 +17,7 @@ import psycopg
 import pytest
 
 from archiver.embedded import PostgresServer
+from archiver.postgres.preflight import NEWEST_TESTED_MAJOR, OLDEST_MAJOR
 from archiver.restore import Summary
 from tests.dumps import difference, pg_dump
 from tests.fix_archive import Setup
@@ -45,6 +46,10 @@ def _programs() -> dict[int, Path | None]:
 
 
 PROGRAMS: Final = _programs()
+
+
+def test_what_check_calls_tested_is_tested() -> None:
+    assert (min(OLDEST, *VERSIONS), max(EMBEDDED, *VERSIONS)) == (OLDEST_MAJOR, NEWEST_TESTED_MAJOR)
 
 
 @pytest.fixture(scope="module")
