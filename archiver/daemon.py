@@ -45,7 +45,7 @@ from archiver.policy.slot_danger import SlotDanger
 from archiver.postgres.install import require_own_publication, sweep
 from archiver.postgres.replication_slot import each_once
 from archiver.postgres.session import is_shutting_down
-from archiver.postgres.setup import publish_missing
+from archiver.postgres.setup import publish_missing, unpublished_tables
 from archiver.postgres.source import Sample, Source
 from archiver.regions import open_configured, open_keks, open_regions
 from archiver.snapshots import take_snapshot
@@ -60,6 +60,8 @@ SLOT_WARN_EVERY = timedelta(minutes=1)
 STOP_SECONDS = 26.0  # SIGTERM promises 30
 TRAIL_SECONDS = 2.0  # for what one region has and the others were getting
 SNAPSHOT_RETRY = 60.0
+TABLES_SECONDS = 15.0
+_NOT_ARCHIVED = "archiver init publishes them (--keyless full those without a key); or write them into source.exclude."
 REPAIR_RETRY = 60.0
 THREADS = 4
 
@@ -183,6 +185,7 @@ class Daemon:
             helpers = [
                 tasks.create_task(self._watch_source(archive), name="monitor"),
                 tasks.create_task(self._take_snapshots(archive), name="snapshots"),
+                tasks.create_task(self._watch_tables(), name="tables"),
                 tasks.create_task(self._repair_regions(archive), name="repair"),
                 tasks.create_task(look_regularly(archive, self._tell_missing), name="inspection"),
             ]
@@ -294,6 +297,20 @@ class Daemon:
                 self._bear_silence(exc)
             await asyncio.sleep(SAMPLE_SECONDS)
 
+    async def _watch_tables(self) -> None:
+        """Count the tables that are not archived, and name each once: whoever reads no metric reads the log."""
+        named, before = set[str](), set[str]()
+        find = partial(unpublished_tables, name=self._source.publication, exclude=self._source.exclude)
+        while True:
+            with contextlib.suppress(PostgresError):  # _watch_source says so
+                found = {str(table) for table in await self._monitor.ask(find)}
+                self.metrics.unarchived_tables.set(len(found))
+                if new := (found & before) - named:  # a base snapshot may publish what is new just now
+                    named |= new
+                    log.error("tables are not archived", tables=sorted(new), hint=_NOT_ARCHIVED)
+                before = found
+            await asyncio.sleep(TABLES_SECONDS)
+
     def _bear_silence(self, error: PostgresError) -> None:
         """The recovery point ages; and no shutdown of the source waits for regions that do not answer us."""
         if self._capture is None:
@@ -350,7 +367,7 @@ class Daemon:
         publish = partial(publish_missing, name=self._source.publication, exclude=self._source.exclude)
         added, refused = await self._monitor.ask(publish)
         if added:
-            log.info("published what could not be published before", tables=added)
+            log.info("published new tables", tables=added)
         if refused:
             log.error("not archived: the role may not publish them; run archiver init", tables=refused)
 

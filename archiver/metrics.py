@@ -27,6 +27,9 @@ class Metrics:
         self.missing_objects = self._gauge(
             "missing_objects", "Objects that a restore needs and the last look did not find", "region"
         )
+        self.unarchived_tables = self._gauge(
+            "unarchived_tables", "Tables that nobody excluded and that the publication does not carry"
+        )
         self.messages_total = self._counter("messages", "Replication messages received")
         self.transactions_total = self._counter("transactions", "Commits received")
         self.received_bytes_total = self._counter("received_bytes", "Bytes received from the source")

@@ -18,8 +18,10 @@ from archiver.errors import ArchiverError
 from archiver.format.manifest import Drill, Entry, ObjectRef, format_time
 from archiver.policy.history import History
 from archiver.policy.target import Window
+from archiver.postgres.checks import listed
 from archiver.postgres.replication_slot import slot_info
 from archiver.postgres.session import connect
+from archiver.postgres.setup import unpublished_tables
 from archiver.postgres.source import Source
 from archiver.survey import Standing, Survey, survey
 
@@ -130,6 +132,7 @@ async def _source(section: SourceSection) -> Facts | None:
         sample = await source.sample()
         async with await connect(section.dsn, purpose="info") as conn:
             slot = await slot_info(conn, section.slot)
+            left_out = await unpublished_tables(conn, section.publication, section.exclude)
     except ArchiverError:
         return None
     finally:
@@ -143,6 +146,7 @@ async def _source(section: SourceSection) -> Facts | None:
         "confirmed_flush_lsn": str(confirmed) if confirmed is not None else None,
         "lag_bytes": max(0, sample.lsn - confirmed) if confirmed is not None else None,
         "retained_bytes": sample.retained,
+        "unarchived_tables": [str(table) for table in left_out],
     }
 
 
@@ -158,6 +162,8 @@ def _show(facts: Facts) -> None:
     stored, raw = facts["stored_bytes"], facts["raw_bytes"]
     say(f"stored           {facts['segments']} change segments, {size(stored)} in each region, {size(raw)} unpacked")
     say(f"source           {_lag(facts['source'])}")
+    if left_out := (facts["source"] or {}).get("unarchived_tables"):
+        say(f"NOT ARCHIVED     {listed(left_out)}: changes of their rows")
     for region in facts["regions"]:
         state = f"newest manifest {region['newest_seq']}" if region["reachable"] else f"DOWN: {region['error']}"
         say(f"region           {region['name']}: {state}")

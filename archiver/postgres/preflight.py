@@ -291,8 +291,9 @@ async def _new_tables(conn: Conn, source: SourceSection) -> list[Check]:
     """Without triggers nobody adds a new table to a publication that lists them."""
     if await publishes_all(conn, source.publication):
         return []
-    hint = "Run archiver init after each CREATE TABLE, or have a superuser publish FOR ALL TABLES."
-    return [Check("new tables", "warn", f"{source.publication} lists its tables: a new one is not archived", hint)]
+    hint = "Run archiver init after each CREATE TABLE of another role's, or have a superuser publish FOR ALL TABLES."
+    what = "the daemon publishes a new one only if its role owns it, and it has a key"
+    return [Check("new tables", "warn", f"{source.publication} lists its tables: {what}", hint)]
 
 
 async def check_keys(conn: Conn, source: SourceSection) -> list[Check]:

@@ -19,7 +19,6 @@ from archiver.errors import PostgresError, PostgresUnavailable, UsageError
 from archiver.lsn import Lsn
 from archiver.postgres import install
 from archiver.postgres.brief_locks import with_brief_locks
-from archiver.postgres.catalog_look import captures_ddl
 from archiver.postgres.exclusion import excluded_tables
 from archiver.postgres.session import postgres_error
 from archiver.postgres.triggers import ListedPublication
@@ -198,6 +197,8 @@ async def published_tables(conn: Conn, name: str) -> set[tuple[str, str]]:
 
 async def unpublished_tables(conn: Conn, name: str, exclude: Sequence[str]) -> list[PublishedTable]:
     """Tables that nobody excluded and that the publication does not carry: created since `init` listed them."""
+    if await publishes_all(conn, name):
+        return []
     excluded = (await excluded_tables(conn, exclude)).oids
     published = await published_tables(conn, name)
     tables = await _permanent_tables(conn)
@@ -205,13 +206,11 @@ async def unpublished_tables(conn: Conn, name: str, exclude: Sequence[str]) -> l
 
 
 async def publish_missing(conn: Conn, name: str, exclude: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Publish what a trigger should have, and could not because of somebody's lock. A base snapshot is to follow.
+    """Publish what no trigger did: there is none, or somebody's lock was in its way. A base snapshot is to follow.
 
     Returns the tables that were added, and those that the role may not add. Raises PostgresError where a lock is in
     the way still.
     """
-    if await publishes_all(conn, name) or not await captures_ddl(conn):
-        return [], []
     added: list[str] = []
     refused: list[str] = []
     for table in [table for table in await unpublished_tables(conn, name, exclude) if table.keyed]:

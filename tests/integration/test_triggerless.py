@@ -26,7 +26,7 @@ from archiver.policy.target import Target, ToLatest, ToLsn, ToName
 from archiver.postgres.catalog_look import CatalogReader
 from archiver.postgres.preflight import check_ddl
 from archiver.postgres.session import connect
-from archiver.postgres.setup import name_restore_point, set_up_publication
+from archiver.postgres.setup import name_restore_point
 from archiver.postgres.triggers import drop_statements
 from archiver.recovery_plan import make_plan, read_history
 from tests.dumps import difference, pg_dump
@@ -326,7 +326,7 @@ async def test_event_triggers_that_are_dropped_or_disabled_are_missed(
 # --- a publication that lists its tables ---
 
 
-async def test_a_role_that_lists_its_tables_gets_each_change_and_a_new_table_once_it_is_published(
+async def test_a_role_that_lists_its_tables_gets_each_change_and_publishes_its_own_new_tables(
     make_setup: MakeSetup, pg: PostgresServer, role: str, tmp_path: Path
 ) -> None:
     """All that `init` can do for a role that owns its database, and is no superuser."""
@@ -344,24 +344,48 @@ async def test_a_role_that_lists_its_tables_gets_each_change_and_a_new_table_onc
             await covered(setup)
             conn.execute("CREATE TABLE made (id int PRIMARY KEY); INSERT INTO made VALUES (1)")
             await covered(setup)
-            _, summary = await setup.restore()
-            assert [each for each in summary.warnings if "public.made is not archived" in each]
-            await publish_again(setup)
-            await covered(setup)
             conn.execute("INSERT INTO made VALUES (2)")
             await setup.archived()
     restored, summary = await setup.restore()
+    assert not [each for each in summary.warnings if "not archived" in each]
     assert difference(pg_dump(restored), pg_dump(setup.dsn)) == ""
     assert summary.transactions_replayed > 0
 
 
-async def publish_again(setup: Setup) -> None:
-    """What `archiver init` does when it is repeated."""
-    source = setup.config.require_source()
-    async with await connect(source.dsn, purpose="test") as conn:
-        await set_up_publication(conn, source.publication, source.exclude, None)
-        names = {each.name: each.detail for each in await check_ddl(conn, source)}
-    assert "a new one is not archived" in names["new tables"]
+async def test_a_table_that_nobody_archives_is_named(
+    make_setup: MakeSetup,
+    pg: PostgresServer,
+    role: str,
+    *,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Others' tables, which the role may not publish, and tables without a key, of which nobody has said what to do."""
+    monkeypatch.setattr("archiver.daemon.TABLES_SECONDS", 0.2)
+    owner = make_setup(region=folders(tmp_path), segment={"max_age": "300ms"})
+    pg.execute(f"ALTER DATABASE {conninfo_to_dict(owner.dsn)['dbname']} OWNER TO {role}")
+    setup = as_role(owner, role)
+    setup.dsn = setup.config.require_source().dsn
+    with setup.connect() as conn, owner.connect() as dba:
+        conn.execute(BEFORE)
+        await setup.init()
+        async with setup.daemon() as daemon:
+            await covered(setup)
+            dba.execute("CREATE TABLE coupons (id int PRIMARY KEY); INSERT INTO coupons VALUES (1)")
+            conn.execute("CREATE TABLE keyless (v int); CREATE TABLE keyed (id int PRIMARY KEY)")
+            await covered(setup)
+            await asyncio.sleep(1)
+            assert daemon.metrics.registry.get_sample_value("archiver_unarchived_tables") == 2
+        async with await connect(setup.dsn, purpose="test") as source:
+            section = setup.config.require_source()
+            names = {each.name: each.detail for each in await check_ddl(source, section)}
+    said = capsys.readouterr().out
+    assert "public.coupons" in said
+    assert "public.keyless" in said
+    assert "published new tables" in said
+    assert "only if its role owns it" in names["new tables"]
+    assert any("public.coupons is not archived" in each for each in (await setup.restore())[1].warnings)
 
 
 # --- check ---

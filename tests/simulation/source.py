@@ -233,6 +233,7 @@ _ANSWERS: dict[str, Callable[[Server], Any]] = {
     "DELETE FROM archiver.journal": Server._nothing,
     "pg_current_snapshot": Server._running,
     "pubowner": Server._nothing,
+    "puballtables": Server._captures_ddl,
     "pg_event_trigger": Server._captures_ddl,
     "archiver.losses": Server._no_losses,
     "relname = 'journal'": Server._trusted_journal,
