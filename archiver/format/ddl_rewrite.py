@@ -21,6 +21,7 @@ from pglast.visitors import Visitor
 from archiver.errors import IntegrityError
 from archiver.format.ddl import Event, first_line, literal, quote
 from archiver.format.ddl_described import set_defaults
+from archiver.format.ddl_moments import put_bounds, with_settings_told
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,8 @@ def for_target(text: str, event: Event, target: TargetFacts) -> Replay:
     """The statements that do at the target what one statement did at the source."""
     text = _with_roles_named(text, event)
     [raw] = parse_sql(text)
-    stmt = raw.stmt
+    stmt: Any = raw.stmt
+    text = with_settings_told(text, stmt, event)
     if (reason := _unwanted(stmt, event, target)) is not None:
         return Replay(left_out=[reason] if reason else [])
     work = _Rewriting(stmt, event, target)
@@ -208,7 +210,7 @@ class _Rewriting:
     def run(self) -> bool:
         tablespaces = _Tablespaces()
         tablespaces(self.stmt)
-        self.changed |= tablespaces.found
+        self.changed |= tablespaces.found | put_bounds(self.stmt, self.event)
         step = _STEPS.get(type(self.stmt))
         return step is None or step(self)
 

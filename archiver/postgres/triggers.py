@@ -58,6 +58,22 @@ _IN_ENGLISH: Final = "SET lc_messages = 'C'"
 _TAGS: Final = ("CREATE TABLE", "CREATE TABLE AS", "SELECT INTO", "CREATE SCHEMA", "ALTER TABLE")
 """What can make a table, or name one whose key it takes away; what goes with others the events of sql_drop tell."""
 _STARTS: Final = ("CREATE TABLE AS", "SELECT INTO", "CREATE EXTENSION", "ALTER EXTENSION")
+_COMPUTING: Final = (
+    *(
+        "ALTER DOMAIN",
+        "ALTER FOREIGN TABLE",
+        "ALTER POLICY",
+        "ALTER PUBLICATION",
+        "ALTER TABLE",
+        "ALTER TYPE",
+        "ALTER VIEW",
+    ),
+    *("CREATE AGGREGATE", "CREATE DOMAIN", "CREATE FOREIGN TABLE", "CREATE FUNCTION", "CREATE INDEX", "CREATE POLICY"),
+    *("CREATE MATERIALIZED VIEW", "CREATE PROCEDURE", "CREATE PUBLICATION", "CREATE RULE", "CREATE SCHEMA"),
+    *("CREATE STATISTICS", "CREATE TABLE", "CREATE TABLE AS", "CREATE TRIGGER", "CREATE VIEW"),
+    *("REFRESH MATERIALIZED VIEW", "SELECT INTO"),
+)
+"""What may run users' code before its end event: in an expression, or while a literal is read (a domain's CHECK)."""
 _EVENTS: Final = {
     "start": "ddl_command_start",
     "end": "ddl_command_end",
@@ -88,7 +104,7 @@ def journal_statements() -> str:
 def function_statements(listed: ListedPublication | None, *, superuser: bool) -> str:
     """All functions, in a schema that has none. `listed`: the publication, where it is not for all tables."""
     guard, publish = _looks_after(listed)
-    names = ["functions.sql", "texts.sql", "capture.sql", "rewrites.sql", "tables.sql"]
+    names = ["functions.sql", "texts.sql", "sessions.sql", "capture.sql", "rewrites.sql", "tables.sql"]
     text = "".join(map(_file, names))
     if guard:
         text += _looking("guard.sql", "guard_keyless", "end")
@@ -146,6 +162,8 @@ def _filled(text: str, listed: ListedPublication | None, *, superuser: bool) -> 
         "__PINNED__": _PINNED,
         "__LOOKUPS__": _LOOKUPS,
         "__SETTINGS__": ", ".join(map(literal, SETTINGS)),
+        "__STARTS__": ", ".join(map(literal, _STARTS)),
+        "__COMPUTING__": ", ".join(map(literal, _COMPUTING)),
         "__LIMIT__": str(ROWS_LIMIT),
         "__TEXT_LIMIT__": str(TEXT_LIMIT),
         "__REST__": ddl_indexes.REST,
@@ -157,7 +175,7 @@ def _filled(text: str, listed: ListedPublication | None, *, superuser: bool) -> 
 
 def _trigger(name: str, function: str) -> str:
     event = name.rpartition("_")[2]
-    tags = {"start": _STARTS, "keyless": _TAGS, "new": _TAGS}.get(event)
+    tags = {"start": tuple(dict.fromkeys((*_STARTS, *_COMPUTING))), "keyless": _TAGS, "new": _TAGS}.get(event)
     when = f"WHEN TAG IN ({', '.join(map(literal, tags))})" if tags else ""
     return f"""
 CREATE EVENT TRIGGER {name} ON {_EVENTS.get(event, "ddl_command_end")} {when}

@@ -67,6 +67,10 @@ BEGIN
     IF current_setting('transaction_read_only')::bool THEN
         RETURN;  -- a temporary table, or nothing
     END IF;
+    PERFORM archiver.keep_session(tag, origin);
+    IF tag NOT IN (__STARTS__) THEN
+        RETURN;
+    END IF;
     IF tag IN ('CREATE EXTENSION', 'ALTER EXTENSION') THEN
         PERFORM archiver.place_of(archiver.head_of(origin), 'ddl_command_start', tag);
     END IF;
@@ -113,6 +117,7 @@ DECLARE
     message jsonb;
     objects jsonb;
     tables oid[];
+    otherwise bool := archiver.session_changed(tag, origin);
 BEGIN
     IF tag = 'REINDEX' THEN  -- which fires from 17 on only
         RETURN;
@@ -148,7 +153,13 @@ BEGIN
     message := message || archiver.event_of('ddl_command_end', tag)
             || jsonb_build_object('objects', objects, 'source', words -> 'source', 'text', words -> 'text')
             || archiver.described(tag, words, tables);
+    IF tag ~ '^(CREATE|ALTER) (FUNCTION|PROCEDURE|ROUTINE)' THEN
+        message := message || archiver.configured();
+    END IF;
     PERFORM archiver.write('ddl', message);
+    IF otherwise THEN
+        PERFORM archiver.record_loss('session', tag);
+    END IF;
     PERFORM archiver.record_moments(tag, words);
     PERFORM archiver.record_temporary(tag);
     IF tag ~ '^ALTER (TABLE|TYPE)$|EXTENSION$' THEN
@@ -173,6 +184,9 @@ BEGIN
     IF tag IN ('CREATE TABLE', 'ALTER TABLE') AND (words ->> 'copies')::bool THEN
         result := result || jsonb_build_object('indexes', archiver.new_indexes(tables));
     END IF;
+    IF tag IN ('CREATE TABLE', 'CREATE FOREIGN TABLE', 'CREATE SCHEMA', 'ALTER TABLE') AND (words ->> 'bounds')::bool THEN
+        result := result || jsonb_build_object('bounds', archiver.bounds_of(tag, tables));
+    END IF;
     IF (words ->> 'moment')::bool THEN
         result := result || jsonb_build_object('defaults', archiver.defaults_of(tables));
     END IF;
@@ -185,6 +199,23 @@ BEGIN
     RETURN result;
 END
 $described$;
+
+-- What the bounds of new partitions came out as, which may be computed: of tables that are made, or that this very
+-- transaction attached (age() counts from its id).
+CREATE FUNCTION archiver.bounds_of(tag text, tables oid[]) RETURNS jsonb LANGUAGE sql STABLE AS $bounds$
+    SELECT jsonb_agg(jsonb_build_object('schema', n.nspname, 'name', c.relname, 'bound', pg_get_expr(c.relpartbound, c.oid)))
+      FROM (SELECT unnest(tables) AS oid WHERE tag <> 'ALTER TABLE'
+            UNION SELECT inhrelid FROM pg_inherits WHERE inhparent = ANY (tables) AND age(xmin) <= 0) AS made
+      JOIN pg_class c ON c.oid = made.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE c.relpartbound IS NOT NULL
+$bounds$;
+
+-- What SET ... FROM CURRENT became.
+CREATE FUNCTION archiver.configured() RETURNS jsonb LANGUAGE sql STABLE AS $configured$
+    SELECT jsonb_build_object('configured', jsonb_agg(setting))
+      FROM pg_event_trigger_ddl_commands() d
+      JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND p.oid = d.objid, unnest(p.proconfig) AS setting
+$configured$;
 
 -- What holds expressions. Of what a function's body does, nothing is evaluated when it is made, unless it is BEGIN ATOMIC.
 CREATE FUNCTION archiver.record_moments(tag text, words jsonb) RETURNS void LANGUAGE plpgsql AS $moments$
