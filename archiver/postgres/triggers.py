@@ -19,6 +19,8 @@ from archiver.postgres import ddl_indexes, exclusion
 
 _NOTING: Final = tuple(f"archiver_before_{event}" for event in ("start", "end", "drop"))
 """They fire right before those of the same event that capture: triggers fire in the order of their names."""
+_NOTING_TYPES: Final = ("archiver_before_alter", "archiver_before_rewrite")
+"""Without them an ALTER TABLE is a loss: nobody knows what it converted."""
 _RECORDING: Final = tuple(f"archiver_capture_{event}" for event in ("start", "end", "drop", "rewrite"))
 CAPTURING: Final = (*_NOTING, *_RECORDING)
 """The event triggers that write DDL into the stream: without any of them it is not captured."""
@@ -30,7 +32,7 @@ GUARDS: Final = {
 _PUBLISHING: Final = {"archiver_publish_new": "publish_new", "archiver_publish_drop": "publish_dropped"}
 """Triggers and their functions. A CREATE TABLE is captured before the guard's ALTER TABLE, and that is done before the
 table is published."""
-NAMES: Final = (*CAPTURING, *GUARDS, *_PUBLISHING)
+NAMES: Final = (*CAPTURING, *_NOTING_TYPES, *GUARDS, *_PUBLISHING)
 
 ROWS_LIMIT: Final = 64 << 20
 """Bytes of a table up to which rewritten rows travel in the stream: past that a base snapshot is cheaper."""
@@ -130,6 +132,7 @@ def trigger_statements(listed: ListedPublication | None) -> str:
     """The event triggers, for a role that may create any."""
     guard, publish = _looks_after(listed)
     text = "".join(_trigger(name, "note_session") for name in _NOTING)
+    text += "".join(_trigger(name, "note_types") for name in _NOTING_TYPES)
     text += "".join(_trigger(name, "capture_ddl") for name in _RECORDING)
     looking = {**(GUARDS if guard else {}), **(_PUBLISHING if publish else {})}
     return text + "".join(_trigger(name, function) for name, function in looking.items())
@@ -175,7 +178,12 @@ def _filled(text: str, listed: ListedPublication | None, *, superuser: bool) -> 
 
 def _trigger(name: str, function: str) -> str:
     event = name.rpartition("_")[2]
-    tags = {"start": tuple(dict.fromkeys((*_STARTS, *_COMPUTING))), "keyless": _TAGS, "new": _TAGS}.get(event)
+    tags = {
+        "start": tuple(dict.fromkeys((*_STARTS, *_COMPUTING))),
+        "keyless": _TAGS,
+        "new": _TAGS,
+        "alter": ("ALTER TABLE",),
+    }.get(event)
     when = f"WHEN TAG IN ({', '.join(map(literal, tags))})" if tags else ""
     return f"""
 CREATE EVENT TRIGGER {name} ON {_EVENTS.get(event, "ddl_command_end")} {when}

@@ -67,6 +67,51 @@ TOLD: Final[dict[str, list[str]]] = {
         "CREATE TABLE app.n (id int PRIMARY KEY, d timestamptz DEFAULT '2026-01-01 10:00 IST')",
     ],
 }  # fmt: skip
+COMPUTED: Final[dict[str, list[str]]] = {
+    "rows that say now": [
+        "UPDATE app.t SET v = 'now'; INSERT INTO app.t VALUES (5, 'now'), (6, 'today')",
+        "ALTER TABLE app.t ALTER v TYPE timestamp USING v::timestamp",
+    ],
+    "rows of another column that say now": [
+        "ALTER TABLE app.t ADD w timestamptz; UPDATE app.t SET v = 'now'",
+        "ALTER TABLE app.t ALTER w TYPE timestamp USING v::timestamp",
+    ],
+    "names that become numbers": [
+        "CREATE TABLE app.r (id int PRIMARY KEY, v regclass, w regclass, x regclass)",
+        "INSERT INTO app.r VALUES (1, 'app.t', 'app.t', 'app.t')",
+        "ALTER TABLE app.r ALTER v TYPE oid, ALTER w TYPE bigint",
+        "ALTER TABLE app.r ALTER x TYPE bigint USING x",
+    ],
+    "names that become numbers, without a rewrite": [
+        "CREATE DOMAIN app.d AS regclass",
+        "CREATE TABLE app.r (id int, v regclass, w app.d, PRIMARY KEY (id)) PARTITION BY RANGE (id)",
+        "CREATE TABLE app.r1 PARTITION OF app.r FOR VALUES FROM (0) TO (10)",
+        "INSERT INTO app.r VALUES (1, 'app.t', 'app.t')",
+        "ALTER TABLE app.r ALTER v TYPE oid",
+        "ALTER TABLE app.r ALTER w TYPE oid",
+    ],
+    "numbers that become names": [
+        "CREATE TABLE app.r (id int PRIMARY KEY, v oid)",
+        "INSERT INTO app.r VALUES (1, 'app.t'::regclass)",
+        "ALTER TABLE app.r ALTER v TYPE regclass",
+    ],
+    "a default that each partition has another of": [
+        "CREATE FUNCTION app.st() RETURNS text LANGUAGE plpgsql STABLE AS $$ BEGIN RETURN clock_timestamp()::text; END $$",
+        "CREATE TABLE app.par (id int PRIMARY KEY) PARTITION BY RANGE (id)",
+        "CREATE TABLE app.par1 PARTITION OF app.par FOR VALUES FROM (0) TO (10)",
+        "CREATE TABLE app.par2 PARTITION OF app.par FOR VALUES FROM (10) TO (20)",
+        "INSERT INTO app.par VALUES (1), (11)",
+        "ALTER TABLE app.par ADD c text DEFAULT app.st()",
+    ],
+    "a default of a domain": [
+        "CREATE DOMAIN app.d AS timestamp CHECK (VALUE > '1990-01-01')",
+        "ALTER TABLE app.t ADD c app.d DEFAULT ('no'||'w')::timestamp",
+        "ALTER TABLE app.t ADD d app.d DEFAULT 'now'",
+    ],
+    "a literal of a moment while a type changes": [
+        "ALTER TABLE app.t ALTER id TYPE bigint, ADD c timestamp DEFAULT 'now'",
+    ],
+}  # fmt: skip
 MOMENTS: Final[dict[str, list[str]]] = {
     "escaped": ["CREATE TABLE app.n (id int PRIMARY KEY, d timestamp DEFAULT E'n\\x6fw')"],
     "escaped otherwise": ["CREATE TABLE app.n (id int PRIMARY KEY, d timestamp DEFAULT U&'n!006fw' UESCAPE '!')"],
@@ -110,7 +155,7 @@ async def losses(source: Setup) -> set[str]:
     return {each.reason for segment in history.changes for each in segment.lost}
 
 
-@pytest.mark.parametrize("what", [*TOLD, *MOMENTS, *SESSIONS])
+@pytest.mark.parametrize("what", [*TOLD, *COMPUTED, *MOMENTS, *SESSIONS])
 async def test_a_restore_finds_what_the_source_found_or_a_loss_is_recorded(
     make_setup: MakeSetup, roles: tuple[str, str], what: str
 ) -> None:
@@ -123,7 +168,7 @@ async def test_a_restore_finds_what_the_source_found_or_a_loss_is_recorded(
     async with source.daemon():
         await source.archived()
         with as_role(source.dsn, owner) as conn:
-            for statement in (TOLD | MOMENTS | SESSIONS)[what]:
+            for statement in (TOLD | COMPUTED | MOMENTS | SESSIONS)[what]:
                 conn.execute(statement.encode())
         await source.archived()
     lost = await losses(source)
@@ -193,3 +238,28 @@ async def test_a_transaction_that_is_streamed_is_no_loss(make_setup: MakeSetup) 
     assert await losses(source) == set()
     restored, _ = await source.restore()
     assert difference(pg_dump(restored), pg_dump(source.dsn)) == ""
+
+
+PURE: Final = [
+    "ALTER TABLE t ALTER id TYPE bigint",
+    "ALTER TABLE t ALTER v TYPE varchar(90)",
+    "ALTER TABLE t ALTER v TYPE varchar(9) USING v",
+    "ALTER TABLE t ALTER v TYPE integer USING v::integer",
+    "ALTER TABLE t ALTER at TYPE timestamp, ALTER n TYPE numeric(20, 2), ALTER f TYPE text",
+    "ALTER TABLE t ADD c int DEFAULT 1, ALTER n TYPE float",
+]
+
+
+async def test_what_is_known_to_be_pure_brings_no_rows(make_setup: MakeSetup) -> None:
+    source = make_setup()
+    with source.connect() as conn:
+        conn.execute("CREATE TABLE t (id int PRIMARY KEY, v text, at timestamptz, n int, f float)")
+        conn.execute("INSERT INTO t VALUES (1, '7', now(), 3, 1.5)")
+        await source.init()
+        conn.execute("SELECT pg_create_logical_replication_slot('look', 'test_decoding')")
+        for statement in PURE:
+            conn.execute(statement.encode())
+        rows = "SELECT data FROM pg_logical_slot_get_changes('look', NULL, NULL) WHERE data ~ 'kind.text.:.rows'"
+        found = conn.execute(rows.encode()).fetchall()
+        conn.execute("SELECT pg_drop_replication_slot('look')")
+    assert found == []

@@ -163,7 +163,7 @@ BEGIN
     PERFORM archiver.record_moments(tag, words);
     PERFORM archiver.record_temporary(tag);
     IF tag ~ '^ALTER (TABLE|TYPE)$|EXTENSION$' THEN
-        PERFORM archiver.record_rewritten(tag, origin);
+        PERFORM archiver.record_rewritten(tag, origin, tables, nullif(message -> 'missing', 'null'));
     END IF;
 END
 $end$;
@@ -290,12 +290,15 @@ CREATE FUNCTION archiver.missing_values(tables oid[]) RETURNS jsonb LANGUAGE sql
         UNION SELECT a.root, i.inhrelid FROM altered a JOIN pg_inherits i ON i.inhparent = a.rel
     ), found AS (
         SELECT DISTINCT ON (r.root, a.attname) a.attname AS name, format_type(a.atttypid, a.atttypmod) AS type,
-               a.attmissingval::text AS value, pg_get_expr(d.adbin, d.adrelid) AS expression
+               a.attmissingval::text AS value, pg_get_expr(d.adbin, d.adrelid) AS expression,
+               max(a.attmissingval::text) OVER same <> min(a.attmissingval::text) OVER same AS differ
           FROM altered r JOIN pg_attribute a ON a.attrelid = r.rel
           LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
          WHERE a.atthasmissing AND NOT a.attisdropped
+        WINDOW same AS (PARTITION BY r.root, a.attname)
     )
-    SELECT jsonb_object_agg(name, jsonb_build_object('type', type, 'value', value, 'default', expression)) FROM found
+    SELECT jsonb_object_agg(name, jsonb_build_object('type', type, 'value', value, 'default', expression)
+                                  || CASE WHEN differ THEN '{"differ": true}' ELSE '{}' END::jsonb) FROM found
 $missing$;
 
 -- Of partitions and children, too: each has a default of its own.
