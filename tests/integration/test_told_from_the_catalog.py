@@ -67,6 +67,16 @@ TOLD: Final[dict[str, list[str]]] = {
         "CREATE TABLE app.n (id int PRIMARY KEY, d timestamptz DEFAULT '2026-01-01 10:00 IST')",
     ],
 }  # fmt: skip
+NAMED: Final[dict[str, list[str]]] = {
+    "options of a toast table": [
+        "CREATE TABLE app.u WITH (toast.autovacuum_enabled = false) AS SELECT 1 AS a, 'x'::text AS b",
+        "CREATE TABLE app.w WITH (fillfactor = 70, toast.vacuum_truncate = off) AS SELECT 1 AS a, 'x'::text AS b",
+    ],
+    "what is called archiver": [
+        "CREATE SERVER archiver FOREIGN DATA WRAPPER dummyfdw; CREATE TABLE app.archiver (id int PRIMARY KEY)",
+        "COMMENT ON SERVER archiver IS 'not ours'; CREATE USER MAPPING FOR CURRENT_USER SERVER archiver",
+    ],
+}
 COMPUTED: Final[dict[str, list[str]]] = {
     "rows that say now": [
         "UPDATE app.t SET v = 'now'; INSERT INTO app.t VALUES (5, 'now'), (6, 'today')",
@@ -121,6 +131,14 @@ MOMENTS: Final[dict[str, list[str]]] = {
     "of a parameter": ["CREATE FUNCTION app.f(a date DEFAULT 'today') RETURNS date LANGUAGE sql AS 'SELECT a'"],
 }
 SESSIONS: Final[dict[str, list[str]]] = {
+    "read-only while it runs": [
+        "CREATE FUNCTION app.ro(text) RETURNS text LANGUAGE plpgsql AS"
+        " $$ BEGIN PERFORM set_config('transaction_read_only', 'on', true); RETURN $1; END $$",
+        "CREATE TEMP TABLE t (id int, v text); INSERT INTO pg_temp.t VALUES (1, 'a')",
+        "SET search_path = app",
+        "BEGIN; SAVEPOINT a; ALTER TABLE t ALTER v TYPE varchar(44) USING app.ro(v); RELEASE a;"
+        " ALTER TABLE app.t ADD a int; ALTER TABLE app.t ADD b int; COMMIT",
+    ],
     "search_path": [
         "CREATE SCHEMA app2; CREATE TABLE app2.t (id int PRIMARY KEY, v text)",
         PATH.format("search_path", "app2"),
@@ -155,7 +173,7 @@ async def losses(source: Setup) -> set[str]:
     return {each.reason for segment in history.changes for each in segment.lost}
 
 
-@pytest.mark.parametrize("what", [*TOLD, *COMPUTED, *MOMENTS, *SESSIONS])
+@pytest.mark.parametrize("what", [*TOLD, *NAMED, *COMPUTED, *MOMENTS, *SESSIONS])
 async def test_a_restore_finds_what_the_source_found_or_a_loss_is_recorded(
     make_setup: MakeSetup, roles: tuple[str, str], what: str
 ) -> None:
@@ -164,11 +182,14 @@ async def test_a_restore_finds_what_the_source_found_or_a_loss_is_recorded(
     give_schema(source.dsn, owner)
     with source.connect() as dba:
         dba.execute(f"GRANT CREATE ON DATABASE {dba.info.dbname} TO {owner}".encode())
+        dba.execute(
+            f"CREATE FOREIGN DATA WRAPPER dummyfdw; GRANT USAGE ON FOREIGN DATA WRAPPER dummyfdw TO {owner}".encode()
+        )
     await source.init()
     async with source.daemon():
         await source.archived()
         with as_role(source.dsn, owner) as conn:
-            for statement in (TOLD | COMPUTED | MOMENTS | SESSIONS)[what]:
+            for statement in (TOLD | NAMED | COMPUTED | MOMENTS | SESSIONS)[what]:
                 conn.execute(statement.encode())
         await source.archived()
     lost = await losses(source)

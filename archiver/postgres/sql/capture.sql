@@ -263,7 +263,8 @@ $temporary$;
 CREATE FUNCTION archiver.describe_tables(tables oid[]) RETURNS jsonb LANGUAGE sql STABLE AS $describe$
     SELECT jsonb_agg(jsonb_build_object(
                'schema', n.nspname, 'name', c.relname, 'persistence', c.relpersistence,
-               'method', am.amname, 'options', c.reloptions, 'server', s.srvname,
+               'method', am.amname, 'options', c.reloptions || ARRAY(SELECT 'toast.' || o FROM unnest(toast.reloptions) AS o),
+               'server', s.srvname,
                'server_options', (SELECT jsonb_agg(jsonb_build_array(o.option_name, o.option_value))
                                     FROM pg_options_to_table(f.ftoptions) o),
                'columns', (SELECT jsonb_agg(jsonb_build_object(
@@ -279,6 +280,7 @@ CREATE FUNCTION archiver.describe_tables(tables oid[]) RETURNS jsonb LANGUAGE sq
                     LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
                    WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)))
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_am am ON am.oid = c.relam
+      LEFT JOIN pg_class toast ON toast.oid = c.reltoastrelid
       LEFT JOIN pg_foreign_table f ON f.ftrelid = c.oid LEFT JOIN pg_foreign_server s ON s.oid = f.ftserver
      WHERE c.oid = ANY (tables) AND c.relkind IN ('r', 'f')
 $describe$;

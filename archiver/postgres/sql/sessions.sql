@@ -20,12 +20,14 @@ CREATE FUNCTION archiver.session_mark() RETURNS text LANGUAGE sql STABLE AS $mar
     SELECT md5((current_setting('archiver.session')::jsonb - 'schemas')::text)
 $mark$;
 
+-- A row that is there already was kept by a statement before it in the same text that ended read-only, as only a temporary
+-- table's may, and was not counted: which statement this one is nobody knows.
 CREATE FUNCTION archiver.keep_session(tag text, origin text) RETURNS void LANGUAGE plpgsql AS $keep$
 BEGIN
     IF archiver.may_compute(tag, origin) THEN
         INSERT INTO archiver.journal (id, kind, key, content)
         VALUES (archiver.session_key(origin), 'memory', pg_current_xact_id()::text, archiver.session_mark())
-        ON CONFLICT (id) DO UPDATE SET content = excluded.content;
+        ON CONFLICT (id) DO UPDATE SET content = 'uncounted';
     END IF;
 END
 $keep$;
