@@ -66,13 +66,16 @@ class Event:
     missing: Mapping[str, Mapping[str, Any]] | None = None
     defaults: Sequence[Mapping[str, Any]] = ()
     indexes: Sequence[Mapping[str, str]] = ()
+    bounds: Sequence[Mapping[str, str]] = ()
+    configured: Sequence[str] = ()
 
 
 SETTINGS: Final = (
     *("search_path", "DateStyle", "IntervalStyle", "TimeZone", "standard_conforming_strings", "backslash_quote"),
     *("array_nulls", "transform_null_equals", "xmloption", "bytea_output", "extra_float_digits", "lc_monetary"),
     *("lc_numeric", "lc_time", "default_table_access_method", "default_toast_compression"),
-    *("default_text_search_config", "createrole_self_grant", "quote_all_identifiers"),
+    *("default_text_search_config", "createrole_self_grant", "quote_all_identifiers", "timezone_abbreviations"),
+    *("xmlbinary",),
 )
 """What a statement's meaning depends on: the triggers tell of these, and a restore sets no others."""
 
@@ -98,6 +101,8 @@ def parse_event(said: Mapping[str, Any], text: Text | None = None) -> Event:
             missing=said.get("missing"),
             defaults=said.get("defaults") or (),
             indexes=said.get("indexes") or (),
+            bounds=said.get("bounds") or (),
+            configured=said.get("configured") or (),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise IntegrityError("an entry of the journal about DDL cannot be read", hint=NEWER) from exc

@@ -21,6 +21,8 @@ from pglast.visitors import Visitor
 from archiver.errors import IntegrityError
 from archiver.format.ddl import Event, first_line, literal, quote
 from archiver.format.ddl_described import set_defaults
+from archiver.format.ddl_moments import put_bounds, with_settings_told
+from archiver.format.journal import SCHEMA
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,8 @@ def for_target(text: str, event: Event, target: TargetFacts) -> Replay:
     """The statements that do at the target what one statement did at the source."""
     text = _with_roles_named(text, event)
     [raw] = parse_sql(text)
-    stmt = raw.stmt
+    stmt: Any = raw.stmt
+    text = with_settings_told(text, stmt, event)
     if (reason := _unwanted(stmt, event, target)) is not None:
         return Replay(left_out=[reason] if reason else [])
     work = _Rewriting(stmt, event, target)
@@ -93,12 +96,18 @@ def _unwanted(stmt: Any, event: Event, target: TargetFacts) -> str | None:
         return _SUBSCRIPTION
     if ObjectType.OBJECT_LARGEOBJECT in {getattr(stmt, "objtype", None), getattr(stmt, "objectType", None)}:
         return _LARGE_OBJECTS
-    own = getattr(stmt, "pubname", None)
-    if own == target.publication or any(each.get("identity") == "archiver" for each in event.objects):
+    if getattr(stmt, "pubname", None) == target.publication or any(_is_ours(each, target) for each in event.objects):
         return ""
     if isinstance(stmt, ast.DropOwnedStmt) and any(not _there(role, target) for role in stmt.roles or ()):
         return "a role of DROP OWNED is not at the target"
     return None
+
+
+def _is_ours(described: Mapping[str, Any], target: TargetFacts) -> bool:
+    """Others may call what they have as they like."""
+    kind, name = described.get("type"), described.get("identity")
+    ours = target.publication
+    return (kind == "schema" and name == SCHEMA) or (kind == "publication" and name in {ours, quote(ours)})
 
 
 def _there(role: Any, target: TargetFacts) -> bool:
@@ -208,7 +217,7 @@ class _Rewriting:
     def run(self) -> bool:
         tablespaces = _Tablespaces()
         tablespaces(self.stmt)
-        self.changed |= tablespaces.found
+        self.changed |= tablespaces.found | put_bounds(self.stmt, self.event)
         step = _STEPS.get(type(self.stmt))
         return step is None or step(self)
 

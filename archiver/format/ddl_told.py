@@ -56,13 +56,16 @@ def statement_of(event: Event) -> str:
 
 def can_be_told(event: Event) -> bool:
     """Whether a restore will know what to run. Of what is very long nobody asks: it would take the daemon's time."""
-    described = event.kind != "ddl_command_end" or event.tag in {*CREATES_FILLED, "IMPORT FOREIGN SCHEMA"}
-    if described or (not event.objects and event.tag in RUNS_SCRIPTS) or len(event.source) > LONG:
-        return True
     try:
-        return bool(statement_of(event))
+        return is_described(event) or bool(statement_of(event))
     except IntegrityError:
         return False
+
+
+def is_described(event: Event) -> bool:
+    """Whether a restore needs no statement, or nobody asks for it."""
+    described = event.kind != "ddl_command_end" or event.tag in {*CREATES_FILLED, "IMPORT FOREIGN SCHEMA"}
+    return described or (not event.objects and event.tag in RUNS_SCRIPTS) or len(event.source) > LONG
 
 
 def _statement_of(event: Event) -> str:
@@ -85,7 +88,7 @@ def _bodies(event: Event) -> list[list[str]]:
 
 
 def _numbered(statements: Sequence[str], number: int) -> Iterator[_Fired]:
-    if number <= len(statements) and fires(stmt := _tree(statements[number - 1])):
+    if number <= len(statements) and fires(stmt := tree_of(statements[number - 1])):
         yield _fired(statements[number - 1], stmt, number)
 
 
@@ -138,7 +141,7 @@ def _counted(statements: Sequence[str]) -> list[_Fired]:
     count = _Count()
     for text in statements:
         if not _ROWS.match(text):
-            count.add(text, _tree(text))
+            count.add(text, tree_of(text))
     return count.fired
 
 
@@ -237,13 +240,18 @@ _ROWS: Final = re.compile(
 """What fires no events whatever it holds, and is often long."""
 
 
-def _tree(text: str) -> Any:
+def tree_of(text: str) -> Any:
     """The syntax tree of one statement. Raises pglast.parser.ParseError."""
+    return read_with_room(lambda statement: parse_sql(statement)[0].stmt, text)
+
+
+def read_with_room(parse: Callable[[str], Any], text: str) -> Any:
+    """What a parser makes of one statement. Raises pglast.parser.ParseError."""
     if len(text) <= _SHALLOW:
-        return parse_sql(text)[0].stmt
+        return parse(text)
     if length_outside(text) > _DEEP:
         raise ParseError("a statement that is too long", 0)
-    return _with_room(lambda: parse_sql(text)[0].stmt)
+    return _with_room(lambda: parse(text))
 
 
 def _with_room(work: Callable[[], Any]) -> Any:

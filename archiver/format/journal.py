@@ -127,6 +127,7 @@ REASONS: Final[dict[str, str]] = {
     "temporary": "it stands on something temporary",
     "untold": "what was run cannot be told from what was written down",
     "moment": "a literal means the moment it ran at (now, today, tomorrow or yesterday)",
+    "session": "settings or the role changed while it ran",
     "excluded": "a table became an excluded one",
     "keyless": "a table lost its key",
     "unpublished": "new tables could not be published",

@@ -12,7 +12,8 @@ from typing import Any
 from archiver.errors import IntegrityError
 from archiver.format import journal
 from archiver.format.ddl import Text, parse_event
-from archiver.format.ddl_told import LONG, can_be_told
+from archiver.format.ddl_losses import loss_of
+from archiver.format.ddl_told import LONG
 from archiver.format.journal import Entry, Point
 from archiver.format.manifest import Lost
 from archiver.format.pgmessages import Relation, Row
@@ -40,7 +41,8 @@ class JournalEntries:
         try:
             entry = journal.parse_entry(relation, row)
             if entry.kind in {journal.TEXT, journal.DDL}:
-                return None if self._is_told(context, entry) else _lost("untold")
+                reason = self._loss_of(context, entry)
+                return None if reason is None else _lost(reason)
         except IntegrityError:
             return _lost("unreadable")
         point = journal.restore_point(entry) if entry.kind == journal.POINT else None
@@ -53,18 +55,18 @@ class JournalEntries:
         if len(texts) > _TEXTS:
             del texts[next(iter(texts))]
 
-    def _is_told(self, context: int, entry: Entry) -> bool:
+    def _loss_of(self, context: int, entry: Entry) -> str | None:
         """As far as the texts that are kept show it."""
         texts = self._texts.setdefault(context, {})
         if entry.kind == journal.TEXT:
             self._keep(texts, entry)
-            return True
+            return None
         name = entry.said.get("text")
         text = texts.get(str(name))
         self._announce(entry.said)
         if name is not None and text is None:
-            return True
-        return can_be_told(parse_event(entry.said, text))
+            return None
+        return loss_of(parse_event(entry.said, text))
 
     def _announce(self, said: Mapping[str, Any]) -> None:
         objects = said.get("objects") or () if said.get("tag") in _MAKING else ()

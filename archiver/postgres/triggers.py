@@ -19,6 +19,8 @@ from archiver.postgres import ddl_indexes, exclusion
 
 _NOTING: Final = tuple(f"archiver_before_{event}" for event in ("start", "end", "drop"))
 """They fire right before those of the same event that capture: triggers fire in the order of their names."""
+_NOTING_TYPES: Final = ("archiver_before_alter", "archiver_before_rewrite")
+"""Without them an ALTER TABLE is a loss: nobody knows what it converted."""
 _RECORDING: Final = tuple(f"archiver_capture_{event}" for event in ("start", "end", "drop", "rewrite"))
 CAPTURING: Final = (*_NOTING, *_RECORDING)
 """The event triggers that write DDL into the stream: without any of them it is not captured."""
@@ -31,7 +33,7 @@ GUARDS: Final = {
 _PUBLISHING: Final = {"archiver_publish_new": "publish_new", "archiver_publish_drop": "publish_dropped"}
 """Triggers and their functions. A CREATE TABLE is captured before the guard's ALTER TABLE, and that is done before the
 table is published."""
-NAMES: Final = (*CAPTURING, *GUARDS, *_PUBLISHING)
+NAMES: Final = (*CAPTURING, *_NOTING_TYPES, *GUARDS, *_PUBLISHING)
 
 ROWS_LIMIT: Final = 64 << 20
 """Bytes of a table up to which rewritten rows travel in the stream: past that a base snapshot is cheaper."""
@@ -59,6 +61,22 @@ _IN_ENGLISH: Final = "SET lc_messages = 'C'"
 _TAGS: Final = ("CREATE TABLE", "CREATE TABLE AS", "SELECT INTO", "CREATE SCHEMA", "ALTER TABLE")
 """What can make a table, or name one whose key it takes away; what goes with others the events of sql_drop tell."""
 _STARTS: Final = ("CREATE TABLE AS", "SELECT INTO", "CREATE EXTENSION", "ALTER EXTENSION")
+_COMPUTING: Final = (
+    *(
+        "ALTER DOMAIN",
+        "ALTER FOREIGN TABLE",
+        "ALTER POLICY",
+        "ALTER PUBLICATION",
+        "ALTER TABLE",
+        "ALTER TYPE",
+        "ALTER VIEW",
+    ),
+    *("CREATE AGGREGATE", "CREATE DOMAIN", "CREATE FOREIGN TABLE", "CREATE FUNCTION", "CREATE INDEX", "CREATE POLICY"),
+    *("CREATE MATERIALIZED VIEW", "CREATE PROCEDURE", "CREATE PUBLICATION", "CREATE RULE", "CREATE SCHEMA"),
+    *("CREATE STATISTICS", "CREATE TABLE", "CREATE TABLE AS", "CREATE TRIGGER", "CREATE VIEW"),
+    *("REFRESH MATERIALIZED VIEW", "SELECT INTO"),
+)
+"""What may run users' code before its end event: in an expression, or while a literal is read (a domain's CHECK)."""
 _EVENTS: Final = {
     "start": "ddl_command_start",
     "end": "ddl_command_end",
@@ -89,7 +107,7 @@ def journal_statements() -> str:
 def function_statements(listed: ListedPublication | None, *, superuser: bool) -> str:
     """All functions, in a schema that has none. `listed`: the publication, where it is not for all tables."""
     guard, publish = _looks_after(listed)
-    names = ["functions.sql", "texts.sql", "capture.sql", "rewrites.sql", "tables.sql"]
+    names = ["functions.sql", "texts.sql", "sessions.sql", "capture.sql", "rewrites.sql", "tables.sql"]
     text = "".join(map(_file, names))
     if guard:
         own = "pg_has_role(c.relowner, 'USAGE')"
@@ -117,6 +135,7 @@ def trigger_statements(listed: ListedPublication | None) -> str:
     """The event triggers, for a role that may create any."""
     guard, publish = _looks_after(listed)
     text = "".join(_trigger(name, "note_session") for name in _NOTING)
+    text += "".join(_trigger(name, "note_types") for name in _NOTING_TYPES)
     text += "".join(_trigger(name, "capture_ddl") for name in _RECORDING)
     looking = {**(GUARDS if guard else {}), **(_PUBLISHING if publish else {})}
     return text + "".join(_trigger(name, function) for name, function in looking.items())
@@ -149,6 +168,8 @@ def _filled(text: str, listed: ListedPublication | None, *, superuser: bool) -> 
         "__PINNED__": _PINNED,
         "__LOOKUPS__": _LOOKUPS,
         "__SETTINGS__": ", ".join(map(literal, SETTINGS)),
+        "__STARTS__": ", ".join(map(literal, _STARTS)),
+        "__COMPUTING__": ", ".join(map(literal, _COMPUTING)),
         "__LIMIT__": str(ROWS_LIMIT),
         "__TEXT_LIMIT__": str(TEXT_LIMIT),
         "__REST__": ddl_indexes.REST,
@@ -160,7 +181,13 @@ def _filled(text: str, listed: ListedPublication | None, *, superuser: bool) -> 
 
 def _trigger(name: str, function: str) -> str:
     event = name.rpartition("_")[2]
-    tags = {"start": _STARTS, "keyless": _TAGS, "others": ("ALTER TABLE",), "new": _TAGS}.get(event)
+    tags = {
+        "start": tuple(dict.fromkeys((*_STARTS, *_COMPUTING))),
+        "keyless": _TAGS,
+        "others": ("ALTER TABLE",),
+        "new": _TAGS,
+        "alter": ("ALTER TABLE",),
+    }.get(event)
     when = f"WHEN TAG IN ({', '.join(map(literal, tags))})" if tags else ""
     return f"""
 CREATE EVENT TRIGGER {name} ON {_EVENTS.get(event, "ddl_command_end")} {when}

@@ -67,6 +67,10 @@ BEGIN
     IF current_setting('transaction_read_only')::bool THEN
         RETURN;  -- a temporary table, or nothing
     END IF;
+    PERFORM archiver.keep_session(tag, origin);
+    IF tag NOT IN (__STARTS__) THEN
+        RETURN;
+    END IF;
     IF tag IN ('CREATE EXTENSION', 'ALTER EXTENSION') THEN
         PERFORM archiver.place_of(archiver.head_of(origin), 'ddl_command_start', tag);
     END IF;
@@ -118,6 +122,7 @@ DECLARE
     message jsonb;
     objects jsonb;
     tables oid[];
+    otherwise bool := archiver.session_changed(tag, origin);
 BEGIN
     IF tag = 'REINDEX' THEN  -- which fires from 17 on only
         RETURN;
@@ -153,11 +158,17 @@ BEGIN
     message := message || archiver.event_of('ddl_command_end', tag)
             || jsonb_build_object('objects', objects, 'source', words -> 'source', 'text', words -> 'text')
             || archiver.described(tag, words, tables);
+    IF tag ~ '^(CREATE|ALTER) (FUNCTION|PROCEDURE|ROUTINE)' THEN
+        message := message || archiver.configured();
+    END IF;
     PERFORM archiver.write('ddl', message);
+    IF otherwise THEN
+        PERFORM archiver.record_loss('session', tag);
+    END IF;
     PERFORM archiver.record_moments(tag, words);
     PERFORM archiver.record_temporary(tag);
     IF tag ~ '^ALTER (TABLE|TYPE)$|EXTENSION$' THEN
-        PERFORM archiver.record_rewritten(tag, origin);
+        PERFORM archiver.record_rewritten(tag, origin, tables, nullif(message -> 'missing', 'null'));
     END IF;
 END
 $end$;
@@ -194,6 +205,9 @@ BEGIN
     IF tag IN ('CREATE TABLE', 'ALTER TABLE') AND (words ->> 'copies')::bool THEN
         result := result || jsonb_build_object('indexes', archiver.new_indexes(tables));
     END IF;
+    IF tag IN ('CREATE TABLE', 'CREATE FOREIGN TABLE', 'CREATE SCHEMA', 'ALTER TABLE') AND (words ->> 'bounds')::bool THEN
+        result := result || jsonb_build_object('bounds', archiver.bounds_of(tag, tables));
+    END IF;
     IF (words ->> 'moment')::bool THEN
         result := result || jsonb_build_object('defaults', archiver.defaults_of(tables));
     END IF;
@@ -206,6 +220,23 @@ BEGIN
     RETURN result;
 END
 $described$;
+
+-- What the bounds of new partitions came out as, which may be computed: of tables that are made, or that this very
+-- transaction attached (age() counts from its id).
+CREATE FUNCTION archiver.bounds_of(tag text, tables oid[]) RETURNS jsonb LANGUAGE sql STABLE AS $bounds$
+    SELECT jsonb_agg(jsonb_build_object('schema', n.nspname, 'name', c.relname, 'bound', pg_get_expr(c.relpartbound, c.oid)))
+      FROM (SELECT unnest(tables) AS oid WHERE tag <> 'ALTER TABLE'
+            UNION SELECT inhrelid FROM pg_inherits WHERE inhparent = ANY (tables) AND age(xmin) <= 0) AS made
+      JOIN pg_class c ON c.oid = made.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE c.relpartbound IS NOT NULL
+$bounds$;
+
+-- What SET ... FROM CURRENT became.
+CREATE FUNCTION archiver.configured() RETURNS jsonb LANGUAGE sql STABLE AS $configured$
+    SELECT jsonb_build_object('configured', jsonb_agg(setting))
+      FROM pg_event_trigger_ddl_commands() d
+      JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND p.oid = d.objid, unnest(p.proconfig) AS setting
+$configured$;
 
 -- What holds expressions. Of what a function's body does, nothing is evaluated when it is made, unless it is BEGIN ATOMIC.
 CREATE FUNCTION archiver.record_moments(tag text, words jsonb) RETURNS void LANGUAGE plpgsql AS $moments$
@@ -253,7 +284,8 @@ $temporary$;
 CREATE FUNCTION archiver.describe_tables(tables oid[]) RETURNS jsonb LANGUAGE sql STABLE AS $describe$
     SELECT jsonb_agg(jsonb_build_object(
                'schema', n.nspname, 'name', c.relname, 'persistence', c.relpersistence,
-               'method', am.amname, 'options', c.reloptions, 'server', s.srvname,
+               'method', am.amname, 'options', c.reloptions || ARRAY(SELECT 'toast.' || o FROM unnest(toast.reloptions) AS o),
+               'server', s.srvname,
                'server_options', (SELECT jsonb_agg(jsonb_build_array(o.option_name, o.option_value))
                                     FROM pg_options_to_table(f.ftoptions) o),
                'columns', (SELECT jsonb_agg(jsonb_build_object(
@@ -269,6 +301,7 @@ CREATE FUNCTION archiver.describe_tables(tables oid[]) RETURNS jsonb LANGUAGE sq
                     LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
                    WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)))
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_am am ON am.oid = c.relam
+      LEFT JOIN pg_class toast ON toast.oid = c.reltoastrelid
       LEFT JOIN pg_foreign_table f ON f.ftrelid = c.oid LEFT JOIN pg_foreign_server s ON s.oid = f.ftserver
      WHERE c.oid = ANY (tables) AND c.relkind IN ('r', 'f')
 $describe$;
@@ -280,12 +313,15 @@ CREATE FUNCTION archiver.missing_values(tables oid[]) RETURNS jsonb LANGUAGE sql
         UNION SELECT a.root, i.inhrelid FROM altered a JOIN pg_inherits i ON i.inhparent = a.rel
     ), found AS (
         SELECT DISTINCT ON (r.root, a.attname) a.attname AS name, format_type(a.atttypid, a.atttypmod) AS type,
-               a.attmissingval::text AS value, pg_get_expr(d.adbin, d.adrelid) AS expression
+               a.attmissingval::text AS value, pg_get_expr(d.adbin, d.adrelid) AS expression,
+               max(a.attmissingval::text) OVER same <> min(a.attmissingval::text) OVER same AS differ
           FROM altered r JOIN pg_attribute a ON a.attrelid = r.rel
           LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
          WHERE a.atthasmissing AND NOT a.attisdropped
+        WINDOW same AS (PARTITION BY r.root, a.attname)
     )
-    SELECT jsonb_object_agg(name, jsonb_build_object('type', type, 'value', value, 'default', expression)) FROM found
+    SELECT jsonb_object_agg(name, jsonb_build_object('type', type, 'value', value, 'default', expression)
+                                  || CASE WHEN differ THEN '{"differ": true}' ELSE '{}' END::jsonb) FROM found
 $missing$;
 
 -- Of partitions and children, too: each has a default of its own.

@@ -20,7 +20,8 @@ CREATE FUNCTION archiver.words_of(source text) RETURNS jsonb LANGUAGE sql STABLE
                         E'(--[^\\n]*|/[*]([^*]|[*]+[^*/])*[*]+/|"[^"]*"|[$][a-z_]*[$][^$]*[$][a-z_]*[$]'
                         '|e\x27([^\x27\\\\]|\\\\.|\x27\x27)*\x27|\x27([^\x27]|\x27\x27)*\x27)', 'gi') AS token
              WHERE token[1] !~ '^[-/"]' AND token[1] ~* E'\\m(now|today|tomorrow|yesterday)\\M'),
-        'beside', source ~* E'\\m(check|for\\s+values|exclude|using)\\M'
+        'bounds', source ~* E'\\mvalues\\M',
+        'beside', source ~* E'\\m(check|exclude|using)\\M'
                OR source ~* E'\\mas\\s*[(][^,]*\\m(now|today|tomorrow|yesterday)\\M')
 $words$;
 
