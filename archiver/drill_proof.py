@@ -12,6 +12,7 @@ from archiver.config import DrillSection
 from archiver.format import dump, dump_roles
 from archiver.format.digest import RowDigest
 from archiver.format.drill import Check
+from archiver.names import ConstraintName, TableName
 from archiver.policy import drill as policy
 from archiver.policy.drill import SequenceFacts, TableState
 from archiver.policy.sequence_log import SequenceState
@@ -64,7 +65,7 @@ class Proof:
 
     async def _compare_tables(self, later: Index) -> None:
         wanted = _infos(later)
-        expected = {table.info.label: TableState(table.info.columns, table.digest) for table in later.tables}
+        expected = {table.info.table: TableState(table.info.columns, table.digest) for table in later.tables}
         there = await self._read(wanted)
         strangers = [info for name, info in (await proof.tables_of(self.dsn)).items() if name not in wanted]
         self.found.checks += policy.check_tables(expected, there)
@@ -72,13 +73,13 @@ class Proof:
 
     async def _count_tables(self) -> None:
         there = await self._read(await proof.tables_of(self.dsn))
-        base = {table.info.label: table.digest.count for table in self.base.tables}
+        base = {table.info.table: table.digest.count for table in self.base.tables}
         counts = {name: (state.digest or RowDigest()).count for name, state in there.items()}
         self.found.checks += policy.check_counts(base, counts)
         gone = [f"table {name} of the base snapshot is not there at the target" for name in base if name not in there]
         self.found.deviations += gone
 
-    async def _read(self, wanted: Mapping[str, TableInfo]) -> dict[str, TableState]:
+    async def _read(self, wanted: Mapping[TableName, TableInfo]) -> dict[TableName, TableState]:
         def report(done: int, total: int) -> None:
             self.progress("digests", done, total)
 
@@ -114,7 +115,7 @@ class Proof:
         allowed = _not_valid_at_the_source(self.later or self.base)
         async with await connect(self.dsn, purpose="drill") as conn:
             pending = [
-                name
+                str(name)
                 for name in await proof.not_validated(conn)
                 if not (name in allowed or unchecked_keys.is_expected(name, self.found.deviations))
             ]
@@ -132,18 +133,18 @@ class Proof:
             self.found.checks.append(policy.check_query(query, await proof.ask(conn, query), self.settings.expect))
 
 
-def _infos(index: Index) -> dict[str, TableInfo]:
-    return {table.info.label: table.info for table in index.tables}
+def _infos(index: Index) -> dict[TableName, TableInfo]:
+    return {table.info.table: table.info for table in index.tables}
 
 
-States = Mapping[str, SequenceState]
+States = Mapping[TableName, SequenceState]
 
 
-def _by_name(states: Iterable[SequenceState]) -> dict[str, SequenceState]:
-    return {f"{state.schema}.{state.name}": state for state in states}
+def _by_name(states: Iterable[SequenceState]) -> dict[TableName, SequenceState]:
+    return {TableName(state.schema, state.name): state for state in states}
 
 
-def _facts(name: str, base: States, later: States, found: States, needed: States) -> SequenceFacts:
+def _facts(name: TableName, base: States, later: States, found: States, needed: States) -> SequenceFacts:
     def value(states: States) -> int | None:
         return states[name].last_value if name in states else None
 
@@ -151,9 +152,7 @@ def _facts(name: str, base: States, later: States, found: States, needed: States
     return SequenceFacts(name, known.increment, value(base), value(found), value(later), value(needed))
 
 
-def _not_valid_at_the_source(index: Index) -> set[str]:
-    """Constraints that the dump itself makes NOT VALID, as `schema.table constraint`."""
+def _not_valid_at_the_source(index: Index) -> set[ConstraintName | None]:
+    """Constraints that the dump itself makes NOT VALID."""
     entries = dump.split(index.schema)
-    return {
-        f"{entry.schema}.{entry.name}" for entry in entries if "CONSTRAINT" in entry.type and "NOT VALID" in entry.text
-    }
+    return {dump.constraint_of(entry) for entry in entries if "CONSTRAINT" in entry.type and "NOT VALID" in entry.text}

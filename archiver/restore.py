@@ -26,6 +26,7 @@ from archiver.format.dump_not_null import means_names, with_not_null_names
 from archiver.format.dump_roles import Skipped
 from archiver.format.manifest import CommitRef, ObjectRef
 from archiver.format.seal import inflate
+from archiver.names import TableName
 from archiver.policy.builds import builds_of
 from archiver.policy.sequence_log import SequenceState, SequenceStates
 from archiver.policy.target import Plan
@@ -112,7 +113,7 @@ class _Restore:
         self._path: str | None = None
         self._lacking: set[str] = set()
         self._stand_ins: StandIns
-        self._guarded: dict[str, Guarded] = {}
+        self._guarded: dict[TableName, Guarded] = {}
 
     async def run(self) -> Summary:
         conn = await connect(self._dsn, purpose="restore")
@@ -250,7 +251,7 @@ class _Restore:
 
     async def _guard(self, conn: psycopg.AsyncConnection[Any]) -> None:
         """Find the tables that are written as their owners, and make for those what all workers need."""
-        self._guarded = {f"{schema}.{name}": each for (schema, name), each in (await users_code.by_name(conn)).items()}
+        self._guarded = await users_code.by_name(conn)
         async with load.transaction(conn, "owners of tables"):
             for owner in {each.owner for each in self._guarded.values()}:
                 await run_as.prepare(conn, owner)
@@ -266,7 +267,7 @@ class _Restore:
 
         async with load.transaction(conn, table.info.label):
             info = table.info
-            guarded = self._guarded.get(info.label)
+            guarded = self._guarded.get(info.table)
             await load.copy_in(conn, info.schema, info.name, info.columns, chunks(), guarded=guarded)
             await self._record(conn, **{f"part {number}": True})
 
@@ -318,10 +319,10 @@ class _Restore:
             await self._record(conn, **{step: self._skip(rest)})
         self._progress(step, 1, 1)
 
-    def _sizes(self, index: Index) -> dict[str, int]:
+    def _sizes(self, index: Index) -> dict[TableName, int]:
         """Bytes of rows of each table, compressed."""
         refs = self._plan.snapshot.parts
-        return {table.info.label: sum(refs[number].size for number in table.parts) for table in index.tables}
+        return {table.info.table: sum(refs[number].size for number in table.parts) for table in index.tables}
 
     # --- replay ---
 
@@ -359,11 +360,11 @@ class _Restore:
         return warnings
 
     def _warn(self, index: Index, script: dump.Script, unlogged: Sequence[str], empty: Sequence[str]) -> None:
-        archived = {table.info.label for table in index.tables}
+        archived = {table.info.table for table in index.tables}
         for entry in script.pre:
-            if dump.holds_rows(entry) and f"{entry.schema}.{entry.name}" not in archived:
-                label = f"{entry.schema}.{entry.name}"
-                self._summary.warnings.append(f"table {label} is not archived: it was restored without rows")
+            table = TableName(entry.schema, entry.name)
+            if dump.holds_rows(entry) and table not in archived:
+                self._summary.warnings.append(f"table {table} is not archived: it was restored without rows")
         for label in empty:
             self._summary.warnings.append(f"column {label} is empty: PostgreSQL reads no value of its type back")
         for label in unlogged:

@@ -58,10 +58,10 @@ async def take_truth(dsn: str) -> Truth:
 async def compare(truth: Truth, dsn: str) -> list[Verdict]:
     """Table by table; and sequences, of which a restored one may stand further but never behind."""
     async with snapshot_connection(dsn, None, purpose="demo") as conn:
-        there = {table.label for table in await list_tables(conn)}
+        there = {table.table for table in await list_tables(conn)}
         verdicts = []
         for info, source in truth.tables:
-            restored = await digest_table(conn, info) if info.label in there else RowDigest()
+            restored = await digest_table(conn, info) if info.table in there else RowDigest()
             verdicts.append(Verdict(info.label, source.count, restored.count, restored == source))
         states = {(state.schema, state.name): state for state in (await read_sequences(conn)).states}
     return verdicts + [_compare_sequence(state, states.get((state.schema, state.name))) for state in truth.sequences]

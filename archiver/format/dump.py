@@ -16,6 +16,8 @@ from typing import Final, Literal
 
 from pglast.parser import scan
 
+from archiver.names import ConstraintName, TableName
+
 PREAMBLE: Final = "PREAMBLE"
 END: Final = "END"
 OWN_SCHEMA: Final = "archiver"
@@ -222,6 +224,21 @@ def _altered_publication(entry: Entry) -> str | None:
 def holds_rows(entry: Entry) -> bool:
     """Whether an entry creates a table that has rows of its own: a partitioned one has not."""
     return entry.type == "TABLE" and re.search(r"^\)\nPARTITION BY ", entry.text, re.MULTILINE) is None
+
+
+def constraint_of(entry: Entry) -> ConstraintName | None:
+    """The constraint that an entry adds to a table or a domain."""
+    match = _ADDS_CONSTRAINT.search(entry.text)
+    if match is None:
+        return None
+    schema, table, name = map(unquote, match.groups())
+    return ConstraintName(TableName(schema, table), name)
+
+
+_ADDS_CONSTRAINT: Final = re.compile(
+    rf"^ALTER (?:(?:FOREIGN )?TABLE(?: ONLY)?|DOMAIN) ({IDENTIFIER})\.({IDENTIFIER})\s+ADD CONSTRAINT ({IDENTIFIER}) ",
+    re.MULTILINE,
+)
 
 
 def unquote(identifier: str) -> str:

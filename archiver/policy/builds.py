@@ -13,6 +13,7 @@ from itertools import takewhile
 from typing import Final
 
 from archiver.format.dump import IDENTIFIER, Entry, unquote
+from archiver.names import TableName
 
 _TABLE: Final = rf"({IDENTIFIER})\.({IDENTIFIER})"
 _COLUMNS: Final = rf"\({IDENTIFIER}(?:, {IDENTIFIER})*\)"
@@ -32,10 +33,10 @@ _OVERTAKEN: Final = _PATTERNS.keys() | {
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """One entry, and the tables it locks, as schema.name; a shared lock is against changes only."""
+    """One entry, and the tables it locks; a shared lock is against changes only."""
 
     entry: Entry
-    tables: frozenset[str]
+    tables: frozenset[TableName]
     shared: bool
     size: int
 
@@ -66,8 +67,8 @@ class Builds:
         self._running.remove(build)
 
 
-def builds_of(entries: Iterable[Entry], sizes: Mapping[str, int]) -> list[Build]:
-    """The entries that may be built side by side before all others. `sizes` is of tables with rows, as schema.name.
+def builds_of(entries: Iterable[Entry], sizes: Mapping[TableName, int]) -> list[Build]:
+    """The entries that may be built side by side before all others. `sizes` is of tables with rows.
 
     Partitioned tables have none, and what concerns them locks their partitions as well: that is left to the rest.
     """
@@ -75,13 +76,13 @@ def builds_of(entries: Iterable[Entry], sizes: Mapping[str, int]) -> list[Build]
     return [build for build in found if build is not None]
 
 
-def _build(entry: Entry, sizes: Mapping[str, int]) -> Build | None:
+def _build(entry: Entry, sizes: Mapping[TableName, int]) -> Build | None:
     pattern = _PATTERNS.get(entry.type)
     match = pattern.search(entry.text) if pattern else None
     if match is None:
         return None
     names = [unquote(name) for name in match.groups()]
-    tables = frozenset(f"{schema}.{name}" for schema, name in zip(names[::2], names[1::2], strict=True))
+    tables = frozenset(map(TableName, names[::2], names[1::2]))
     if not tables <= sizes.keys():
         return None
     shared = entry.type == "INDEX" and "ALTER TABLE" not in entry.text  # as for CLUSTER ON, REPLICA IDENTITY

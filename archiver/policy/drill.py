@@ -17,6 +17,7 @@ from archiver.format import dump
 from archiver.format.digest import RowDigest
 from archiver.format.drill import Check
 from archiver.format.manifest import Snapshot
+from archiver.names import TableName
 from archiver.policy.history import History
 from archiver.policy.target import Plan
 
@@ -53,12 +54,12 @@ class TableState:
     digest: RowDigest | None
 
 
-def check_tables(expected: Mapping[str, TableState], found: Mapping[str, TableState]) -> list[Check]:
+def check_tables(expected: Mapping[TableName, TableState], found: Mapping[TableName, TableState]) -> list[Check]:
     """Every table that the later base snapshot holds, by its columns, count and digest."""
     return [_check_table(name, state, found.get(name)) for name, state in expected.items()]
 
 
-def _check_table(name: str, expected: TableState, found: TableState | None) -> Check:
+def _check_table(name: TableName, expected: TableState, found: TableState | None) -> Check:
     wanted, there = _rows(expected.digest), "no such table"
     if found is not None:
         there = _rows(found.digest) if found.digest is not None else f"columns {', '.join(found.columns)}"
@@ -71,7 +72,7 @@ def _rows(digest: RowDigest | None) -> str:
     return f"{digest.count} rows, digest {digest.hex()}" if digest is not None else "no rows"
 
 
-def check_counts(base: Mapping[str, int], found: Mapping[str, int]) -> list[Check]:
+def check_counts(base: Mapping[TableName, int], found: Mapping[TableName, int]) -> list[Check]:
     """Without a base snapshot to compare with: every table can be read to its end, and which are gone is told."""
     return [
         Check(name=f"table {name}", expected="can be read", found=_counted(count, base.get(name)), passed=True)
@@ -129,7 +130,7 @@ class SequenceFacts:
     value that rows use already, and that the sequence has not given yet.
     """
 
-    name: str
+    name: TableName
     increment: int
     floor: int | None
     found: int | None

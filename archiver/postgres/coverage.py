@@ -47,7 +47,7 @@ async def _sequences(conn: Conn, role: str) -> Check:
     found = await read_sequences(conn, skip_held=True)
     if found.denied:
         hint = f"GRANT pg_read_all_data TO {role}"
-        return Check("readable sequences", "fail", f"no SELECT on {listed(found.denied)}", hint)
+        return Check("readable sequences", "fail", f"no SELECT on {listed(map(str, found.denied))}", hint)
     return Check("readable sequences", "ok", f"{len(found.states)} sequences")
 
 

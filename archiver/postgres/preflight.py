@@ -151,7 +151,7 @@ _NOT_OWNED: Final[LiteralString] = """
 select n.nspname || '.' || c.relname as name, pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(c.relowner)) as owner
 from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where not pg_catalog.pg_has_role(c.relowner, 'USAGE') and c.relkind = 'r'
-  and n.nspname || '.' || c.relname = any (%s)
+  and (n.nspname, c.relname) in (select * from unnest(%s::name[], %s::name[]))
 order by 1
 """
 
@@ -166,8 +166,9 @@ async def check_set_up_rights(conn: Conn, source: SourceSection) -> list[Check]:
     if not role["may_create"]:
         hint = f"GRANT CREATE ON DATABASE {role['database']} TO {name}"
         checks.append(Check("right to publish", "fail", f"{role['name']} may not create a publication", hint))
-    tables = [str(table) for table in await publishable_tables(conn, source.exclude)]
-    foreign = await look_up(conn, _NOT_OWNED, (tables,))
+    tables = await publishable_tables(conn, source.exclude)
+    names = ([table.schema for table in tables], [table.name for table in tables])
+    foreign = await look_up(conn, _NOT_OWNED, names)
     if foreign:
         owners = ", ".join(sorted({row["owner"] for row in foreign}))
         detail = f"only its owner can publish a table: {listed(row['name'] for row in foreign)}"

@@ -15,6 +15,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from archiver.format.digest import RowDigest
+from archiver.names import ConstraintName, TableName
 from archiver.policy.drill import TableState
 from archiver.postgres import search_path, users_code
 from archiver.postgres.session import connect, fetch, postgres_error
@@ -27,15 +28,15 @@ Progress = Callable[[int, int], None]
 """Called with the tables done and the tables in all."""
 
 
-async def tables_of(dsn: str) -> dict[str, TableInfo]:
-    """The copy's tables by `schema.name`."""
+async def tables_of(dsn: str) -> dict[TableName, TableInfo]:
+    """The copy's tables."""
     async with await connect(dsn, purpose="drill") as conn:
-        return {table.label: table for table in await list_tables(conn)}
+        return {table.table: table for table in await list_tables(conn)}
 
 
 async def read_tables(
-    dsn: str, wanted: Mapping[str, TableInfo], *, jobs: int, progress: Progress
-) -> dict[str, TableState]:
+    dsn: str, wanted: Mapping[TableName, TableInfo], *, jobs: int, progress: Progress
+) -> dict[TableName, TableState]:
     """The state of each wanted table that is there, read as `wanted` describes it: largest first, `jobs` at once."""
     there = await tables_of(dsn)
     states = {name: TableState(there[name].columns, None) for name in wanted if name in there}
@@ -75,13 +76,13 @@ async def _has_row(conn: psycopg.AsyncConnection[Any], table: TableInfo) -> bool
 
 
 _NOT_VALIDATED: Final[LiteralString] = """
-select n.nspname || '.' || coalesce(r.relname, t.typname) || ' ' || c.conname
+select n.nspname::text, coalesce(r.relname, t.typname)::text, c.conname::text
 from pg_catalog.pg_constraint c
 join pg_catalog.pg_namespace n on n.oid = c.connamespace
 left join pg_catalog.pg_class r on r.oid = c.conrelid
 left join pg_catalog.pg_type t on t.oid = c.contypid
 where not c.convalidated and coalesce((pg_catalog.to_jsonb(c) ->> 'conenforced')::bool, true)
-order by 1
+order by 1, 2, 3
 """
 """A constraint NOT ENFORCED (18) is never validated. to_jsonb reads a column that only some versions have."""
 
@@ -95,9 +96,10 @@ order by 1
 """That of a partitioned table is invalid as long as a partition lacks it, which may be as at the source."""
 
 
-async def not_validated(conn: psycopg.AsyncConnection[Any]) -> list[str]:
-    """Constraints that are NOT VALID, as `schema.table constraint`."""
-    return [name for (name,) in await fetch(conn, _NOT_VALIDATED, "looking at the constraints")]
+async def not_validated(conn: psycopg.AsyncConnection[Any]) -> list[ConstraintName]:
+    """Constraints that are NOT VALID."""
+    found = await fetch(conn, _NOT_VALIDATED, "looking at the constraints")
+    return [ConstraintName(TableName(schema, table), name) for schema, table, name in found]
 
 
 async def invalid_indexes(conn: psycopg.AsyncConnection[Any]) -> list[str]:
@@ -106,6 +108,7 @@ async def invalid_indexes(conn: psycopg.AsyncConnection[Any]) -> list[str]:
 
 
 _FOREIGN_KEYS: Final[LiteralString] = """
+with wanted as (select * from unnest(%(schemas)s::name[], %(names)s::name[]))
 select n.nspname as schema, r.relname as name, r.relkind = 'r' as plain, c.conname as key,
        fn.nspname as parent_schema, f.relname as parent, f.relkind = 'r' as parent_plain,
        array(select a.attname::text from unnest(c.conkey) with ordinality k(num, at)
@@ -121,22 +124,23 @@ join pg_catalog.pg_class r on r.oid = c.conrelid join pg_catalog.pg_namespace n 
 join pg_catalog.pg_class f on f.oid = c.confrelid join pg_catalog.pg_namespace fn on fn.oid = f.relnamespace
 where c.contype = 'f' and c.conparentid = 0 and c.convalidated
   and not coalesce((pg_catalog.to_jsonb(c) ->> 'conperiod')::bool, false)
-  and (n.nspname || '.' || r.relname = any (%(tables)s) or r.relkind = 'p')
-  and (fn.nspname || '.' || f.relname = any (%(tables)s) or f.relkind = 'p')
+  and ((n.nspname, r.relname) in (select * from wanted) or r.relkind = 'p')
+  and ((fn.nspname, f.relname) in (select * from wanted) or f.relkind = 'p')
 order by 1, 2, 4
 """
-"""Those of `tables`, and of partitioned tables, as PostgreSQL looks at them (ri_triggers.c): by the operators that the
-constraint names. One over a PERIOD (18) compares otherwise."""
+"""Those of wanted tables, and of partitioned tables, as PostgreSQL looks at them (ri_triggers.c): by the operators that
+the constraint names. One over a PERIOD (18) compares otherwise."""
 
 
-async def dangling(conn: psycopg.AsyncConnection[Any], tables: Collection[str]) -> list[str]:
+async def dangling(conn: psycopg.AsyncConnection[Any], tables: Collection[TableName]) -> list[str]:
     """Foreign keys between these tables that rows violate, as `schema.table constraint`.
 
     While changes are replayed PostgreSQL checks none: session_replication_role is `replica`.
     """
     try:
         async with conn.cursor(row_factory=dict_row) as cur:
-            keys = await (await cur.execute(_FOREIGN_KEYS, {"tables": list(tables)})).fetchall()
+            wanted = {"schemas": [table.schema for table in tables], "names": [table.name for table in tables]}
+            keys = await (await cur.execute(_FOREIGN_KEYS, wanted)).fetchall()
     except psycopg.Error as exc:
         raise postgres_error(exc, "listing the foreign keys") from exc
     guarded = await users_code.by_name(conn)
@@ -144,7 +148,7 @@ async def dangling(conn: psycopg.AsyncConnection[Any], tables: Collection[str]) 
 
 
 async def _dangles(
-    conn: psycopg.AsyncConnection[Any], key: dict[str, Any], guarded: Mapping[tuple[str, str], Guarded]
+    conn: psycopg.AsyncConnection[Any], key: dict[str, Any], guarded: Mapping[TableName, Guarded]
 ) -> bool:
     equal = [
         sql.SQL("p.{} {} c.{}").format(sql.Identifier(parent), sql.SQL(operator), sql.Identifier(column))
@@ -157,11 +161,10 @@ async def _dangles(
         _only(key["parent_plain"], key["parent_schema"], key["parent"]),
         sql.SQL(" AND ").join(equal),
     )
-    both = [guarded.get((key["schema"], key["name"])), guarded.get((key["parent_schema"], key["parent"]))]
-    parent = sql.Identifier(key["parent_schema"], key["parent"])
-    child = sql.Identifier(key["schema"], key["name"])
-    one = next((each for each in both if each is not None), None)
-    return await _is_true(conn, query, f"foreign key {key['key']}", one, (child, parent))
+    both = TableName(key["schema"], key["name"]), TableName(key["parent_schema"], key["parent"])
+    one = next((guarded[table] for table in both if table in guarded), None)
+    tables = [sql.Identifier(*table) for table in both]
+    return await _is_true(conn, query, f"foreign key {key['key']}", one, tables)
 
 
 async def _is_true(

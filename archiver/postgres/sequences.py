@@ -16,6 +16,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from archiver.errors import PostgresError, PostgresUnavailable
+from archiver.names import TableName
 from archiver.policy.sequence_log import SequenceState, furthest
 from archiver.postgres import search_path, users_code
 from archiver.postgres.session import postgres_error
@@ -25,10 +26,10 @@ from archiver.postgres.users_code import Guarded
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """All sequences of a database; `denied` are those that the role may not read, as `schema.name`."""
+    """All sequences of a database; `denied` are those that the role may not read."""
 
     states: list[SequenceState]
-    denied: list[str]
+    denied: list[TableName]
 
 
 # --- Reading -------------------------------------------------------------------------------------------
@@ -74,14 +75,14 @@ async def read_sequences(conn: psycopg.AsyncConnection[Any], *, skip_held: bool 
     except psycopg.Error as exc:
         raise postgres_error(exc, "reading the sequences") from exc
     read = {(state.schema, state.name) for state in states}
-    unread = [_label(row) for row in readable if (row["schema"], row["name"]) not in read]
+    unread = [str(_name(row)) for row in readable if _name(row) not in read]
     if unread and not skip_held:
         raise PostgresUnavailable(f"altered or dropped just now: {', '.join(unread)}", where="reading the sequences")
-    return Sequences(states, [_label(row) for row in rows if not row["readable"]])
+    return Sequences(states, [_name(row) for row in rows if not row["readable"]])
 
 
-def _label(row: Mapping[str, Any]) -> str:
-    return f"{row['schema']}.{row['name']}"
+def _name(row: Mapping[str, Any]) -> TableName:
+    return TableName(row["schema"], row["name"])
 
 
 def _batches(rows: Sequence[dict[str, Any]]) -> Iterable[Sequence[dict[str, Any]]]:
@@ -160,9 +161,9 @@ async def _standing(
 ) -> dict[tuple[str, str], SequenceState]:
     """Where sequences stand. Raises PostgresError if that cannot be told of one that is wanted."""
     found = await read_sequences(conn)
-    if denied := sorted({f"{state.schema}.{state.name}" for state in wanted}.intersection(found.denied)):
+    if denied := sorted({TableName(state.schema, state.name) for state in wanted}.intersection(found.denied)):
         raise PostgresError(
-            f"the role may not read these sequences, which may stand too low: {', '.join(denied)}",
+            f"the role may not read these sequences, which may stand too low: {', '.join(map(str, denied))}",
             where=conn.info.dbname,
             hint=f"GRANT SELECT, UPDATE ON each SEQUENCE TO {conn.info.user}, and repeat the command: a restore goes on"
             " where it stopped.",
@@ -220,7 +221,7 @@ async def behind_columns(conn: psycopg.AsyncConnection[Any]) -> list[SequenceSta
 
 
 async def _reached(
-    conn: psycopg.AsyncConnection[Any], use: dict[str, Any], guarded: Mapping[tuple[str, str], Guarded]
+    conn: psycopg.AsyncConnection[Any], use: dict[str, Any], guarded: Mapping[TableName, Guarded]
 ) -> SequenceState | None:
     """The state of a sequence that has just given the furthest value in a column."""
     furthest_value = sql.SQL("max" if use["increment"] > 0 else "min")
@@ -232,7 +233,7 @@ async def _reached(
         use["seqmin"],
         use["seqmax"],
     )
-    value = await _value(conn, query, guarded.get((use["table_schema"], use["table"])))
+    value = await _value(conn, query, guarded.get(TableName(use["table_schema"], use["table"])))
     if value is None:
         return None
     return SequenceState(use["sequence_schema"], use["sequence"], value, True, use["increment"])

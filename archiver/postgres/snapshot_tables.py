@@ -16,6 +16,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from archiver.errors import PostgresError
+from archiver.names import TableName
 from archiver.policy.parts import PageRange
 from archiver.postgres import search_path, users_code
 from archiver.postgres.no_input import WRITABLE
@@ -55,8 +56,13 @@ class TableInfo:
         return self.is_heap and not self.condition and self.is_trusted
 
     @property
+    def table(self) -> TableName:
+        return TableName(self.schema, self.name)
+
+    @property
     def label(self) -> str:
-        return f"{self.schema}.{self.name}"
+        """For messages."""
+        return str(self.table)
 
     def to_json(self) -> dict[str, Any]:
         kept = {name: value for name, value in asdict(self).items() if name != "is_trusted"}

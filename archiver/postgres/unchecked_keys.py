@@ -16,6 +16,7 @@ import psycopg
 
 from archiver.format.dump import IDENTIFIER, Entry
 from archiver.format.dump_roles import Skipped
+from archiver.names import ConstraintName
 from archiver.postgres import owned_entries, search_path
 
 Conn = psycopg.AsyncConnection[Any]
@@ -64,9 +65,9 @@ async def left_unchecked(conn: Conn, violation: psycopg.errors.ForeignKeyViolati
     return _unchecked("{}.{} {}".format(*names), await _reason(conn, _REFERRED, names), statement)
 
 
-def is_expected(name: str, warnings: Iterable[str]) -> bool:
-    """Whether a restore that gave these `warnings` could not check this key, `schema.table constraint`."""
-    return _unchecked(name, _NOT_ARCHIVED, "").warning in warnings
+def is_expected(key: ConstraintName, warnings: Iterable[str]) -> bool:
+    """Whether a restore that gave these `warnings` could not check this key."""
+    return _unchecked(str(key), _NOT_ARCHIVED, "").warning in warnings
 
 
 _NOT_ARCHIVED: Final = "it refers to rows that are not archived"

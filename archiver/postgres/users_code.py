@@ -16,6 +16,7 @@ import psycopg
 from psycopg import sql
 
 from archiver.format.records import copied_rows
+from archiver.names import TableName
 from archiver.postgres import run_as
 from archiver.postgres.session import postgres_error
 from archiver.postgres.spelled import inserts
@@ -181,9 +182,9 @@ async def find_all(conn: Conn) -> list[Guarded]:
         raise postgres_error(exc, "looking for code of users") from exc
 
 
-async def by_name(conn: Conn) -> dict[tuple[str, str], Guarded]:
-    """All by schema and name. Raises PostgresError."""
-    return {(each.schema, each.name): each for each in await find_all(conn)}
+async def by_name(conn: Conn) -> dict[TableName, Guarded]:
+    """All of them. Raises PostgresError."""
+    return {TableName(each.schema, each.name): each for each in await find_all(conn)}
 
 
 async def find(conn: Conn, table: int) -> Guarded | None:

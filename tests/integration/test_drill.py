@@ -109,6 +109,37 @@ async def test_a_row_without_its_parent_is_found_although_the_constraint_says_th
     ]
 
 
+PAIR = """
+CREATE SCHEMA "a.b"; CREATE SCHEMA a;
+CREATE TABLE "a.b".c (id int PRIMARY KEY, v text); CREATE TABLE a."b.c" (LIKE "a.b".c INCLUDING ALL);
+CREATE SEQUENCE "a.b".s; CREATE SEQUENCE a."b.s"; SELECT setval('"a.b".s', 10), setval('a."b.s"', 10);
+INSERT INTO "a.b".c VALUES (1, 'x'); INSERT INTO a."b.c" VALUES (1, 'x'), (2, 'y');
+ALTER TABLE "a.b".c ADD CONSTRAINT loose CHECK (id > 0) NOT VALID;
+"""
+
+
+@pytest.mark.parametrize(
+    ("statement", "failing"),
+    [
+        ("SELECT 1", []),
+        ("UPDATE \"a.b\".c SET v = 'another'", ["table a.b.c"]),
+        ("UPDATE a.\"b.c\" SET v = 'another'", ["table a.b.c"]),
+        ("SELECT setval('\"a.b\".s', 1)", ["sequence a.b.s"]),
+        ("SELECT setval('a.\"b.s\"', 1)", ["sequence a.b.s"]),
+        (
+            'ALTER TABLE a."b.c" ADD CONSTRAINT loose CHECK (id > 0) NOT VALID',
+            ["schema", "constraints that are not validated"],
+        ),
+    ],
+)
+async def test_tables_whose_names_read_alike_are_told_apart(
+    make_setup: MakeSetup, make_database: MakeDatabase, tmp_path: Path, statement: str, failing: list[str]
+) -> None:
+    drilled = await make_drilled(make_setup, tmp_path, snapshots=2, more=PAIR)
+    record = await drilled.drill(GivenDatabase(make_database()), tamper=tampering(statement))
+    assert [check.name for check in record.failed] == failing
+
+
 @pytest.mark.parametrize(
     ("statement", "failing"),
     [

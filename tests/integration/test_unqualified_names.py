@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from archiver.embedded import PostgresServer
+from archiver.names import TableName
 from archiver.policy.target import ToLatest
 from archiver.postgres import proof
 from archiver.postgres.snapshot import copy_range, snapshot_connection
@@ -155,7 +156,7 @@ async def test_the_usual_recipe_for_unaccent(
     setup = make_setup(make_database(server))
     await archived(setup, UNACCENT + ("CREATE INDEX i ON u (f_un(name))" if indexed else ""), ROWS)
     await restore_both_ways(setup, server, make_database)
-    table = (await proof.tables_of(setup.dsn))["public.u"]
+    table = (await proof.tables_of(setup.dsn))[TableName("public", "u")]
     async with snapshot_connection(setup.dsn, None) as conn:
         batches = [batch async for batch in copy_range(conn, table)]
     assert batches == [[b"7\tseven\tpublic.u\t%s\n" % batches[0][0].rpartition(b"\t")[2].strip()]]

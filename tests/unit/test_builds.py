@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from archiver.format.dump import Entry
+from archiver.names import TableName
 from archiver.policy.builds import Builds, builds_of
 
-SIZES = {"public.big": 1000, "public.small": 10, 's."o d.d': 100}
+SIZES = {TableName("public", "big"): 1000, TableName("public", "small"): 10, TableName("s", '"o d.d'): 100}
 
 
 def index(name: str, table: str, more: str = "") -> Entry:

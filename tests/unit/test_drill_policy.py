@@ -10,6 +10,7 @@ import pytest
 from archiver.format.digest import RowDigest
 from archiver.format.manifest import Gap, Snapshot
 from archiver.lsn import Lsn
+from archiver.names import TableName
 from archiver.policy.drill import (
     SequenceFacts,
     TableState,
@@ -51,6 +52,7 @@ def test_a_history_up_to_a_base_snapshot_keeps_everything_else() -> None:
 
 
 DIGEST = RowDigest(2, 7)
+NAME = TableName("public", "t")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,7 @@ DIGEST = RowDigest(2, 7)
     ],
 )
 def test_a_table_must_have_the_columns_the_count_and_the_digest(found: TableState | None, passed: bool) -> None:
-    (check,) = check_tables({"t": TableState(("a",), DIGEST)}, {"t": found} if found else {})
+    (check,) = check_tables({NAME: TableState(("a",), DIGEST)}, {NAME: found} if found else {})
     assert check.passed is passed
     assert (check.expected == check.found) is passed
 
@@ -72,13 +74,13 @@ def test_a_table_must_have_the_columns_the_count_and_the_digest(found: TableStat
 @pytest.mark.parametrize(
     ("facts", "passed"),
     [
-        (SequenceFacts("s", 1, floor=5, found=5), True),
-        (SequenceFacts("s", 1, floor=5, found=4), False),
-        (SequenceFacts("s", 1, floor=5, found=None), False),
-        (SequenceFacts("s", 1, floor=None, found=1), True),
-        (SequenceFacts("s", 1, floor=5, found=8, needed=9), False),
-        (SequenceFacts("s", -1, floor=-5, found=-6), True),
-        (SequenceFacts("s", -1, floor=-5, found=-4), False),
+        (SequenceFacts(NAME, 1, floor=5, found=5), True),
+        (SequenceFacts(NAME, 1, floor=5, found=4), False),
+        (SequenceFacts(NAME, 1, floor=5, found=None), False),
+        (SequenceFacts(NAME, 1, floor=None, found=1), True),
+        (SequenceFacts(NAME, 1, floor=5, found=8, needed=9), False),
+        (SequenceFacts(NAME, -1, floor=-5, found=-6), True),
+        (SequenceFacts(NAME, -1, floor=-5, found=-4), False),
     ],
 )
 def test_a_sequence_never_stands_below_what_was_given(facts: SequenceFacts, passed: bool) -> None:
@@ -87,7 +89,7 @@ def test_a_sequence_never_stands_below_what_was_given(facts: SequenceFacts, pass
 
 def test_a_sequence_below_the_later_reading_is_told_and_not_failed() -> None:
     """That one was read after its snapshot's LSN: the application may have gone on meanwhile."""
-    check = check_sequence(SequenceFacts("s", 1, floor=5, found=6, later=9))
+    check = check_sequence(SequenceFacts(NAME, 1, floor=5, found=6, later=9))
     assert check.passed
     assert "the later base snapshot says 9" in check.found
 
