@@ -10,6 +10,7 @@ import asyncio
 import errno
 import os
 import secrets
+import stat
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -20,6 +21,7 @@ from archiver.errors import (
     AccessDenied,
     ArchiverError,
     BucketNotFound,
+    ForeignObject,
     IntegrityError,
     ObjectExists,
     ObjectNotFound,
@@ -36,6 +38,7 @@ PAGE = 1000
 
 _CREATE = "Create the folder, or correct the region's url in the configuration."
 _ALLOW = "Give the user that archiver runs as the right to read and write the folder."
+_ELSEWHERE = "Run archiver verify; another region may hold it whole."
 _SPACE = "Free space on that disk, or move the folder to a larger one."
 
 _BY_ERRNO: dict[int, tuple[type[ArchiverError], str, str | None]] = {
@@ -79,7 +82,10 @@ class FileStore:
         path = self._path(key)
 
         def read() -> bytes:
-            require_within(self._limit, key, path.stat().st_size, f"{self._name}: {key}")
+            found, where = path.stat(), f"{self._name}: {key}"
+            if not stat.S_ISREG(found.st_mode) and not path.is_dir():  # to read a pipe would be to wait for ever
+                raise ForeignObject("there is no file in the object's place", where=where, hint=_ELSEWHERE)
+            require_within(self._limit, key, found.st_size, where)
             return path.read_bytes()
 
         return await self._run(key, read)

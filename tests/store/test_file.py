@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from archiver.errors import AccessDenied, BucketNotFound, IntegrityError, StoreUnavailable
+from archiver.errors import AccessDenied, BucketNotFound, ForeignObject, IntegrityError, StoreUnavailable
 from archiver.store import file
 from archiver.store.file import FileStore
 
@@ -45,6 +46,12 @@ async def test_a_key_that_leaves_the_folder_or_is_no_path_is_refused(store: File
     for call in (store.put(key, b"x"), store.get(key), store.size(key), store.delete(key)):
         with pytest.raises(IntegrityError):
             await call
+
+
+async def test_a_pipe_in_the_place_of_an_object_is_not_waited_for(store: FileStore, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "k")
+    with pytest.raises(ForeignObject, match="no file"):
+        await asyncio.wait_for(store.get("k"), 5)
 
 
 async def test_a_full_disk_is_told_and_leaves_nothing_behind(
