@@ -6,6 +6,7 @@ views, as their owners already; functions' bodies, defaults and rules are not lo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 from pglast import ast, parse_sql
@@ -21,7 +22,7 @@ _ALTERS: Final = frozenset({"CHECK CONSTRAINT", "FK CONSTRAINT", "TABLE ATTACH"}
 
 
 class _Calls(Visitor):
-    """Whether anything with a schema is called, cast to, or compared by: pg_dump leaves out none but pg_catalog."""
+    """Whether anything with a schema is called, read as, or compared by: pg_dump leaves out none but pg_catalog."""
 
     found = False
 
@@ -34,23 +35,37 @@ class _Calls(Visitor):
     def visit_A_Expr(self, _ancestors: Any, node: Any) -> None:  # noqa: N802
         self._look(node.name)
 
-    def visit_TypeCast(self, _ancestors: Any, node: Any) -> None:  # noqa: N802
-        self._look(node.typeName.names)
+    def visit_TypeName(self, _ancestors: Any, node: Any) -> None:  # noqa: N802
+        self._look(node.names)
 
 
 def makes_with_code(entry: Entry) -> bool:
-    """Whether an object that is not there yet calls functions when it is made: the planner looks into such columns."""
+    """Whether an object that is not there yet calls functions when it is made.
+
+    The planner looks into generated columns and keys of partitions. Only IMMUTABLE functions may be there, and those of
+    pg_catalog are trusted.
+    """
     if entry.type == "AGGREGATE":
         return "INITCOND" in entry.text  # read by its type, which may be a domain
-    if entry.type != "TABLE" or "GENERATED ALWAYS AS (" not in entry.text:
+    if entry.type != "TABLE" or not any(word in entry.text for word in _PLANNED):
         return False
     calls = _Calls()
     for raw in parse_sql(entry.text):
-        for each in getattr(raw.stmt, "tableElts", None) or ():
-            for constraint in getattr(each, "constraints", None) or ():
-                if constraint.contype == ConstrType.CONSTR_GENERATED:
-                    calls(constraint.raw_expr)
+        for expression in _planned(raw.stmt):
+            calls(expression)
     return calls.found
+
+
+_PLANNED: Final = ("GENERATED ALWAYS AS (", "PARTITION BY ")
+
+
+def _planned(stmt: Any) -> Iterator[Any]:
+    for each in getattr(stmt, "tableElts", None) or ():
+        for constraint in getattr(each, "constraints", None) or ():
+            if constraint.contype == ConstrType.CONSTR_GENERATED:
+                yield constraint.raw_expr
+    key = getattr(stmt, "partspec", None)
+    yield from (part.expr for part in key.partParams if part.expr is not None) if key is not None else ()
 
 
 def alters(entry: Entry) -> list[Name]:

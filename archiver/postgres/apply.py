@@ -54,7 +54,6 @@ _NO_ROWS: Final = (Truncated, Entry)
 # which is where the target commits too.
 _SETTINGS: Final[Mapping[str, str]] = {
     "synchronous_commit": "off",
-    "jit": "off",
     "work_mem": "64MB",
     "temp_buffers": "64MB",
 }

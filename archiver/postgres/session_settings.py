@@ -36,6 +36,7 @@ SESSION: Final[dict[str, str]] = {
     "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
     "idle_session_timeout": "0",
+    "jit": "off",  # compiling a query of the catalog took seconds, running it milliseconds
 }
 """Sent at connection start: a replication connection cannot run SET before 17.
 

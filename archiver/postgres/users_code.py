@@ -1,9 +1,9 @@
 """Which tables run code of users: when a row is written into them, or when a query of them is planned.
 
-Decided from the catalog: checks, generated columns, domains, indexes, keys of partitions and statistics that depend on
-a function, an operator or a cast which is not PostgreSQL's own and not a superuser's that an extension brought. The
-planner computes immutable functions of them beforehand, as whoever asks; COPY … TO has no planner. In doubt a table
-does. Triggers are not looked at: they are silent wherever we write.
+Decided from the catalog: checks, generated columns, domains, indexes, keys of partitions and statistics that name a
+function that `trusted_functions` does not trust, or an operator, a cast or a type which is not PostgreSQL's own and not
+a superuser's that an extension brought. The planner computes immutable functions of them beforehand, as whoever asks;
+COPY … TO has no planner. In doubt a table does. Triggers are not looked at: they are silent wherever we write.
 """
 
 from __future__ import annotations
@@ -20,13 +20,39 @@ from archiver.names import TableName
 from archiver.postgres import run_as
 from archiver.postgres.session import postgres_error
 from archiver.postgres.spelled import inserts
+from archiver.postgres.trusted_functions import TRUSTED
 
 Conn = psycopg.AsyncConnection[Any]
 
+# What an expression names, by the names that the fields of its nodes have (primnodes.h). PostgreSQL keeps no dependency
+# on functions of its own, nor on the type of JSON_VALUE (… RETURNING type).
+_NAMED: Final[LiteralString] = """
+CROSS JOIN LATERAL pg_catalog.regexp_matches(e.tree, '(?i):\\w*(?:(funcid)|typeid|typid|type) (\\d+)', 'g') AS m (part)
+CROSS JOIN LATERAL (
+    SELECT CASE WHEN m.part[1] IS NULL THEN 'pg_catalog.pg_type'::pg_catalog.regclass
+                ELSE 'pg_catalog.pg_proc'::pg_catalog.regclass END, m.part[2]::pg_catalog.oid
+) AS named (class, oid)
+"""
+_PARTS: Final[LiteralString] = """
+    SELECT root, 'pg_catalog.pg_class'::pg_catalog.regclass, rel, NULL::pg_catalog.text FROM meant
+    UNION ALL SELECT m.root, 'pg_catalog.pg_class'::pg_catalog.regclass, k.partrelid, k.partexprs::pg_catalog.text
+      FROM meant m JOIN pg_catalog.pg_partitioned_table k ON k.partrelid = m.rel
+    UNION ALL SELECT m.root, 'pg_catalog.pg_class'::pg_catalog.regclass, i.indexrelid,
+           pg_catalog.concat(i.indexprs, i.indpred)
+      FROM meant m JOIN pg_catalog.pg_index i ON i.indrelid = m.rel
+    UNION ALL SELECT m.root, 'pg_catalog.pg_constraint'::pg_catalog.regclass, c.oid, c.conbin::pg_catalog.text
+      FROM meant m JOIN pg_catalog.pg_constraint c ON c.conrelid = m.rel AND c.contype IN ('c', 'x')
+    UNION ALL SELECT m.root, 'pg_catalog.pg_attrdef'::pg_catalog.regclass, d.oid, d.adbin::pg_catalog.text
+      FROM meant m JOIN pg_catalog.pg_attrdef d ON d.adrelid = m.rel JOIN pg_catalog.pg_attribute a
+        ON a.attrelid = d.adrelid AND a.attnum = d.adnum AND a.attgenerated <> ''
+    UNION ALL SELECT m.root, 'pg_catalog.pg_statistic_ext'::pg_catalog.regclass, s.oid, s.stxexprs::pg_catalog.text
+      FROM meant m JOIN pg_catalog.pg_statistic_ext s ON s.stxrelid = m.rel
+"""
 # Objects of the system have OIDs below 16384 (FirstNormalObjectId, transam.h). Types are bad whose values meet code:
 # of a domain's checks, of casts, of ranges; and so is what is made of them.
-_FIND: Final[LiteralString] = """
-WITH RECURSIVE untrusted (class, oid) AS (
+_FIND: Final[LiteralString] = (
+    """
+WITH RECURSIVE theirs (class, oid) AS (
     SELECT x.class, x.oid FROM (
         SELECT 'pg_catalog.pg_proc'::pg_catalog.regclass, oid, proowner FROM pg_catalog.pg_proc
         UNION ALL SELECT 'pg_catalog.pg_operator'::pg_catalog.regclass, oid, oprowner FROM pg_catalog.pg_operator
@@ -36,15 +62,26 @@ WITH RECURSIVE untrusted (class, oid) AS (
     ) AS x (class, oid, owner) WHERE x.oid >= 16384 AND NOT EXISTS (
         SELECT FROM pg_catalog.pg_depend e JOIN pg_catalog.pg_roles r ON r.oid = x.owner AND r.rolsuper
          WHERE e.classid = x.class AND e.objid = x.oid AND e.deptype = 'e')
+), doubtful (oid) AS (
+    SELECT p.oid FROM pg_catalog.pg_proc p WHERE NOT (__TRUSTED__)
+), untrusted (class, oid) AS (
+    SELECT class, oid FROM theirs
+    UNION ALL SELECT 'pg_catalog.pg_proc'::pg_catalog.regclass, oid FROM doubtful
+    UNION ALL SELECT 'pg_catalog.pg_operator'::pg_catalog.regclass, o.oid
+      FROM pg_catalog.pg_operator o JOIN doubtful p ON p.oid = o.oprcode WHERE o.oid >= 16384
+), checked (typ, class, oid) AS (
+    SELECT c.contypid, d.refclassid, d.refobjid FROM pg_catalog.pg_constraint c JOIN pg_catalog.pg_depend d
+        ON d.classid = 'pg_catalog.pg_constraint'::pg_catalog.regclass AND d.objid = c.oid WHERE c.contypid <> 0
+    UNION ALL SELECT e.typ, named.class, named.oid FROM (
+        SELECT contypid, conbin::pg_catalog.text FROM pg_catalog.pg_constraint WHERE contypid <> 0) AS e (typ, tree)
+    __NAMED__ WHERE named.oid <> e.typ
 ), bad (typ) AS (
-    (SELECT c.contypid FROM pg_catalog.pg_constraint c JOIN pg_catalog.pg_depend d
-         ON d.classid = 'pg_catalog.pg_constraint'::pg_catalog.regclass AND d.objid = c.oid
-       JOIN untrusted u ON u.class = d.refclassid AND u.oid = d.refobjid WHERE c.contypid <> 0
+    (SELECT c.typ FROM checked c JOIN untrusted u ON u.class = c.class AND u.oid = c.oid
      UNION ALL SELECT oid FROM untrusted WHERE class = 'pg_catalog.pg_type'::pg_catalog.regclass
-     UNION ALL SELECT t.typ FROM pg_catalog.pg_cast c JOIN untrusted u
+     UNION ALL SELECT t.typ FROM pg_catalog.pg_cast c JOIN theirs u
          ON u.class = 'pg_catalog.pg_proc'::pg_catalog.regclass AND u.oid = c.castfunc
       CROSS JOIN LATERAL (VALUES (c.castsource), (c.casttarget)) AS t (typ) WHERE t.typ >= 16384
-     UNION ALL SELECT r.rngtypid FROM pg_catalog.pg_range r JOIN untrusted u
+     UNION ALL SELECT r.rngtypid FROM pg_catalog.pg_range r JOIN theirs u
          ON u.class = 'pg_catalog.pg_proc'::pg_catalog.regclass
         AND u.oid IN (r.rngcanonical::pg_catalog.oid, r.rngsubdiff::pg_catalog.oid))
     UNION SELECT o.typ FROM bad b CROSS JOIN LATERAL (
@@ -53,29 +90,18 @@ WITH RECURSIVE untrusted (class, oid) AS (
           WHERE a.atttypid = b.typ AND a.attnum > 0 AND NOT a.attisdropped AND c.reltype <> 0
         UNION ALL SELECT rngtypid FROM pg_catalog.pg_range WHERE rngsubtype = b.typ
         UNION ALL SELECT rngmultitypid FROM pg_catalog.pg_range WHERE rngtypid = b.typ
-        UNION ALL SELECT c.contypid FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_constraint c ON c.oid = d.objid
-          WHERE d.classid = 'pg_catalog.pg_constraint'::pg_catalog.regclass
-            AND d.refclassid = 'pg_catalog.pg_type'::pg_catalog.regclass AND d.refobjid = b.typ AND c.contypid <> 0
+        UNION ALL SELECT typ FROM checked WHERE class = 'pg_catalog.pg_type'::pg_catalog.regclass AND oid = b.typ
     ) AS o (typ)
 ), avoided (class, oid) AS (
-    SELECT class, oid FROM untrusted UNION ALL SELECT 'pg_catalog.pg_type'::pg_catalog.regclass, typ FROM bad
+    SELECT class, oid FROM untrusted UNION SELECT 'pg_catalog.pg_type'::pg_catalog.regclass, typ FROM bad
 ), meant (root, rel) AS (
     SELECT oid, oid FROM pg_catalog.pg_class WHERE __WHICH__
     UNION SELECT m.root, i.inhparent FROM meant m JOIN pg_catalog.pg_inherits i ON i.inhrelid = m.rel
-), parts (root, class, oid) AS (
-    SELECT root, 'pg_catalog.pg_class'::pg_catalog.regclass, rel FROM meant
-    UNION ALL SELECT m.root, 'pg_catalog.pg_class'::pg_catalog.regclass, i.indexrelid
-      FROM meant m JOIN pg_catalog.pg_index i ON i.indrelid = m.rel
-    UNION ALL SELECT m.root, 'pg_catalog.pg_constraint'::pg_catalog.regclass, c.oid
-      FROM meant m JOIN pg_catalog.pg_constraint c ON c.conrelid = m.rel AND c.contype IN ('c', 'x')
-    UNION ALL SELECT m.root, 'pg_catalog.pg_attrdef'::pg_catalog.regclass, d.oid
-      FROM meant m JOIN pg_catalog.pg_attrdef d ON d.adrelid = m.rel JOIN pg_catalog.pg_attribute a
-        ON a.attrelid = d.adrelid AND a.attnum = d.adnum AND a.attgenerated <> ''
-    UNION ALL SELECT m.root, 'pg_catalog.pg_statistic_ext'::pg_catalog.regclass, s.oid
-      FROM meant m JOIN pg_catalog.pg_statistic_ext s ON s.stxrelid = m.rel
-), found (root) AS (
+), parts (root, class, oid, tree) AS (
+__PARTS__), found (root) AS (
     SELECT p.root FROM parts p JOIN pg_catalog.pg_depend d ON d.classid = p.class AND d.objid = p.oid
       JOIN avoided a ON a.class = d.refclassid AND a.oid = d.refobjid
+    UNION SELECT e.root FROM parts e __NAMED__ JOIN avoided a ON a.class = named.class AND a.oid = named.oid
     UNION SELECT m.root FROM meant m JOIN pg_catalog.pg_attribute a ON a.attrelid = m.rel
       JOIN bad b ON b.typ = a.atttypid WHERE a.attnum > 0 AND NOT a.attisdropped
 ), above (root) AS (
@@ -87,30 +113,33 @@ SELECT c.oid, n.nspname::pg_catalog.text, c.relname::pg_catalog.text,
        ARRAY(SELECT p FROM pg_catalog.unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS p
               WHERE NOT pg_catalog.has_table_privilege(c.relowner, c.oid, p))
   FROM __FOUND__ f JOIN pg_catalog.pg_class c ON c.oid = f.root JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-"""
-# Nothing of it, nor a type of its columns, depends on anything of this database: so it is with most tables.
-_SUSPECT: Final[LiteralString] = """
-WITH RECURSIVE meant (rel) AS (
-    SELECT %s::pg_catalog.oid UNION SELECT i.inhparent FROM meant m JOIN pg_catalog.pg_inherits i ON i.inhrelid = m.rel
-), parts (class, oid) AS (
-    SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, rel FROM meant
-    UNION ALL SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, indexrelid
-      FROM pg_catalog.pg_index WHERE indrelid IN (SELECT rel FROM meant)
-    UNION ALL SELECT 'pg_catalog.pg_constraint'::pg_catalog.regclass, oid
-      FROM pg_catalog.pg_constraint WHERE conrelid IN (SELECT rel FROM meant) AND contype IN ('c', 'x')
-    UNION ALL SELECT 'pg_catalog.pg_attrdef'::pg_catalog.regclass, oid
-      FROM pg_catalog.pg_attrdef WHERE adrelid IN (SELECT rel FROM meant)
-    UNION ALL SELECT 'pg_catalog.pg_statistic_ext'::pg_catalog.regclass, oid
-      FROM pg_catalog.pg_statistic_ext WHERE stxrelid IN (SELECT rel FROM meant)
-) SELECT EXISTS (
+""".replace("__PARTS__", _PARTS)
+    .replace("__NAMED__", _NAMED)
+    .replace("__TRUSTED__", TRUSTED)
+)
+# Nothing of it, nor a type of its columns, is of this database, nor a function that is not trusted: so it is with most.
+_SUSPECT: Final[LiteralString] = (
+    """
+WITH RECURSIVE meant (root, rel) AS (
+    SELECT 0, %s::pg_catalog.oid
+    UNION SELECT 0, i.inhparent FROM meant m JOIN pg_catalog.pg_inherits i ON i.inhrelid = m.rel
+), parts (root, class, oid, tree) AS (
+__PARTS__) SELECT EXISTS (
     SELECT FROM pg_catalog.pg_attribute
      WHERE attrelid IN (SELECT rel FROM meant) AND attnum > 0 AND NOT attisdropped AND atttypid >= 16384
 ) OR EXISTS (
     SELECT FROM parts p JOIN pg_catalog.pg_depend d ON d.classid = p.class AND d.objid = p.oid
      WHERE d.refobjid >= 16384 AND d.refclassid = ANY ('{pg_catalog.pg_proc,pg_catalog.pg_operator,
            pg_catalog.pg_opclass,pg_catalog.pg_type}'::pg_catalog.regclass[])
+) OR EXISTS (
+    SELECT FROM parts e __NAMED__ LEFT JOIN pg_catalog.pg_proc p
+        ON p.oid = named.oid AND named.class = 'pg_catalog.pg_proc'::pg_catalog.regclass
+     WHERE named.oid >= 16384 OR NOT (__TRUSTED__)
 )
-"""
+""".replace("__PARTS__", _PARTS)
+    .replace("__NAMED__", _NAMED)
+    .replace("__TRUSTED__", TRUSTED)
+)
 # A query of a table reads its partitions and children, too; a change is of this one only.
 _ALL: Final = _FIND.replace("__WHICH__", "relkind IN ('r', 'p') AND oid >= 16384").replace("__FOUND__", "above")
 _ONE: Final = _FIND.replace("__WHICH__", "oid = %s").replace("__FOUND__", "found")

@@ -46,6 +46,10 @@ PLACES: Final[dict[str, Place]] = {
     "statistics": Place(_table("v int", "CREATE STATISTICS {u} ON ({s}.pure(v)), id FROM {t}; INSERT INTO {t} VALUES (0, 1), (-1, 2)"), (*_ROWS, "ANALYZE {t}", "dba: ANALYZE {t}")),
     "partition key": Place("CREATE TABLE {t} (id int, {c} int) PARTITION BY LIST (({s}.pure(id))); CREATE TABLE {u} PARTITION OF {t} DEFAULT; INSERT INTO {t} VALUES (1); ALTER TABLE {u} REPLICA IDENTITY FULL",
         ("INSERT INTO {t} (id) VALUES ({i})", "CREATE TABLE {s}.part_{i} PARTITION OF {t} FOR VALUES IN ({i})", "DELETE FROM {u}", "COMMENT ON TABLE {t} IS '{i}'")),
+    "constant in a partition key": Place("CREATE TABLE {t} (id int, {c} int) PARTITION BY LIST (({s}.pure(1) + id)); CREATE TABLE {u} PARTITION OF {t} DEFAULT; INSERT INTO {t} VALUES (1); ALTER TABLE {u} REPLICA IDENTITY FULL",
+        ("INSERT INTO {t} (id) VALUES ({i})", "CREATE TABLE {s}.part_{i} PARTITION OF {t} FOR VALUES IN ({i} + 1000)", "DELETE FROM {u}", "COMMENT ON TABLE {t} IS '{i}'")),
+    "text that runs": Place(_table("v int CHECK (ts_rewrite('a'::tsquery, $b$SELECT 'a'::tsquery, 'b'::tsquery WHERE {s}.pay() > 0$b$) IS NOT NULL)"), _ROWS),
+    "domain over a text that runs": Place("CREATE DOMAIN {u} AS int CHECK (ts_rewrite('a'::tsquery, $b$SELECT 'a'::tsquery, 'b'::tsquery WHERE {s}.pay() > 0$b$) IS NOT NULL); CREATE TABLE {t} (id int PRIMARY KEY, v {u} DEFAULT 1); INSERT INTO {t} VALUES (0)", _ROWS),
     "exclusion": Place(_table("EXCLUDE USING btree ((id + {s}.pure(id)) WITH =)"), _ROWS),
     "cast": Place("CREATE TABLE {t} (id int PRIMARY KEY, v text); INSERT INTO {t} VALUES (0, E'a,\"b\\\\) '); CREATE FUNCTION {u}(text) RETURNS {t} LANGUAGE plpgsql AS $b$ BEGIN PERFORM {s}.pay(); RETURN NULL; END $b$;"
         "CREATE CAST (text AS {t}) WITH FUNCTION {u}(text) AS IMPLICIT", _ROWS),

@@ -116,7 +116,7 @@ ODD: Final = {
     "exit_on_error": "on", "client_min_messages": "debug5", "statement_timeout": "300ms", "lock_timeout": "1ms",
     "idle_in_transaction_session_timeout": "300ms", "idle_session_timeout": "300ms", "transaction_timeout": "300ms",
     "restrict_nonsystem_relation_kind": "view, foreign-table", "check_function_bodies": "on", "default_toast_compression": "pglz",
-    "escape_string_warning": "off", "synchronize_seqscans": "off", "plan_cache_mode": "force_generic_plan", "enable_seqscan": "off",
+    "jit": "on", "escape_string_warning": "off", "synchronize_seqscans": "off", "plan_cache_mode": "force_generic_plan", "enable_seqscan": "off",
 }  # fmt: skip
 ROWS: Final = """
 CREATE TABLE item (id int PRIMARY KEY, a text[], b bytea, f float8, t timestamptz, i interval, n numeric, words text[]);
