@@ -48,6 +48,7 @@ CREATE FUNCTION app.attack() RETURNS int LANGUAGE plpgsql AS $$ DECLARE way text
     'SET archiver.search_path = app', 'SET search_path = app, pg_catalog',
     'INSERT INTO app.deferred VALUES (1)'
   ] LOOP
+    CONTINUE WHEN way ~ '^(SET|RESET|SELECT set)' AND current_database() = '{source}';  -- it would be a loss
     BEGIN EXECUTE way; EXCEPTION WHEN OTHERS THEN NULL; END;
     PERFORM app.escalate();
   END LOOP; RETURN 1; END $$;
@@ -82,7 +83,8 @@ class World:
         """Those that begin with `dba: ` are the superuser's."""
         for statement in statements:
             who = self.dba if statement.startswith("dba: ") else self.owner
-            who.execute(statement.removeprefix("dba: ").replace("{evil}", self.evil).encode())
+            text = statement.removeprefix("dba: ").replace("{evil}", self.evil)
+            who.execute(text.replace("{source}", self.dba.info.dbname).encode())
 
     async def archive(self, before: Sequence[str], changes: Sequence[str]) -> None:
         self.dba.execute(VICTIM.format(evil=self.evil).encode())
