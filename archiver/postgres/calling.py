@@ -7,9 +7,10 @@ made only where there are no rows yet, as it was at the source, which could not 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 import psycopg
+from psycopg import sql
 
 from archiver.format.dump import Entry
 from archiver.format.dump_roles import Skipped
@@ -59,16 +60,37 @@ async def _make_with_path(conn: Conn, entry: Entry, given: Sequence[str]) -> lis
     return []
 
 
+# With a parent its children are read, foreign tables among them: from their servers, with our rights.
+_WITH_FOREIGN: Final[LiteralString] = """
+WITH RECURSIVE above (rel) AS (
+    SELECT inhparent FROM pg_catalog.pg_inherits WHERE inhrelid IN (SELECT ftrelid FROM pg_catalog.pg_foreign_table)
+    UNION SELECT i.inhparent FROM above a JOIN pg_catalog.pg_inherits i ON i.inhrelid = a.rel
+)
+SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text, c.oid IN (SELECT rel FROM above)
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind IN ('r', 'p', 'm') AND c.relpersistence <> 't' AND EXISTS (SELECT FROM above) ORDER BY 1, 2
+"""
+
+
 async def analyze(conn: Conn) -> list[Skipped]:
-    """Gather statistics of all tables; they are no more than that. Raises PostgresError."""
+    """Gather statistics of all tables; they are no more than that. Raises PostgresError.
+
+    But of none that foreign tables are children or partitions of.
+    """
     try:
+        tables = await (await conn.execute(_WITH_FOREIGN)).fetchall()
+        wanted = [sql.Identifier(schema, name) for schema, name, has_foreign in tables if not has_foreign]
         async with search_path.of_users(conn):
-            await conn.execute("ANALYZE")
+            await conn.execute(sql.SQL("ANALYZE {}").format(sql.SQL(", ").join(wanted)))
     except psycopg.Error as exc:
         if not _in_a_function(exc):
             raise postgres_error(exc, "ANALYZE") from exc
         return [Skipped("ANALYZE", postgres_error(exc).message, "ANALYZE")]
-    return []
+    return [_unread(f"{schema}.{name}") for schema, name, has_foreign in tables if has_foreign]
+
+
+def _unread(table: str) -> Skipped:
+    return Skipped(f"ANALYZE {table}", "it would read the foreign tables below it", "ANALYZE")
 
 
 def _may_lack(entry: Entry, exc: psycopg.Error) -> bool:

@@ -21,6 +21,7 @@ from archiver.postgres import calling, dispensable, search_path, stand_ins, unch
 from archiver.postgres.session import connect, fetch, postgres_error
 from archiver.postgres.snapshot_tables import copy_in_query
 from archiver.postgres.stand_ins import REAL
+from archiver.postgres.stored_settings import assignment
 from archiver.postgres.users_code import Guarded
 
 # --- The target ----------------------------------------------------------------------------------------
@@ -249,8 +250,7 @@ async def apply_settings(
 ) -> list[Skipped]:
     """Give the database the settings of ALTER DATABASE and ALTER ROLE … IN DATABASE, as (role or "", name=value).
 
-    Taken FROM CURRENT: a list such as search_path is then quoted by the server itself. The last step of a
-    restore: from the next session on they hold, default_transaction_read_only included.
+    The last step of a restore: from the next session on they hold, default_transaction_read_only included.
     """
     skipped: list[Skipped] = []
     for role, setting in settings:
@@ -262,16 +262,12 @@ async def apply_settings(
 
 
 async def _apply_setting(conn: psycopg.AsyncConnection[Any], role: str, setting: str) -> Skipped | None:
-    name, _, value = setting.partition("=")
     database = sql.Identifier(conn.info.dbname)
     owner = sql.SQL("ROLE {} IN DATABASE {}").format(sql.Identifier(role), database)
     if not role:
         owner = sql.SQL("DATABASE {}").format(database)
-    commands = [
-        sql.SQL("SELECT pg_catalog.set_config({}, {}, true)").format(name, value),
-        sql.SQL("ALTER {} SET {} FROM CURRENT").format(owner, sql.Identifier(*name.split("."))),
-    ]
-    return await attempt(conn, commands, "DATABASE SETTING", setting, psycopg.DatabaseError)
+    alter = sql.SQL("ALTER {} SET {}").format(owner, assignment(setting))
+    return await attempt(conn, [alter], "DATABASE SETTING", setting, psycopg.DatabaseError)
 
 
 async def attempt(

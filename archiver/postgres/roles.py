@@ -17,6 +17,7 @@ from archiver.format.roles import Globals, Membership, Role
 from archiver.postgres.load import attempt, transaction
 from archiver.postgres.session import fetch, postgres_error
 from archiver.postgres.stand_ins import REAL
+from archiver.postgres.stored_settings import assignment
 
 _READING: Final = "reading the roles"
 _READABLE: Final[LiteralString] = "select pg_catalog.has_table_privilege('pg_catalog.pg_authid', 'SELECT')"
@@ -79,6 +80,7 @@ _BEARABLE: Final = (
     psycopg.errors.UndefinedObject,
     psycopg.errors.InvalidParameterValue,
     psycopg.errors.InvalidGrantOperation,
+    psycopg.errors.CantChangeRuntimeParam,  # a setting that this version lets nobody change
 )
 
 
@@ -171,20 +173,12 @@ def _grant(membership: Membership, server_version: int) -> sql.Composed:
     return grant + sql.SQL(" WITH ") + sql.SQL(", ").join(given)
 
 
-_CURRENT: Final[LiteralString] = "SELECT coalesce(pg_catalog.current_setting(%s, true), '')"
-
-
 async def _set(conn: psycopg.AsyncConnection[Any], role: str, setting: str) -> list[Skipped]:
-    """Taken FROM CURRENT, as archiver.postgres.load does; the session then gets its own value back."""
-    name, _, value = setting.partition("=")
-    set_config = sql.SQL("SELECT pg_catalog.set_config({}, {}, true)")
-    [(before,)] = await (await conn.execute(_CURRENT, (name,))).fetchall()
-    alter = sql.SQL("ALTER ROLE {} SET {} FROM CURRENT").format(sql.Identifier(role), sql.Identifier(*name.split(".")))
-    return await _tried(
-        conn, f"SETTING {name} of ROLE {role}", set_config.format(name, value), alter, set_config.format(name, before)
-    )
+    name = setting.partition("=")[0]
+    alter = sql.SQL("ALTER ROLE {} SET {}").format(sql.Identifier(role), assignment(setting))
+    return await _tried(conn, f"SETTING {name} of ROLE {role}", alter)
 
 
-async def _tried(conn: psycopg.AsyncConnection[Any], label: str, *queries: sql.Composed) -> list[Skipped]:
-    refused = await attempt(conn, queries, label, label, _BEARABLE)
+async def _tried(conn: psycopg.AsyncConnection[Any], label: str, query: sql.Composed) -> list[Skipped]:
+    refused = await attempt(conn, [query], label, label, _BEARABLE)
     return [refused] if refused else []

@@ -172,6 +172,10 @@ async def _standing(
 
 
 _USES: Final[LiteralString] = """
+with recursive tree (root, rel) as (
+    select oid, oid from pg_catalog.pg_class where relkind in ('r', 'p')
+    union select t.root, i.inhrelid from tree t join pg_catalog.pg_inherits i on i.inhparent = t.rel
+)
 select distinct sn.nspname as sequence_schema, s.relname as sequence, q.seqincrement as increment,
        q.seqmin, q.seqmax, tn.nspname as table_schema, t.relname as table, a.attname as column
 from pg_catalog.pg_sequence q
@@ -186,14 +190,18 @@ join (
       join pg_catalog.pg_attrdef f on f.oid = d.objid
      where d.classid = 'pg_catalog.pg_attrdef'::regclass and d.refclassid = 'pg_catalog.pg_class'::regclass
 ) u on u.seq = s.oid
-join pg_catalog.pg_class t on t.oid = u.rel and t.relkind in ('r', 'p') and t.relpersistence <> 't'
+join pg_catalog.pg_attribute fed on fed.attrelid = u.rel and fed.attnum = u.att and not fed.attisdropped
+join tree on tree.root = u.rel
+join pg_catalog.pg_class t on t.oid = tree.rel and t.relkind = 'r' and t.relpersistence <> 't'
 join pg_catalog.pg_namespace tn on tn.oid = t.relnamespace
-join pg_catalog.pg_attribute a on a.attrelid = t.oid and a.attnum = u.att and not a.attisdropped
+join pg_catalog.pg_attribute a on a.attrelid = t.oid and a.attname = fed.attname
 where a.atttypid in ('int2'::regtype, 'int4'::regtype, 'int8'::regtype)
   and tn.nspname <> 'archiver'
 order by 1, 2, 6, 7, 8
 """
-"""Sequences with the integer columns they feed: owned (serial), internal (identity), or named in a default."""
+"""Sequences with the integer columns they feed: owned (serial), internal (identity), or named in a default.
+
+Each table and partition by itself, for foreign ones among them are not to be asked."""
 
 
 async def raise_to_columns(conn: psycopg.AsyncConnection[Any]) -> list[SequenceState]:
@@ -225,7 +233,7 @@ async def _reached(
 ) -> SequenceState | None:
     """The state of a sequence that has just given the furthest value in a column."""
     furthest_value = sql.SQL("max" if use["increment"] > 0 else "min")
-    query = sql.SQL("SELECT {}({}) FROM {} WHERE {} BETWEEN {} AND {}").format(
+    query = sql.SQL("SELECT {}({}) FROM ONLY {} WHERE {} BETWEEN {} AND {}").format(
         furthest_value,
         column := sql.Identifier(use["column"]),
         sql.Identifier(use["table_schema"], use["table"]),

@@ -54,6 +54,8 @@ _ENCRYPT: Final = (
 
 async def _settle(conn: psycopg.AsyncConnection[Any], where: str, *, replication: bool) -> None:
     try:
+        if conn.info.server_version >= 170000:
+            await conn.execute("SET transaction_timeout = 0")  # first: one of a millisecond ends what takes longer
         if not replication:
             await search_path.put_aside(conn)
         if not replication or conn.info.server_version >= 170000:
