@@ -177,16 +177,16 @@ $take$;
 CREATE FUNCTION archiver.record_rewritten(tag text, origin text, tables oid[], missing jsonb) RETURNS void
 LANGUAGE plpgsql AS $rewritten$
 DECLARE
-    found oid[] := ARRAY(SELECT archiver.take_rewritten(tag, origin));
+    rels oid[] := ARRAY(SELECT archiver.take_rewritten(tag, origin));
     rel oid;
 BEGIN
     IF tag = 'ALTER TABLE' THEN
-        found := found || ARRAY(SELECT archiver.renamed_tables());
+        rels := rels || ARRAY(SELECT archiver.renamed_tables());
         IF missing @? '$.*.differ' THEN
-            found := found || ARRAY(SELECT archiver.differing_tables(tables, missing));
+            rels := rels || ARRAY(SELECT archiver.differing_tables(tables, missing));
         END IF;
     END IF;
-    FOR rel IN SELECT DISTINCT unnest(found) LOOP
+    FOR rel IN SELECT DISTINCT unnest(rels) LOOP
         IF NOT archiver.is_excluded(rel) THEN  -- an excluded table's rows are not archived
             PERFORM archiver.record_rows(rel);
         END IF;
