@@ -65,7 +65,8 @@ class _Source:
     def execute(self, step: Step) -> str:
         conn = self.connect(step.connection)
         try:
-            conn.execute(step.text.replace("<MARKER>", str(self.marker)).encode())
+            text = step.text.replace("<MARKER>", str(self.marker)).replace("<SOURCE>", conn.info.dbname)
+            conn.execute(text.encode())
         except psycopg.Error as exc:
             if conn.closed:
                 del self.connections[step.connection]

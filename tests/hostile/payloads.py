@@ -92,6 +92,7 @@ DECLARE way text; done int := coalesce(nullif(current_setting('hostile.done', tr
   IF done > 2 THEN RETURN 1; END IF;
   PERFORM set_config('hostile.done', (done + 1)::text, false);
   FOREACH way IN ARRAY ARRAY[{ways}] LOOP
+    CONTINUE WHEN way ~ '^(SET|RESET|DISCARD ALL|SELECT set)' AND current_database() = '<SOURCE>';  -- it would be a loss
     BEGIN EXECUTE way; EXCEPTION WHEN OTHERS THEN NULL; END;
     PERFORM {s}.escalate();
   END LOOP; RETURN 1; END $b$;

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from archiver.embedded import PostgresServer
+from archiver.names import TableName
 from archiver.postgres import calling, proof
 from archiver.postgres.sequences import raise_to_columns
 from archiver.postgres.session import connect
@@ -57,9 +58,9 @@ async def test_neither_statistics_nor_sequences_nor_a_proof_ask_them(
         await conn.execute(f"CREATE SCHEMA app; {SERVER}; {TREES[tree]}; INSERT INTO app.u VALUES (50)".encode())
         assert "ANALYZE app.t" in [skipped.entry for skipped in await calling.analyze(conn)]
         assert [state.last_value for state in await raise_to_columns(conn)] == [50]
-        tables = await proof.tables_of(dsn)
+        tables, app_u = await proof.tables_of(dsn), TableName("app", "u")
         states = await proof.read_tables(dsn, tables, jobs=1, progress=lambda _done, _total: None)
-        assert states["app.u"].digest is not None
+        assert states[app_u].digest is not None
         assert await proof.with_rows(dsn, list(tables.values())) == ["app.u"]
 
 
