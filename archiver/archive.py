@@ -91,7 +91,7 @@ class OpenArchive:
     async def fetch(self, ref: ObjectRef, place: Place) -> bytes:
         """The compressed body of a sealed object, verified as a whole, from whichever region holds it whole."""
         try:
-            data = await self.store.get_verified(ref.key, ref.matches)
+            data = await self.store.get_verified(ref.key, ref.matches, most=ref.size)
         except ObjectNotFound as exc:
             raise IntegrityError("an object of the archive is missing in every region", where=ref.key) from exc
         secret = await self.keys.secret(ref.key_id)

@@ -104,7 +104,7 @@ async def _copy(archive: OpenArchive, each: Needed) -> bytes:
     if each.name == layout.ARCHIVE:
         return archive.identity_data
     if each.ref is not None:
-        return await archive.store.get_verified(each.name, each.ref.matches)
+        return await archive.store.get_verified(each.name, each.ref.matches, most=each.ref.size)
     if (seq := layout.manifest_seq(each.name)) is not None:
         return (await archive.log.reader.read(seq)).data
     return await archive.keys.copy(layout.key_id(each.name))

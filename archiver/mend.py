@@ -80,7 +80,7 @@ class Mending:
         if sealed is None:  # nothing needs it: any of them will do, if it is the same everywhere
             return await store.get(name) == min([data async for data in self._copies(name)])
         try:
-            data = await self._everywhere.get_verified(sealed.key, sealed.matches)
+            data = await self._everywhere.get_verified(sealed.key, sealed.matches, most=sealed.size)
             return is_key_of(data, await self._keys.open_copy(store, key_id))
         except (IntegrityError, ObjectNotFound):
             return True  # nobody can say

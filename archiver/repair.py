@@ -97,7 +97,7 @@ class Repair:
 
     async def replace(self, ref: ObjectRef) -> None:
         """Write an object from a region that holds it whole."""
-        await self._region.put(ref.key, await self._source.get_verified(ref.key, ref.matches))
+        await self._region.put(ref.key, await self._source.get_verified(ref.key, ref.matches, most=ref.size))
 
     async def copy_unnamed(self, key: str) -> None:
         """Copy an object that no manifest names yet, if it is there at all."""

@@ -279,7 +279,7 @@ class _Verification:
 
     async def _check_object(self, store: Store, item: _Object) -> None:
         try:
-            data = await store.get(item.ref.key)
+            data = await store.get(item.ref.key, most=item.ref.size)
         except ObjectNotFound:
             self._find(store, item.ref.key, "missing", item.concerns)
             return

@@ -21,12 +21,11 @@ def no_limit(_key: str) -> None:
     """Any number of bytes."""
 
 
-def require_within(limit: Limit, key: str, size: int, where: str) -> None:
-    """Raise ForeignObject, before an object is read, if it is too large to be what its key says."""
-    most = limit(key)
+def require_within(most: int | None, size: int, where: str) -> None:
+    """Raise ForeignObject, before an object is read, if it has more bytes than `most`."""
     if most is not None and size > most:
         raise ForeignObject(
-            f"the object is larger than any that archiver writes: {size} bytes",
+            f"the object is larger than it may be: {size} bytes, not {most} at most",
             where=where,
             hint="Run archiver verify; another region may hold it whole.",
         )
@@ -52,8 +51,8 @@ class Store(Protocol):
         which may have to finish a write that was cut short, accepts a key that is taken by the very same bytes.)
         """
 
-    async def get(self, key: str) -> bytes:
-        """The whole object. Raises ObjectNotFound."""
+    async def get(self, key: str, *, most: int | None = None) -> bytes:
+        """The whole object. Raises ObjectNotFound, and ForeignObject, before it is read, if it has more bytes than `most`."""
 
     async def size(self, key: str) -> int | None:
         """The object's size in bytes, None if there is none."""

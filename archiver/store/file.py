@@ -78,14 +78,14 @@ class FileStore:
         path = self._path(key)
         await self._run(key, lambda: self._write(path, data, if_absent=if_absent))
 
-    async def get(self, key: str) -> bytes:
+    async def get(self, key: str, *, most: int | None = None) -> bytes:
         path = self._path(key)
 
         def read() -> bytes:
             found, where = path.stat(), f"{self._name}: {key}"
             if not stat.S_ISREG(found.st_mode) and not path.is_dir():  # to read a pipe would be to wait for ever
                 raise ForeignObject("there is no file in the object's place", where=where, hint=_ELSEWHERE)
-            require_within(self._limit, key, found.st_size, where)
+            require_within(self._limit(key) if most is None else most, found.st_size, where)
             return path.read_bytes()
 
         return await self._run(key, read)

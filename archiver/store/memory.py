@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from archiver.errors import ObjectExists, ObjectNotFound
-from archiver.store.base import Entry
+from archiver.store.base import Entry, require_within
 
 
 class MemoryStore:
@@ -28,11 +28,13 @@ class MemoryStore:
             raise ObjectExists("the object is already there", where=self._where(key))
         self.objects[key] = bytes(data)
 
-    async def get(self, key: str) -> bytes:
+    async def get(self, key: str, *, most: int | None = None) -> bytes:
         try:
-            return self.objects[key]
+            data = self.objects[key]
         except KeyError:
             raise ObjectNotFound("no such object", where=self._where(key)) from None
+        require_within(most, len(data), self._where(key))
+        return data
 
     async def size(self, key: str) -> int | None:
         data = self.objects.get(key)

@@ -80,19 +80,19 @@ class Mirror:
         else:
             await self.replicas.put(key, data)
 
-    async def get(self, key: str) -> bytes:
+    async def get(self, key: str, *, most: int | None = None) -> bytes:
         """The object from the first region that has it; see `get_verified` for the error if none has."""
-        return await self.get_verified(key, lambda _: True)
+        return await self.get_verified(key, lambda _: True, most=most)
 
-    async def get_verified(self, key: str, check: Callable[[bytes], bool]) -> bytes:
-        """The object from the first region whose bytes pass `check`.
+    async def get_verified(self, key: str, check: Callable[[bytes], bool], *, most: int | None = None) -> bytes:
+        """The object from the first region whose bytes pass `check`; one of more than `most` bytes is not read.
 
         If none has it, raises the first error that is not ObjectNotFound, for an object is missing only when
         every region says so; bytes that fail the check count as an IntegrityError.
         """
 
         async def read(store: Store) -> bytes:
-            data = await store.get(key)
+            data = await store.get(key, most=most)
             if not check(data):
                 raise IntegrityError("the object is not what it should be", where=f"{store.name}: {key}")
             return data

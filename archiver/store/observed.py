@@ -31,8 +31,8 @@ class Observed:
         await self._store.put(key, data, if_absent=if_absent)
         self._on_put(len(data), loop_time() - started)
 
-    async def get(self, key: str) -> bytes:
-        data = await self._store.get(key)
+    async def get(self, key: str, *, most: int | None = None) -> bytes:
+        data = await self._store.get(key, most=most)
         self._on_get(len(data))
         return data
 

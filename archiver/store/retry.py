@@ -100,14 +100,14 @@ class Retry:
 
         await self._persist(attempt)
 
-    async def get(self, key: str) -> bytes:
+    async def get(self, key: str, *, most: int | None = None) -> bytes:
         """As the store's. Bytes that do not match their checksum are doubted: that may have come on their way."""
         for _ in range(_DOUBTS):
             try:
-                return await self._persist(lambda _: self._store.get(key))
+                return await self._persist(lambda _: self._store.get(key, most=most))
             except IntegrityError:
                 continue
-        return await self._persist(lambda _: self._store.get(key))
+        return await self._persist(lambda _: self._store.get(key, most=most))
 
     async def size(self, key: str) -> int | None:
         return await self._persist(lambda _: self._store.size(key))

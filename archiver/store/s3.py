@@ -108,11 +108,11 @@ class S3Store:
             **condition,
         )
 
-    async def get(self, key: str) -> bytes:
+    async def get(self, key: str, *, most: int | None = None) -> bytes:
         response = await self._call("get_object", key, Key=self._prefix + key, ChecksumMode="ENABLED")
         patience = self._patience(response["ContentLength"])
         async with self._boundary(key, seconds=patience), response["Body"] as body:
-            require_within(self._limit, key, response["ContentLength"], self._where(key))
+            require_within(self._limit(key) if most is None else most, response["ContentLength"], self._where(key))
             # In pieces, because botocore checks the checksum as it reads, on the event loop.
             return b"".join([chunk async for chunk in body.iter_chunks(READ_CHUNK)])
 

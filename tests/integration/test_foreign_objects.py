@@ -23,6 +23,7 @@ from tests.integration.test_crash import file_regions
 from tests.unit.test_foreign_objects import FAR
 
 LARGE = 100 << 20
+VERY_LARGE = 1 << 43  # no machine reads it into its memory
 FAR_SEGMENT = f"segments/{10**15:020d}-{2**50:016X}-{2**50 + 1:016X}-0123456789ab.seg"
 
 
@@ -67,6 +68,21 @@ def test_foreign_objects_in_one_region_stop_no_command(stored: Stored, empty: st
     assert stored.run("verify").returncode == 5
     checked = stored.json("check")
     assert (checked["exit_code"], "damaged" in str(checked)) == (5, True)
+
+
+def test_sealed_objects_that_somebody_made_very_large_in_one_region_are_not_read(stored: Stored, empty: str) -> None:
+    region = "fra"
+    sealed = [path for kind in ("segments", "snapshots") for path in stored.path(region, kind).rglob("*")]
+    files = [path for path in sealed if path.is_file()]
+    for path in files:
+        with path.open("r+b") as file:
+            file.truncate(VERY_LARGE)
+    restored = stored.run("restore", "--into", empty, "--latest", "--yes")
+    assert restored.returncode == 0, restored.stderr
+    assert stored.count(empty) == BEFORE + AFTER
+    found = {each["object"] for each in stored.json("verify")["findings"]}
+    assert found >= {str(path.relative_to(stored.path(region, ""))) for path in files}
+    assert stored.run("verify", "--read-data").returncode == 5
 
 
 def test_a_pinned_archive_is_the_only_one_that_any_command_opens(stored: Stored, empty: str) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from archiver.errors import AccessDenied, ArchiverError, ObjectExists, ObjectNotFound, StoreUnavailable
-from archiver.store.base import Entry
+from archiver.store.base import Entry, require_within
 from archiver.store.memory import MemoryStore
 from tests.simulation.clock import PROCESS, WORLD, Process
 
@@ -144,8 +144,9 @@ class Client:
     async def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
         await self._request(lambda: self._region.put(key, data, if_absent))
 
-    async def get(self, key: str) -> bytes:
+    async def get(self, key: str, *, most: int | None = None) -> bytes:
         data: bytes = await self._request(lambda: self._region.get(key))
+        require_within(most, len(data), f"{self.name}: {key}")
         return data
 
     async def size(self, key: str) -> int | None:

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import pytest
 
-from archiver.errors import ObjectExists, ObjectNotFound
+from archiver.errors import ForeignObject, ObjectExists, ObjectNotFound
 from archiver.store.base import Store
 from archiver.store.file import FileStore
 from archiver.store.memory import MemoryStore
@@ -98,6 +98,14 @@ async def test_a_missing_object_is_named_with_its_region(store: Store) -> None:
     assert caught.value.where is not None
     assert "manifests/7.json" in caught.value.where
     assert not caught.value.transient
+
+
+async def test_an_object_with_more_bytes_than_it_may_have_is_not_read(store: Store) -> None:
+    await store.put("k", b"12345")
+    assert await store.get("k", most=5) == b"12345"
+    with pytest.raises(ForeignObject, match="larger than it may be: 5 bytes, not 4 at most") as caught:
+        await store.get("k", most=4)
+    assert "k" in (caught.value.where or "")
 
 
 async def test_a_missing_object_has_no_size(store: Store) -> None:

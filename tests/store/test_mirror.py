@@ -48,10 +48,10 @@ class Region(MemoryStore):
         await super().put(key, data, if_absent=if_absent)
         self.written.set()
 
-    async def get(self, key: str) -> bytes:
+    async def get(self, key: str, *, most: int | None = None) -> bytes:
         self.reads += 1
         self._maybe()
-        return await super().get(key)
+        return await super().get(key, most=most)
 
     async def size(self, key: str) -> int | None:
         self._maybe()
@@ -240,9 +240,9 @@ async def test_a_region_that_needs_longer_than_a_daemons_patience_is_given_more(
     """A large object over a slow line: the same patience again would never be enough."""
 
     class Slow(MemoryStore):
-        async def get(self, key: str) -> bytes:
+        async def get(self, key: str, *, most: int | None = None) -> bytes:
             await asyncio.sleep(0.1)
-            return await super().get(key)
+            return await super().get(key, most=most)
 
     monkeypatch.setattr("archiver.store.mirror.ROUND_PAUSE", timedelta(milliseconds=1))
     slow = Slow("slow")

@@ -33,11 +33,11 @@ class Flaky(MemoryStore):
         await super().put(key, data, if_absent=if_absent)
         self._maybe(self.after)
 
-    async def get(self, key: str) -> bytes:
+    async def get(self, key: str, *, most: int | None = None) -> bytes:
         self.calls += 1
         self._maybe(self.before)
         self._maybe(self.before_get)
-        return await super().get(key)
+        return await super().get(key, most=most)
 
     async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Entry]:
         async for entry in super().list(prefix, start_after=start_after):

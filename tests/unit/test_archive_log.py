@@ -43,8 +43,8 @@ class Faulty:
         await self.inner.put(key, data, if_absent=if_absent)
         self._trap("after", key)
 
-    async def get(self, key: str) -> bytes:
-        return await self.inner.get(key)
+    async def get(self, key: str, *, most: int | None = None) -> bytes:
+        return await self.inner.get(key, most=most)
 
     async def size(self, key: str) -> int | None:
         return await self.inner.size(key)

@@ -28,10 +28,10 @@ class Silent(Faulty):
         self._prefix = prefix
         self._lists = lists
 
-    async def get(self, key: str) -> bytes:
+    async def get(self, key: str, *, most: int | None = None) -> bytes:
         if key.startswith(self._prefix):
             raise StoreUnavailable("no answer", where=f"{self.name}: {key}")
-        return await super().get(key)
+        return await super().get(key, most=most)
 
     async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Entry]:
         if not self._lists and prefix.startswith(self._prefix):
@@ -120,10 +120,10 @@ async def test_damage_that_was_found_before_a_region_fell_silent_counts(stores: 
 class Mistaken(Silent):
     """A region whose answers do not match their checksums."""
 
-    async def get(self, key: str) -> bytes:
+    async def get(self, key: str, *, most: int | None = None) -> bytes:
         if key.startswith(layout.MANIFESTS):
             raise IntegrityError("the bytes do not match their checksum", where=f"{self.name}: {key}")
-        return await super().get(key)
+        return await super().get(key, most=most)
 
 
 async def test_a_log_whose_bytes_do_not_match_their_checksum_is_damaged_and_not_silent(stores: Regions) -> None:
