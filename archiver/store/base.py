@@ -52,7 +52,7 @@ class Store(Protocol):
         """
 
     async def get(self, key: str, *, most: int | None = None) -> bytes:
-        """The whole object. Raises ObjectNotFound, and ForeignObject, before it is read, if it has more bytes than `most`."""
+        """The whole object. Raises ObjectNotFound; ForeignObject, before it is read, if it exceeds `most` bytes."""
 
     async def size(self, key: str) -> int | None:
         """The object's size in bytes, None if there is none."""

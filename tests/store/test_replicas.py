@@ -284,7 +284,7 @@ async def test_a_manifest_is_not_written_where_its_object_was_abandoned() -> Non
 class Altered(Region):
     """What is read from it does not match its checksum."""
 
-    async def get(self, key: str, *, most: int | None = None) -> bytes:
+    async def get(self, key: str, *, most: int | None = None) -> bytes:  # noqa: ARG002
         raise IntegrityError("the object does not match the checksum kept with it", where=key)
 
 
