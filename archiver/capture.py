@@ -100,6 +100,8 @@ class Capture:
         self._progressed = False
         self._stream: ReplicationStream | None = None
         self._unread = 0
+        self.unarchived = 0
+        """Tables that nobody excluded and the publication does not carry, as the daemon last counted them."""
 
     @property
     def durable(self) -> Lsn:
@@ -242,6 +244,7 @@ class Capture:
             covered_until=sample.time if sample else self.covered_until,
             sequences=told,
             catalog=catalog,
+            unarchived=self.unarchived,
             restore_points=points,
             stored=await self._store(cut) if worth_storing else None,
         )

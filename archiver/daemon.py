@@ -171,6 +171,7 @@ class Daemon:
             system=self._alignment.system,
             catalog=catalog,
         )
+        self._capture.unarchived = state.changes.unarchived if state.changes is not None else 0
         return archive
 
     async def _first_look(self, position: Position) -> Catalog | None:
@@ -305,6 +306,8 @@ class Daemon:
             with contextlib.suppress(PostgresError):  # _watch_source says so
                 found = {str(table) for table in await self._monitor.ask(find)}
                 self.metrics.unarchived_tables.set(len(found))
+                if self._capture is not None:
+                    self._capture.unarchived = len(found)
                 if new := (found & before) - named:  # a base snapshot may publish what is new just now
                     named |= new
                     log.error("tables are not archived", tables=sorted(new), hint=_NOT_ARCHIVED)

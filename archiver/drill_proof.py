@@ -61,6 +61,8 @@ class Proof:
             await self._compare_schema(self.later)
         await self._check_sequences()
         await self._check_validity()
+        unarchived = sorted({*self.base.unarchived, *(self.later.unarchived if self.later else ())})
+        self.found.checks.append(policy.check_none("tables whose changes are not archived", unarchived))
         await self._ask()
 
     async def _compare_tables(self, later: Index) -> None:

@@ -7,7 +7,7 @@ it is verified. What cannot be reached exactly is an error.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,12 +20,12 @@ import psycopg
 import structlog
 
 from archiver.archive import OpenArchive
+from archiver.base_rows import BaseRows
 from archiver.format import dump, dump_roles
 from archiver.format.ddl import qualified
 from archiver.format.dump_not_null import means_names, with_not_null_names
 from archiver.format.dump_roles import Skipped
-from archiver.format.manifest import CommitRef, ObjectRef
-from archiver.format.seal import inflate
+from archiver.format.manifest import CommitRef
 from archiver.names import TableName
 from archiver.policy.builds import builds_of
 from archiver.policy.sequence_log import SequenceState, SequenceStates
@@ -39,9 +39,7 @@ from archiver.postgres import (
     load,
     not_null_names,
     relations,
-    run_as,
     stand_ins,
-    users_code,
 )
 from archiver.postgres.build import build_all
 from archiver.postgres.no_input import empty_columns
@@ -49,11 +47,9 @@ from archiver.postgres.roles import create_roles
 from archiver.postgres.sequences import raise_to_columns, set_sequences
 from archiver.postgres.session import connect, postgres_error
 from archiver.postgres.stand_ins import StandIns
-from archiver.postgres.users_code import Guarded
 from archiver.recovery_plan import identity, missing_roles, settle
 from archiver.replay import Replay
-from archiver.snapshots import Index, IndexedTable, part_place, read_index
-from archiver.tasks import task_group
+from archiver.snapshots import Index, read_index
 
 Progress = Callable[[str, int, int], None]
 """Called with the phase, and what of it is done and to be done: bytes when loading, segments when replaying."""
@@ -113,13 +109,14 @@ class _Restore:
         self._path: str | None = None
         self._lacking: set[str] = set()
         self._stand_ins: StandIns
-        self._guarded: dict[TableName, Guarded] = {}
+        self._rows: BaseRows
 
     async def run(self) -> Summary:
         conn = await connect(self._dsn, purpose="restore")
         try:
             await load.claim(conn)
             self._plan, self._summary.resumed = await settle(self._archive, self._plan, conn)
+            self._rows = BaseRows(self._archive, self._plan.snapshot, self._worker)
             index = await read_index(self._archive, self._plan.snapshot)
             self._summary.last_commit = self._plan.last_commit
             self._summary.tables = len(index.tables)
@@ -214,62 +211,21 @@ class _Restore:
                 await always_triggers.hush_event_triggers(conn)
             self._skip(await default_objects.set_comments(conn, index.database.comments))
             self._summary.warnings += await extensions.deviations(conn, index.database.extensions)
-            await relations.note(
-                conn, {table.info.oid: qualified(table.info.schema, table.info.name) for table in index.tables}
-            )
+            await relations.note(conn, _names(index, published=True))
             await self._record(
                 conn,
                 restore=identity(self._plan, self._archive),
+                unarchived=await relations.oids_of(conn, _names(index, published=False)),
                 schema=self._summary.warnings,
                 limit=await closed.close(conn),
             )
 
     async def _load_rows(self, conn: psycopg.AsyncConnection[Any], index: Index, _script: dump.Script) -> None:
         done = await self._done(conn)
-        refs = self._plan.snapshot.parts
-        total = sum(ref.size for ref in refs[1:])
-        loaded = {int(key.removeprefix("part ")) for key in done if key.startswith("part ")}
-        finished = sum(refs[number].size for number in loaded)
-        queue = [(table, number) for table in index.tables for number in table.parts if number not in loaded]
-        queue.sort(key=lambda item: refs[item[1]].size)
         if done.get("limit") is not None:
             await closed.end_others(conn)
-        await self._guard(conn)
-
-        async def work() -> None:
-            nonlocal finished
-            async with self._worker() as worker:
-                while queue:
-                    table, number = queue.pop()
-                    await self._load_part(worker, table, number, refs[number])
-                    finished += refs[number].size
-                    self._progress("rows", finished, total)
-
-        async with task_group() as group:
-            for number in range(min(self._jobs, len(queue))):
-                group.create_task(work(), name=f"load job {number}")
-
-    async def _guard(self, conn: psycopg.AsyncConnection[Any]) -> None:
-        """Find the tables that are written as their owners, and make for those what all workers need."""
-        self._guarded = await users_code.by_name(conn)
-        async with load.transaction(conn, "owners of tables"):
-            for owner in {each.owner for each in self._guarded.values()}:
-                await run_as.prepare(conn, owner)
-
-    async def _load_part(
-        self, conn: psycopg.AsyncConnection[Any], table: IndexedTable, number: int, ref: ObjectRef
-    ) -> None:
-        body = await self._archive.fetch(ref, part_place(self._plan.snapshot.lsn, number))
-
-        async def chunks() -> AsyncIterator[bytes]:
-            for chunk in inflate(body, ref.raw_bytes):
-                yield chunk
-
-        async with load.transaction(conn, table.info.label):
-            info = table.info
-            guarded = self._guarded.get(info.table)
-            await load.copy_in(conn, info.schema, info.name, info.columns, chunks(), guarded=guarded)
-            await self._record(conn, **{f"part {number}": True})
+        tables = [table for table in index.tables if table.info.published]
+        await self._rows.load(conn, tables, done, jobs=self._jobs, progress=partial(self._progress, "rows"))
 
     async def _create_keys(self, conn: psycopg.AsyncConnection[Any], index: Index, script: dump.Script) -> None:
         await self._build(conn, "keys", index, script.preamble, script.keys)
@@ -332,11 +288,17 @@ class _Restore:
         if "over" not in await self._done(conn):
             async with self._worker("replay") as worker:
                 await replay.run(worker, partial(self._progress, "replay"))
+            await self._load_unarchived(conn, index)
         self._sequences = replay.sequences
         self._summary.transactions_replayed = replay.transactions
         self._skip(replay.left_out)
         if late := sorted(replay.missing.difference(index.database.roles)):
             self._summary.warnings.append(_LATE_ROLES.format(", ".join(late)))
+
+    async def _load_unarchived(self, conn: psycopg.AsyncConnection[Any], index: Index) -> None:
+        done = await self._done(conn)
+        tables = [table for table in index.tables if not table.info.published]
+        self._summary.warnings += await self._rows.load_unarchived(tables, done.get("unarchived", {}), done)
 
     async def _set_sequences(self, conn: psycopg.AsyncConnection[Any], _index: Index, _script: dump.Script) -> None:
         states = [SequenceState.from_json(state) for state in self._sequences.all()]
@@ -371,6 +333,12 @@ class _Restore:
             self._summary.warnings.append(f"unlogged table {label} is empty: its rows are never archived")
         if index.database.large_objects:
             self._summary.warnings.append(f"{index.database.large_objects} large objects are not archived")
+
+
+def _names(index: Index, *, published: bool) -> dict[int, str]:
+    """The tables whose changes are archived, or are not: their names, quoted, by their OIDs at the source."""
+    infos = [table.info for table in index.tables if table.info.published == published]
+    return {info.oid: qualified(info.schema, info.name) for info in infos}
 
 
 def _up_to_extensions(entries: Sequence[dump.Entry]) -> Iterator[Sequence[dump.Entry]]:

@@ -13,7 +13,7 @@ import itertools
 import json
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, LiteralString, Self, TypeVar
@@ -80,6 +80,11 @@ class Index:
     tables: tuple[IndexedTable, ...]
     sequences: list[dict[str, Any]]
     roles: Globals | None = None
+
+    @property
+    def unarchived(self) -> list[str]:
+        """The tables whose rows are in it, and whose changes are not archived."""
+        return [table.info.label for table in self.tables if not table.info.published]
 
     def encode(self) -> bytes:
         tables = [{"info": t.info.to_json(), "digest": str(t.digest), "parts": t.parts} for t in self.tables]
@@ -258,7 +263,7 @@ class _Snapshot:
             )
 
     async def _archived_tables(self, reader: Conn) -> list[TableInfo]:
-        """The tables whose changes are archived too. Rows that would grow stale in silence are left out.
+        """All tables but the excluded ones; of those that are not published, the rows grow stale, and that is told.
 
         What is published, `init` has settled: rows whose changes come must be there, whatever `exclude` says by now.
         """
@@ -267,7 +272,8 @@ class _Snapshot:
         archived, carried = [], []
         for table in await list_tables(reader):
             is_published, is_excluded = (table.schema, table.name) in published, table.oid in excluded.oids
-            archived += [table] if is_published or (table.unlogged and not is_excluded) else []
+            if is_published or not is_excluded:
+                archived.append(replace(table, published=is_published or table.unlogged))
             carried += [table.label] if is_published and is_excluded else []
         if excluded.unknown:
             log.warning("source.exclude names no table", names=excluded.unknown)

@@ -53,7 +53,16 @@ async def _gather(config: Config) -> Facts:
                 *(f"{name} is damaged: {what}" for name, what in archive.store.damaged.items()),
             ],
             "source": source,
+            "unarchived_tables": _unarchived(source, found.history),
         }
+
+
+def _unarchived(source: Facts | None, history: History) -> list[str]:
+    """By name where the source can be asked; otherwise how many there were, as the log says."""
+    if source is not None:
+        return list(source["unarchived_tables"])
+    count = history.changes[-1].unarchived if history.changes else 0
+    return [f"{count} tables"] if count else []
 
 
 def _describe(archive: OpenArchive, found: Survey) -> Facts:
@@ -162,7 +171,7 @@ def _show(facts: Facts) -> None:
     stored, raw = facts["stored_bytes"], facts["raw_bytes"]
     say(f"stored           {facts['segments']} change segments, {size(stored)} in each region, {size(raw)} unpacked")
     say(f"source           {_lag(facts['source'])}")
-    if left_out := (facts["source"] or {}).get("unarchived_tables"):
+    if left_out := facts["unarchived_tables"]:
         say(f"NOT ARCHIVED     {listed(left_out)}: changes of their rows")
     for region in facts["regions"]:
         state = f"newest manifest {region['newest_seq']}" if region["reachable"] else f"DOWN: {region['error']}"

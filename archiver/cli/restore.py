@@ -37,11 +37,12 @@ from archiver.config import Config
 from archiver.errors import UsageError
 from archiver.format.manifest import CommitRef, format_time
 from archiver.policy.target import Plan, Target
+from archiver.postgres.checks import listed
 from archiver.postgres.load import existing_roles
 from archiver.postgres.session import connect, postgres_error
 from archiver.recovery_plan import make_plan, missing_roles, settle_plan
 from archiver.restore import Summary, run_restore
-from archiver.snapshots import read_index
+from archiver.snapshots import Index, read_index
 from archiver.survey import Head, require_head, survey
 
 
@@ -120,7 +121,11 @@ async def _restore(order: Order) -> None:
         plan = await make_plan(archive, order.target, history)
         await _refuse_source(order, archive, history.system_identifier or archive.identity.system_identifier)
         plan, resumes = await settle_plan(archive, plan, order.into)
-        described = describe(plan, archive) | {"roles": await _roles(order, archive, plan)}
+        index = await read_index(archive, plan.snapshot)
+        described = describe(plan, archive) | {
+            "roles": await _roles(order, index),
+            "unarchived_tables": unarchived(index, plan),
+        }
         if not order.as_json:
             _show_plan(described, resumes=resumes)
         summary = None if order.dry_run else await _carry_out(order, archive, plan)
@@ -169,9 +174,14 @@ async def _refuse_source(order: Order, archive: OpenArchive, source: str) -> Non
         )
 
 
-async def _roles(order: Order, archive: OpenArchive, plan: Plan) -> dict[str, list[str]]:
+def unarchived(index: Index, plan: Plan) -> list[str]:
+    """Tables that come back with old rows or none; the archive knows names only of those in the base snapshot."""
+    others = plan.unarchived - len(index.unarchived)
+    return [*index.unarchived, *([f"{others} that came after the base snapshot"] if others > 0 else [])]
+
+
+async def _roles(order: Order, index: Index) -> dict[str, list[str]]:
     """The source's roles: which the restore creates, which are there and stay as they are, which will be missing."""
-    index = await read_index(archive, plan.snapshot)
     async with await connect(order.into, purpose="restore") as conn:
         there = await existing_roles(conn)
     if order.with_globals:
@@ -223,6 +233,8 @@ def _show_plan(plan: dict[str, Any], *, resumes: bool) -> None:
     say(f"  stops at LSN     {plan['stop_lsn']}")
     say(f"  estimate         {plan['estimate_seconds']:.0f} s")
     _show_roles(plan["roles"])
+    if names := plan["unarchived_tables"]:
+        say(f"  NOT ARCHIVED     {listed(names)}: rows as old as the base snapshot, or none")
     if resumes:
         say("  the target holds this restore, interrupted: it goes on where it stopped")
 

@@ -56,7 +56,7 @@ class Model(BaseModel):
 
 def _is_empty(value: object) -> bool:
     """Fields that came later are left out where they say nothing: what was signed before stays what it was."""
-    return value is None or value is False
+    return value is None or value == 0
 
 
 class ObjectRef(Model):
@@ -129,7 +129,8 @@ class Changes(Model):
     no later segment holds a commit of an earlier time (source clock). `open_from` is the ordinal of the segment
     in which the oldest transaction begins that is still open at the end of this one. `sequences`: their states were
     read after the last commit, and those that had moved are in the object. `timeline` is the server's that sent it.
-    `catalog` was seen after the last commit; null where none was ever seen. `first_commit_time` and `max_commit_time`
+    `catalog` was seen after the last commit; null where none was ever seen. `unarchived` tables had nobody excluded and
+    the publication did not carry, when the daemon last looked. `first_commit_time` and `max_commit_time`
     are of commits by the source's clock: of the `foreign` ones nobody knows when they came.
     """
 
@@ -151,6 +152,7 @@ class Changes(Model):
     sequences: bool = False
     lost: tuple[Lost, ...] = ()
     catalog: Catalog | None = Field(default=None, exclude_if=_is_empty)
+    unarchived: int = Field(default=0, ge=0, exclude_if=_is_empty)
     object: ObjectRef | None = None
 
 

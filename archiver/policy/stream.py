@@ -79,6 +79,7 @@ class Cut:
         sequences: bool,
         stored: ObjectRef | None,
         catalog: Catalog | None = None,
+        unarchived: int = 0,
         restore_points: Sequence[RestorePoint] = (),
     ) -> Changes:
         """What the manifest log says of this segment."""
@@ -99,6 +100,7 @@ class Cut:
             restore_points=tuple(restore_points),
             lost=tuple(self.lost),
             catalog=catalog,
+            unarchived=unarchived,
             sequences=sequences,
             object=stored,
         )

@@ -93,6 +93,11 @@ class Plan:
         return sum(segment.commits for segment in self.segments)
 
     @property
+    def unarchived(self) -> int:
+        """How many tables nobody archived when the last segment was written."""
+        return self.segments[-1].unarchived if self.segments else 0
+
+    @property
     def estimate(self) -> timedelta:
         """A guess at the duration, from LOAD_BYTES_PER_SECOND and REPLAY_MESSAGES_PER_SECOND."""
         load = sum(part.raw_bytes for part in self.snapshot.parts) / LOAD_BYTES_PER_SECOND

@@ -23,6 +23,14 @@ SELECT c.oid, n.nspname::text, c.relname::text FROM archiver.relations r
   JOIN pg_catalog.pg_class c ON c.oid = r.target JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
  WHERE r.source = $1::oid
 """
+_PLACE: Final[LiteralString] = """
+SELECT c.oid, n.nspname::text, c.relname::text
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = %s
+"""
+_OIDS: Final[LiteralString] = """
+SELECT s.oid::bigint, pg_catalog.to_regclass(s.name)::oid::bigint FROM unnest(%s::oid[], %s::text[]) AS s (oid, name)
+ WHERE pg_catalog.to_regclass(s.name) IS NOT NULL
+"""
 _BY_NAME: Final[LiteralString] = """
 SELECT c.oid, n.nspname::text, c.relname::text
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -53,6 +61,18 @@ async def note(conn: psycopg.AsyncConnection[Any], tables: Mapping[int, str]) ->
     """Tables that were just made: their names, quoted, by their OIDs at the source. psycopg's errors pass through."""
     if tables:
         await conn.execute(_NOTE_NAMED, [list(tables), list(tables.values())])
+
+
+async def place_of(conn: psycopg.AsyncConnection[Any], oid: int) -> Place | None:
+    """A table of the target by its OID there; None where it was dropped. psycopg's errors pass through."""
+    row = await (await conn.execute(_PLACE, [oid])).fetchone()
+    return Place(*row) if row is not None else None
+
+
+async def oids_of(conn: psycopg.AsyncConnection[Any], tables: Mapping[int, str]) -> dict[int, int]:
+    """The OIDs here of tables that are given as `note` takes them."""
+    rows = await (await conn.execute(_OIDS, [list(tables), list(tables.values())])).fetchall()
+    return dict(rows)
 
 
 async def find(cursor: psycopg.AsyncRawCursor[Any], relation: Relation) -> Place:

@@ -29,7 +29,8 @@ class TableInfo:
 
     `pages` is the heap, `bytes` includes TOAST. `condition` is the WHERE clause that an extension gave for its
     configuration table, or "". `filenode` is the file that the snapshot's catalog names. `is_trusted`: a query of it
-    runs no code of anybody's but the reader's and superusers'; a restore looks for itself.
+    runs no code of anybody's but the reader's and superusers'; a restore looks for itself. `published`: its changes are
+    archived too; otherwise its rows are as old as the base snapshot.
     """
 
     schema: str
@@ -45,6 +46,7 @@ class TableInfo:
     condition: str = ""
     extension: str | None = None
     is_trusted: bool = False
+    published: bool = True
 
     @property
     def has_rows(self) -> bool:
