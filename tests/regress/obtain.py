@@ -21,7 +21,8 @@ _WANTED: Final = re.compile(r"[^/]+/src/test/regress/((?:sql|data)/[^/]+|paralle
 
 def obtain(folder: Path) -> Path:
     """The folder that holds `sql`, `data` and `parallel_schedule`, fetched if it is not there yet."""
-    home = folder.absolute() / f"regress-{MAJOR}"
+    folder = folder.absolute()  # apt-get takes others as its own configuration's
+    home = folder / f"regress-{MAJOR}"
     if not home.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
