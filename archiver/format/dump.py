@@ -90,14 +90,13 @@ _TOKEN: Final = re.compile(
 )
 """A doubled quote needs no care of its own: 'a''b' reads as two literals that touch."""
 
-_STATE: Final = re.compile(r"(?:SET default_(?:tablespace|table_access_method) = .*;\n\n?)+\Z")
-_STATE_LINE: Final = re.compile(r"SET (\w+) = .*;")
+_STATE: Final = re.compile(rf"(SET (default_tablespace|default_table_access_method) = (?:''|{IDENTIFIER});)\n\n?")
+"""A whole statement of pg_dump's, as it follows another one: a name that looks like it stands in quotes."""
 
 
 def split(dump: str) -> list[Entry]:
     """The entries of a dump. The first is the preamble, the last, as a rule, pg_dump's closing comment."""
-    starts = [_start_with_state(dump, match.start()) for match in _tokens(dump, "header")]
-    borders = [0, *starts, len(dump)]
+    borders = [0, *_starts(dump), len(dump)]
     pieces = [dump[begin:end] for begin, end in pairwise(borders)]
     first = Entry(pieces[0], type=PREAMBLE)
     return [first, *_with_state(_entry(piece) for piece in pieces[1:])]
@@ -116,11 +115,15 @@ def _tokens(text: str, group: str) -> Iterator[re.Match[str]]:
     return (match for match in _TOKEN.finditer(text) if match[group] is not None)
 
 
-def _start_with_state(dump: str, start: int) -> int:
-    """pg_dump writes a change of default_tablespace and its like before the header that it is meant for."""
-    window = max(0, start - 1000)
-    match = _STATE.search(dump[window:start])
-    return start if match is None else window + match.start()
+def _starts(dump: str) -> Iterator[int]:
+    """Where entries start: pg_dump writes a change of default_tablespace and its like before the header it is for."""
+    state = stop = 0
+    for match in _TOKEN.finditer(dump):
+        if match["header"] is not None:
+            yield state if stop == match.start() else match.start()
+        if match["stop"] is not None:
+            is_state = _STATE.fullmatch(dump, stop, match.end()) is not None
+            state, stop = state if is_state else match.end(), match.end()
 
 
 def _entry(piece: str) -> Entry:
@@ -156,8 +159,9 @@ def _right_one(found: Sequence[_Reading], body: str) -> _Reading:
 def _with_state(entries: Iterator[Entry]) -> Iterator[Entry]:
     state: dict[str, str] = {}
     for entry in entries:
-        before = entry.text.partition("--\n-- ")[0]
-        state |= {match[1]: match[0] for match in _STATE_LINE.finditer(before)}
+        at = 0
+        while (match := _STATE.match(entry.text, at)) is not None:
+            state[match[2]], at = match[1], match.end()
         yield replace(entry, state=tuple(state.values())) if state else entry
 
 
@@ -170,7 +174,7 @@ _META_COMMAND: Final = re.compile(r"^\\.*\n?", re.MULTILINE)
 
 def for_restore(entries: Sequence[Entry], *, publication: str, settings: Collection[str]) -> Script:
     """The steps of a restoration into a server that knows these settings, without what is archiver's own."""
-    kept = _namesakes_first([entry for entry in entries if not is_own(entry, publication)])
+    kept = _rights_at_once(_namesakes_first([entry for entry in entries if not is_own(entry, publication)]))
     steps: dict[Step, list[Entry]] = {"pre": [], "keys": [], "late": []}
     for entry, step in zip(kept, _steps(kept), strict=True):
         if step is not None:
@@ -188,6 +192,64 @@ def _namesakes_first(entries: Sequence[Entry]) -> Sequence[Entry]:
     border = next(number for number, entry in enumerate(rest) if entry.type in _TYPES)
     return [*rest[:border], *early, *rest[border:]]
 
+
+def _rights_at_once(entries: Sequence[Entry]) -> Sequence[Entry]:
+    """Rights on what PUBLIC may use by default right after it, before any code of users runs: REVOKE may be meant.
+
+    What the dump does not make is there by the last extension.
+    """
+    early = {id(entry): key for entry in entries if (key := _open_to_all(entry)) is not None}
+    made = {_key(entry): number for number, entry in enumerate(entries)}
+    there = max((number for number, entry in enumerate(entries) if entry.type in {PREAMBLE, "EXTENSION"}), default=0)
+    behind: dict[int, list[Entry]] = {}
+    for entry in entries:
+        if (key := early.get(id(entry))) is not None:
+            behind.setdefault(made.get(key, there), []).append(entry)
+    rest = ((number, entry) for number, entry in enumerate(entries) if id(entry) not in early)
+    return [each for number, entry in rest for each in (entry, *behind.get(number, ()))]
+
+
+def _open_to_all(entry: Entry) -> tuple[str, str, str] | None:
+    """What an ACL is about, as `_key` of the entry that makes it; None for all that nobody may use by default."""
+    about = _GRANTED.fullmatch(entry.name) if entry.type == "ACL" else None
+    if about is None:
+        return None
+    kind = _OPEN[about[1]]
+    return kind, entry.schema, about[2] if kind == "FUNCTION" else unquote(about[2])
+
+
+def _key(entry: Entry) -> tuple[str, str, str]:
+    """Routines by their arguments as ACLs spell them."""
+    kind = _MADE_AS.get(entry.type, entry.type)
+    return kind, entry.schema, _signature(entry) if kind == "FUNCTION" else entry.name
+
+
+def _signature(entry: Entry) -> str:
+    """As it would stand in a header."""
+    owned = [found for each in statements(entry.text) if (found := _ROUTINE_OWNED.fullmatch(each)) is not None]
+    return re.sub(r"[\r\n]", " ", owned[-1][1]) if owned else entry.name
+
+
+_OPEN: Final = {
+    "FUNCTION": "FUNCTION",
+    "PROCEDURE": "FUNCTION",
+    "SCHEMA": "SCHEMA",
+    "TYPE": "TYPE",
+    "LANGUAGE": "LANGUAGE",
+    "FOREIGN DATA WRAPPER": "FOREIGN DATA WRAPPER",
+    "FOREIGN SERVER": "SERVER",
+}
+"""By the words of an ACL, the kind of what it is about."""
+_MADE_AS: Final = {
+    "PROCEDURE": "FUNCTION",
+    "AGGREGATE": "FUNCTION",
+    "DOMAIN": "TYPE",
+    "PROCEDURAL LANGUAGE": "LANGUAGE",
+}
+_GRANTED: Final = re.compile(rf"({'|'.join(_OPEN)}) (.*)", re.DOTALL)
+_ROUTINE_OWNED: Final = re.compile(
+    rf"\s*ALTER (?:FUNCTION|PROCEDURE|AGGREGATE) {IDENTIFIER}\.(.*) OWNER TO {IDENTIFIER};\s*", re.DOTALL
+)
 
 _TYPES: Final = frozenset({"TYPE", "SHELL TYPE", "DOMAIN"})
 
@@ -269,13 +331,13 @@ _STEP_OF: Final[dict[str, Step]] = {
     "INDEX": "keys",
     "INDEX ATTACH": "keys",
     "STATISTICS": "keys",
-    "ACL": "keys",  # before replay, which may hold GRANT and REVOKE of its own
-    "DEFAULT ACL": "keys",
     "FK CONSTRAINT": "late",
     "TRIGGER": "late",
     "RULE": "late",
     "POLICY": "late",
     "ROW SECURITY": "late",
+    "ACL": "late",  # after what hides rows; before replay, which may hold GRANT and REVOKE of its own
+    "DEFAULT ACL": "late",
     "EVENT TRIGGER": "late",
     "PUBLICATION": "late",
     "PUBLICATION TABLE": "late",
@@ -307,8 +369,8 @@ def _step(entry: Entry, default: Step) -> Step | None:
         return None
     if entry.type == "RULE" and entry.name.endswith(" _RETURN"):
         return "keys"  # the real definition of a view that pg_dump first created as a stub
-    if entry.type == "ACL" and entry.name.startswith("SCHEMA "):
-        return "pre"  # owners of tables need it while rows are loaded as them
+    if _open_to_all(entry) is not None:
+        return default
     if entry.type in {"COMMENT", "SECURITY LABEL"} and _ABOUT_LATE.match(entry.name):
         return "late"
     return _STEP_OF.get(entry.type, default)

@@ -7,13 +7,15 @@ views, as their owners already; functions' bodies, defaults and rules are not lo
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 from pglast import ast, parse_sql
 from pglast.enums import AlterTableType, ConstrType
+from pglast.parser import ParseError, scan
 from pglast.visitors import Visitor
 
-from archiver.format.dump import Entry
+from archiver.format.dump import OWN_SCHEMA, Entry, unquote
 
 Name = tuple[str, str]
 """Schema and name."""
@@ -66,6 +68,49 @@ def _planned(stmt: Any) -> Iterator[Any]:
                 yield constraint.raw_expr
     key = getattr(stmt, "partspec", None)
     yield from (part.expr for part in key.partParams if part.expr is not None) if key is not None else ()
+
+
+class _Schemas(Visitor):
+    """The schemas that a statement names in front of something; a column of their name is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = set[str]()
+
+    def visit(self, _ancestors: Any, node: Any) -> None:
+        if isinstance(node, ast.RangeVar) and node.schemaname:
+            self.found.add(node.schemaname)
+        for attribute in _QUALIFIED:
+            names = getattr(node, attribute, None)
+            if isinstance(names, tuple) and len(names) > 1 and isinstance(names[0], ast.String):
+                self.found.add(str(names[0].sval))
+        if isinstance(node, ast.TypeCast) and _is_name_of_something(node):
+            self._look_into(node.arg.val.sval)  # type: ignore[union-attr]
+
+    def _look_into(self, text: str) -> None:
+        """A constant that names something, as `nextval` takes it."""
+        with suppress(ParseError):
+            tokens = scan(text)
+            if len(tokens) > 2 and text[tokens[1].start : tokens[1].end + 1] == ".":
+                self.found.add(str(unquote(text[tokens[0].start : tokens[0].end + 1])))
+
+
+_QUALIFIED: Final = ("names", "funcname", "name", "collname", "opclass", "objname", "defnames", "typeName", "arg")
+"""Attributes of nodes that hold a name by its parts."""
+
+
+def _is_name_of_something(cast: Any) -> bool:
+    """Whether it is a constant of a type such as regclass."""
+    constant = isinstance(cast.arg, ast.A_Const) and isinstance(cast.arg.val, ast.String)
+    return constant and cast.typeName.names[-1].sval.startswith("reg")
+
+
+def schemas_named(statement: str) -> frozenset[str]:
+    """The schemas in which a statement, as pg_dump prints it, names something."""
+    schemas = _Schemas()
+    for raw in parse_sql(statement):
+        schemas(raw)
+    return frozenset(schemas.found - {OWN_SCHEMA})
 
 
 def alters(entry: Entry) -> list[Name]:

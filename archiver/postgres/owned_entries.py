@@ -5,7 +5,6 @@ In: a connection in a restore's transaction. What an owner lacks for it, since p
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -137,7 +136,7 @@ class _Owner:
 
     async def _uses(self, entry: Entry, *, creates: str = "", only: str = "") -> list[sql.Composed]:
         """What he lacks in the schemas that the entry names."""
-        named = [only] if only else _NAMES.findall(entry.sql)
+        named = [only] if only else list(dump_code.schemas_named(entry.sql))
         found = await self.conn.execute(_SCHEMAS, {"role": self.role, "named": named})
         rights = list[sql.Composed]()
         for name, uses, may_create in await found.fetchall():
@@ -159,5 +158,4 @@ class _Owner:
         await run_as.run_all(self.conn, self.role, [parsed.text for parsed in parse(entry.sql)], self.settings)
 
 
-_NAMES: Final = re.compile(r'"((?:[^"]|"")+)"')
 _NAME: Final[LiteralString] = "SELECT %s::pg_catalog.oid::pg_catalog.regclass::pg_catalog.text"

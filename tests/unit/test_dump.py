@@ -161,8 +161,52 @@ def test_entries_are_sorted_into_the_steps_of_a_restoration() -> None:
         entry("EVENT TRIGGER", "e", "-", schema="-"),
     )
     assert names(sorted_.pre) == ["t", "t id"]
-    assert names(sorted_.keys) == ["t t_pkey", "postponed", "i", 'INDEX "i"', "v _RETURN", 'TABLE "t"']
-    assert names(sorted_.late) == ["t protect", "t tr", 'TRIGGER "tr" ON "t"', "t fk", "t p", "mine", "e"]
+    assert names(sorted_.keys) == ["t t_pkey", "postponed", "i", 'INDEX "i"', "v _RETURN"]
+    assert names(sorted_.late) == ["t protect", "t tr", 'TRIGGER "tr" ON "t"', "t fk", "t p", "mine", 'TABLE "t"', "e"]
+
+
+def _owned(kind: str, signature: str) -> str:
+    return f"CREATE {kind} public.{signature} …;\n\n\nALTER {kind} public.{signature} OWNER TO bob;"
+
+
+def test_rights_on_what_everybody_may_use_come_right_after_it() -> None:
+    sorted_ = script(
+        entry("SCHEMA", "s", "-", schema="-"),
+        entry("EXTENSION", "x", "-", schema="-"),
+        entry("TYPE", "mood", "-"),
+        entry("FUNCTION", "Odd name(integer, text)", _owned("FUNCTION", '"Odd name"(a integer, text)')),
+        entry("TABLE", "t", "-"),
+        entry("INDEX", "i", "-"),
+        entry("AGGREGATE", "late(integer)", _owned("AGGREGATE", "late(integer)")),
+        entry("ACL", "SCHEMA public", "-", schema="-"),
+        entry("ACL", "SCHEMA s", "-", schema="-"),
+        entry("ACL", "FUNCTION of_an_extension()", "-"),
+        entry("ACL", 'FUNCTION "Odd name"(a integer, text)', "-"),
+        entry("ACL", "FUNCTION late(integer)", "-"),
+        entry("ACL", "TYPE mood", "-"),
+        entry("ACL", "TABLE t", "-"),
+    )
+    assert names(sorted_.pre) == [
+        *("s", "SCHEMA s", "x", "SCHEMA public", "FUNCTION of_an_extension()"),
+        *("mood", "TYPE mood", "Odd name(integer, text)", 'FUNCTION "Odd name"(a integer, text)', "t"),
+    ]
+    assert names(sorted_.keys) == ["i", "late(integer)", "FUNCTION late(integer)"]
+    assert names(sorted_.late) == ["TABLE t"]
+
+
+@pytest.mark.parametrize(
+    "name", ["SET default_tablespace = x", "SET default_tablespace = '';\n\n", "\n;SET default_tablespace = '';\n\n"]
+)
+def test_a_name_that_reads_like_a_setting_is_none(name: str) -> None:
+    header = name.replace("\n", " ")
+    _, first, second, _ = split(
+        dump(
+            entry("TABLE", header, f'ALTER TABLE public."{name}" OWNER TO bob;').rstrip() + "\n\n\n",
+            entry("TABLE", "b", "-"),
+        )
+    )
+    assert (first.name, second.name) == (header, "b")
+    assert (first.state, second.state, second.text[:2]) == ((), (), "--")
 
 
 @pytest.mark.parametrize(
