@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test fuzz hostile soak simulate test-versions regress lint bench bench-restore bench-ddl lock clean
+.PHONY: install demo test test-deep fuzz hostile soak simulate test-versions regress lint bench bench-restore bench-ddl lock clean
 
 install: $(VENV)/.installed  ## .venv with the command, the embedded parts and the test tools
 
@@ -17,9 +17,12 @@ demo: install  ## archive a live shop, break it, restore it to the second before
 
 JOBS ?= 4
 
-test: install  ## all tests: real PostgreSQL, real S3 servers; JOBS of them at a time, then those that measure
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not alone"
-	$(BIN)/python -m pytest -m alone
+test: install  ## each promise once: real PostgreSQL, real S3 servers; JOBS tests at a time, then those that measure
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not alone and not deep"
+	$(BIN)/python -m pytest -m "alone and not deep"
+
+test-deep: install  ## the other cases of each test, and those that take minutes
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m deep
 
 VERSIONS ?= .versions
 

@@ -77,6 +77,7 @@ def disposable_servers(parent: int) -> list[Path]:
     return found
 
 
+@pytest.mark.deep
 def test_a_drill_into_a_database_with_a_target_of_its_own_counts_and_asks(
     shop: Site, make_database: MakeDatabase
 ) -> None:
@@ -104,6 +105,7 @@ def test_a_drill_into_a_database_with_a_target_of_its_own_counts_and_asks(
     assert "nowhere" in result.stdout
 
 
+@pytest.mark.deep
 def test_a_drill_that_cannot_be_recorded_keeps_its_page_and_says_so(shop: Site) -> None:
     (shop.folder / "secondary").rename(shop.folder / "away")
     page = shop.folder / "drill.html"

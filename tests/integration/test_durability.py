@@ -178,6 +178,7 @@ async def test_a_daemon_that_waits_for_every_region_repairs_one_before_it_confir
     await world.is_whole()
 
 
+@pytest.mark.deep
 async def test_both_regions_down_nothing_is_confirmed_and_work_resumes_by_itself(make_world: MakeWorld) -> None:
     world = await make_world(DEGRADE)
     async with world.setup.daemon() as daemon:

@@ -85,6 +85,7 @@ def test_sealed_objects_that_somebody_made_very_large_in_one_region_are_not_read
     assert stored.run("verify", "--read-data").returncode == 5
 
 
+@pytest.mark.deep
 def test_a_pinned_archive_is_the_only_one_that_any_command_opens(stored: Stored, empty: str) -> None:
     for region in ("fra", "dub"):
         spoil(stored, region)

@@ -26,6 +26,7 @@ def lab() -> Iterator[HostileLab]:
         yield opened
 
 
+@pytest.mark.deep
 async def test_a_restore_of_a_hostile_source_gives_nobody_more_than_the_source_did(lab: HostileLab) -> None:
     for seed in SEEDS:
         assert await lab.attempt(lambda _, seed=seed: of_seed(seed)) == [], seed  # type: ignore[misc]

@@ -60,6 +60,7 @@ SIBLINGS = {
 }
 
 
+@pytest.mark.deep
 async def test_nothing_that_an_outsider_may_do_is_a_loss(make_setup: MakeSetup, roles: tuple[str, str]) -> None:
     _, outsider = roles
     source = make_setup()

@@ -24,6 +24,7 @@ def impatient() -> Iterator[PostgresServer]:
         yield server
 
 
+@pytest.mark.deep
 async def test_connections_that_are_open_and_dead_are_left_for_new_ones(
     impatient: PostgresServer, make_setup: MakeSetup, tmp_path: Path
 ) -> None:

@@ -129,6 +129,7 @@ def test_a_restore_that_is_killed_in_every_phase_goes_on_to_the_same_end(
     assert_restored(restore, busy)
 
 
+@pytest.mark.deep
 def test_a_restore_whose_server_dies_goes_on_when_it_is_back(busy: Setup, tmp_path: Path) -> None:
     chance = random.Random(3)
     with closing(PostgresServer(settings=PG_SETTINGS)) as server:
@@ -146,6 +147,7 @@ def test_a_restore_whose_server_dies_goes_on_when_it_is_back(busy: Setup, tmp_pa
         assert_restored(restore, busy)
 
 
+@pytest.mark.deep
 def test_a_restore_whose_connections_are_cut_says_so_and_goes_on(
     busy: Setup, make_database: MakeDatabase, tmp_path: Path
 ) -> None:

@@ -234,6 +234,7 @@ MANY_KEYS = 50
 TURNS = 70  # of DDL and rows: more locks than a server of the default configuration has, if none are let go
 
 
+@pytest.mark.deep
 async def test_many_foreign_keys_and_much_ddl_need_few_locks(
     make_setup: MakeSetup, make_database: MakeDatabase, server: PostgresServer, role: str, tmp_path: Path
 ) -> None:

@@ -141,6 +141,7 @@ def server_settings(dsn: str, **settings: str) -> Iterator[None]:
             conn.execute("SELECT pg_reload_conf()")
 
 
+@pytest.mark.deep
 async def test_a_transaction_of_a_million_rows_comes_back(make_setup: MakeSetup) -> None:
     setup = make_setup(segment={"max_age": "5s", "max_bytes": "4MiB"})
     before = "CREATE TABLE t (id int PRIMARY KEY, v int)"

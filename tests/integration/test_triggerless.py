@@ -163,6 +163,7 @@ async def refused(setup: Setup, target: Target) -> TargetUnreachable:
 # --- what changes ---
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("running", [True, False], ids=["daemon runs", "daemon is down"])
 async def test_each_change_of_the_schema_ends_in_a_base_snapshot(setup: Setup, running: bool) -> None:
     """Before the change and from the base snapshot on everything comes back; what lies between is refused."""
