@@ -8,33 +8,19 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import psycopg
 import typer
 
 from archiver import __version__
-from archiver.cli import (
-    check,
-    demo,
-    drill,
-    info,
-    init,
-    key,
-    restore,
-    restore_point,
-    run,
-    snapshot,
-    uninstall,
-    verify,
-)
+from archiver.cli.commands import Commands
 from archiver.cli.output import complain
 from archiver.errors import ArchiverError, IntegrityError, PostgresError, StoreError, TargetUnreachable, UsageError
-from archiver.postgres.server_words import message_of
 
 app = typer.Typer(
+    cls=Commands,
     name="archiver",
     help="Point-in-time recovery for any PostgreSQL, over logical replication.",
     epilog="Example: archiver -c archiver.toml check",
@@ -43,22 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-app.add_typer(key.app, name="key")
-_COMMANDS: dict[str, Callable[..., None]] = {
-    "init": init.init,
-    "check": check.check,
-    "run": run.run,
-    "snapshot": snapshot.snapshot,
-    "info": info.info,
-    "restore-point": restore_point.restore_point,
-    "restore": restore.restore,
-    "verify": verify.verify,
-    "drill": drill.drill,
-    "uninstall": uninstall.uninstall,
-    "demo": demo.demo,
-}
-for _name, _command in _COMMANDS.items():
-    app.command(_name)(_command)
 
 
 def _show_version(wanted: bool) -> None:
@@ -119,10 +89,19 @@ def _usage_error(error: typer.TyperException) -> int:
     return 2
 
 
+def _words(error: Exception) -> str:
+    """Imported here, since help needs no database."""
+    from psycopg import Error  # noqa: PLC0415
+
+    from archiver.postgres.server_words import message_of  # noqa: PLC0415
+
+    return message_of(error) if isinstance(error, Error) else str(error)
+
+
 def _unexpected(error: Exception) -> int:
     if os.environ.get("ARCHIVER_DEBUG") == "1":
         traceback.print_exception(error)
-    words = message_of(error) if isinstance(error, psycopg.Error) else str(error)
+    words = _words(error)
     complain(
         f"unexpected {type(error).__name__}: {words}".rstrip(": "),
         "This is a bug. ARCHIVER_DEBUG=1 shows where it happened; please report that.",

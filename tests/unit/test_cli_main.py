@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from archiver.cli import commands
 from archiver.cli import main as cli
+from archiver.cli.commands import COMMANDS
 from archiver.cli.output import seconds, size
 from archiver.errors import DrillFailed, Fenced, PostgresError, StoreError, WrongKey
 from archiver.keys import open_kek
-
-COMMANDS = ("init", "check", "run", "snapshot", "info", "restore-point", "restore", "verify", "uninstall", "demo")
 
 
 @pytest.fixture(autouse=True)
@@ -131,3 +133,15 @@ def test_sizes_are_readable(number: int, text: str) -> None:
 @pytest.mark.parametrize(("duration", "text"), [(0.84, "0.8 s"), (125, "2 min 5 s"), (11_400, "3 h 10 min")])
 def test_durations_are_readable(duration: float, text: str) -> None:
     assert seconds(timedelta(seconds=duration)) == text
+
+
+def test_help_and_version_import_no_database_and_no_store() -> None:
+    program = "import sys, archiver.cli.main as m; m.main(['--help']); m.main(['--version']); print(*sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    loaded = {name.partition(".")[0] for name in shown.splitlines()[-1].split()}
+    assert loaded & {"psycopg", "pglast", "aiobotocore", "aiohttp", "botocore", "cryptography"} == set()
+
+
+def test_every_command_that_the_help_names_can_be_asked_for_its_own() -> None:
+    assert {file.stem.replace("_", "-") for file in Path(commands.__file__).parent.glob("*.py")} >= set(COMMANDS)
+    assert [name for name in COMMANDS if cli.main([name, "--help"]) != 0] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -99,9 +100,10 @@ def test_every_metric_is_described_and_no_other() -> None:
 
 
 def commands() -> set[str]:
-    group = typer.main.get_command(app)
+    group: Any = typer.main.get_command(app)
     names = set()
-    for name, command in group.commands.items():  # type: ignore[attr-defined]
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
         children = getattr(command, "commands", None)
         names |= {f"{name} {child}" for child in children} if children else {name}
     return names
