@@ -148,6 +148,7 @@ class ChangeStream:
         self._own_known: set[tuple[int, bytes]] = set()  # those that the open segment describes, by context
         self._noted: dict[int, list[_Noted]] = {}  # by context
         self._heard = JournalEntries()
+        self._describing: set[bytes] = set()
         self._foreign: set[int] = set()  # contexts of transactions that come from another server
         self._open: dict[int, int] = {}  # streamed transactions, and the segment in which each began
         self._control: dict[int, Callable[[bytes], bool | None]] = {
@@ -297,6 +298,9 @@ class ChangeStream:
         _, lsn, end, time = COMMIT.unpack_from(message)
         self._commit(_PLAIN, self._begin[0] if self._begin else 0, lsn, end, time)
         self._settle(_PLAIN, end, time)
+        if self._describing:  # by its end all is known that the transaction said, such as that it made the table
+            self._cut.described |= self._describing
+            self._describing.clear()
         self._begin = None
 
     def _commit(self, context: int, xid: int, lsn: int, end: int, time: int) -> None:
@@ -324,7 +328,7 @@ class ChangeStream:
             self._own_known.add((self._context, relation))
             return
         if not self._context:
-            self._cut.described.add(message)
+            self._describing.add(message)
         self._known[self._context].add(relation)
 
     def _on_truncate(self, message: bytes) -> None:

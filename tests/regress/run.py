@@ -127,10 +127,12 @@ class Suite:
             "HIDE_TOAST_COMPRESSION=on",
         ]
         with (self.output / f"{test}.out").open("wb") as out:
-            subprocess.run(
+            ended = subprocess.run(
                 [*command, "-f", self.home / "sql" / f"{test}.sql"],
                 env=environment, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False, cwd=self.scratch, timeout=600,
             )  # fmt: skip
+        if ended.returncode != 0:  # what a statement of it says is no error of psql's
+            self.failures.append(f"{test} did not run: psql ended with {ended.returncode}")
 
     def _moment(self, after: str) -> Moment:
         found = objects(self.setup.dsn)
@@ -249,7 +251,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--keep", type=Path, help="a file for the differences")
     parser.add_argument("--output", type=Path, help="a folder for what the tests print")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.sources = options.sources.absolute()  # psql runs elsewhere
+    return options
 
 
 if __name__ == "__main__":

@@ -199,6 +199,15 @@ def test_type_messages_travel_with_the_relation_that_they_came_before() -> None:
     assert repeated == [Relation(0, described(each)[25:]) for each in (MOOD, TABLE, OTHER)]
 
 
+def test_a_table_counts_as_described_once_its_transaction_is_whole() -> None:
+    """CREATE TABLE AS says that it made the table after its rows, which may fill several segments."""
+    feeding = stream(begin(200), described(TABLE), insert(b"1"))
+    assert feeding.cut().described == set()
+    feeding.feed([insert(b"2"), commit(200)])
+    assert feeding.cut().described == {described(TABLE)[25:]}
+    assert feeding.cut().described == set()
+
+
 def test_a_truncate_brings_the_relations_of_all_its_tables() -> None:
     feeding = stream(begin(200), described(TABLE), described(OTHER), commit(200))
     feeding.cut()
