@@ -19,7 +19,7 @@ from archiver.errors import ArchiverError, IntegrityError, ObjectNotFound, Store
 from archiver.findings import FOREIGN, FOREIGN_KEY, Finding, Report
 from archiver.format import layout, manifest, segment
 from archiver.format.drill import Record
-from archiver.format.manifest import Changes, Drill, Gap, ObjectRef, Signed, Snapshot
+from archiver.format.manifest import Changes, Drill, Gap, ObjectRef, Signed, Snapshot, key_ids
 from archiver.format.seal import Kind, inflate
 from archiver.format.wrap import parse_wrapped
 from archiver.keys import SIGNING
@@ -84,7 +84,7 @@ class _Verification:
         self.report.manifests = len(best)
         self.report.head = str(head) if (head := head_of(best)) else None
         self._check_positions(best)
-        await self._compare_small_objects({item.ref.key_id for item in _objects(best)} | {SIGNING})
+        await self._compare_small_objects({SIGNING}.union(*(key_ids(signed.entry) for signed in best)))
         for store in list(self._stores):
             await self._try_on(store, self._find_foreign)
         await self._check_rollups({signed.seq: signed.data for signed in best})

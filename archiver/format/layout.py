@@ -33,7 +33,9 @@ _ROLLUP = re.compile(r"catalog/(\d{20})-(\d{20})\.json\.zst")
 _LONGEST_ROLLUP = 1_000_000  # manifests; archiver writes a thousand, and what a name says must not cost memory
 _SEGMENT = re.compile(r"segments/(\d{20})-([0-9A-F]{16})-([0-9A-F]{16})-[0-9a-f]{12}\.seg")
 _PART = re.compile(r"snapshots/([0-9A-F]{16})-[0-9a-f]{12}/\d{8}\.part")
-_OTHERS = re.compile(r"archive\.json|keys/[a-z]+(-\d{4}(-\d{2}-\d{2})?)?\.json|drills/[0-9a-f-]{36}\.rec")
+_OTHERS = re.compile(
+    r"archive\.json|keys/[a-z]+(-\d{4}(-\d{2}-\d{2}(-[0-9a-f]{8})?)?)?\.json|drills/[0-9a-f-]{36}\.rec"
+)
 _NAMES = (_MANIFEST, _SEGMENT, _PART, _OTHERS)
 
 

@@ -234,6 +234,12 @@ def refs(entry: Entry) -> tuple[ObjectRef, ...]:
             return ()
 
 
+def key_ids(entry: Entry) -> set[str]:
+    """The data keys under which anything is sealed that a manifest holds or names."""
+    points = entry.restore_points if isinstance(entry, Changes) else ()
+    return {ref.key_id for ref in refs(entry)} | {point.key_id for point in points}
+
+
 class Manifest(Model):
     """One entry of the manifest log. `prev` is the SHA-256 of the stored bytes of the manifest before it."""
 
