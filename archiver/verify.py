@@ -8,9 +8,10 @@ hash; with it everything is also decrypted, decompressed and parsed as a restore
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from archiver import mend
@@ -230,7 +231,8 @@ class _Verification:
         if not isinstance(data, bytes):
             return str(data) if data else "missing"
         try:
-            return None if _repeats(catalog.unpack(data), expected) else "does not repeat the log"
+            lines = catalog.unpack(data, len(expected))
+            return None if await asyncio.to_thread(_repeats, lines, expected) else "does not repeat the log"
         except IntegrityError as exc:
             return str(exc)
 
@@ -354,10 +356,11 @@ def _standing(log: Sequence[Signed]) -> tuple[int, int]:
     return (log[-1].seq if log else 0), len(log)
 
 
-def _repeats(lines: Sequence[bytes], expected: Sequence[bytes | None]) -> bool:
+def _repeats(lines: Iterable[bytes], expected: Sequence[bytes | None]) -> bool:
     """Whether a roll-up says what the log says. It may know more of the log's beginning, where that is missing."""
     known = next((at for at, line in enumerate(expected) if line is not None), None)
-    return known is not None and len(lines) == len(expected) and lines[known:] == expected[known:]
+    found = enumerate(zip_longest(lines, expected, fillvalue=b""))
+    return known is not None and all(at < known or line == right for at, (line, right) in found)
 
 
 async def _get(store: Store, name: str) -> bytes | IntegrityError:

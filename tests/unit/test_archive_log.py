@@ -365,6 +365,40 @@ async def test_a_roll_up_that_claims_more_than_it_holds_does_not_hide_the_end_of
     assert await scanned(await reopen(stores)) == expected
 
 
+async def test_roll_ups_that_overlap_or_are_not_whole_leave_little_to_be_read_one_by_one(small_rollups: None) -> None:
+    stores = regions()
+    archive = await written(stores, 9)
+    expected = await scanned(archive)
+    lines = [signed.data for signed in expected]
+    for first, last in [(1, 1), (1, 2), (2, 5), (5, 7)]:
+        stores[1].objects[layout.rollup(first, last)] = catalog.pack(lines[first - 1 : last])
+    for first, last in [(1, 999), (2, 1000), (1, 3), (4, 8)]:
+        stores[1].objects[layout.rollup(first, last)] = catalog.pack([*lines[first - 1 : last - 1], b""])
+    read: list[str] = []
+
+    class Watched(Faulty):
+        async def get(self, key: str, *, most: int | None = None) -> bytes:
+            read.append(key)
+            return await super().get(key, most=most)
+
+    watched = await open_archive(Mirror([Watched(store, lambda _when, _key: None) for store in stores]), "shop", [KEK])
+    assert await scanned(watched) == expected
+    assert [key for key in read if key.startswith(layout.MANIFESTS)] == [layout.manifest(10)]
+
+
+async def test_a_roll_up_that_is_whole_in_another_region_is_read_there(small_rollups: None) -> None:
+    stores = regions()
+    expected = await scanned(await written(stores, 9))
+    name = rollups(stores[0])[0]
+    stores[0].objects[name] = b"rubbish"
+    for store in stores:
+        for seq in (1, 2, 3):
+            del store.objects[layout.manifest(seq)]
+    archive = await reopen(stores)
+    assert await scanned(archive) == expected
+    assert list(archive.store.damaged) == ["primary"]
+
+
 # --- regions that come and go ---
 
 
