@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import structlog
 
-from archiver.errors import ArchiverError, IntegrityError, ObjectNotFound
+from archiver.errors import ArchiverError, ForeignObject, IntegrityError, ObjectNotFound
 from archiver.format import layout, manifest
 from archiver.format.manifest import Archive, Signed
 from archiver.policy import catalog
@@ -22,6 +22,7 @@ from archiver.store.base import Store
 from archiver.store.mirror import Mirror
 
 _READ_AHEAD = 16
+_ORDINARY_BYTES = 1 << 20  # all but those of base snapshots of thousands of parts
 
 log = structlog.get_logger()
 
@@ -37,6 +38,7 @@ class LogReader:
         self._archive = archive
         self._store = store
         self._passed_over: set[str] = set()
+        self._large = asyncio.Lock()
         self.rolled_up_to = 0
         self.begins_at = 1
 
@@ -60,7 +62,25 @@ class LogReader:
     async def read(self, seq: int) -> Signed:
         """A manifest from the first region that holds the one that belongs there."""
         name = layout.manifest(seq)
-        return self.parse(await self._store.get_verified(name, lambda data: self.belongs(name, data)))
+
+        async def read(store: Store) -> Signed:
+            signed = await self.held(store, name)
+            if (signed.seq, signed.manifest.archive) != (seq, self._archive.archive):
+                raise IntegrityError("the object is not what it should be", where=f"{store.name}: {name}")
+            return signed
+
+        return await self._store.first(read)
+
+    async def held(self, store: Store, name: str) -> Signed:
+        """A manifest as one region holds it. However many are read at once, only one of them is large.
+
+        Raises StoreError, IntegrityError.
+        """
+        try:
+            return self.parse(await store.get(name, most=_ORDINARY_BYTES))
+        except ForeignObject:
+            async with self._large:
+                return self.parse(await store.get(name))
 
     def parse(self, data: bytes) -> Signed:
         """A manifest that this archive's key has signed. Raises IntegrityError."""

@@ -101,8 +101,7 @@ class _Verification:
         log: list[Signed] = []
         broken = False
         try:
-            async for name, data in self._manifests(store):
-                signed = self._parse(data)
+            async for name, signed in self._manifests(store):
                 what = (
                     str(signed)
                     if isinstance(signed, IntegrityError)
@@ -127,12 +126,6 @@ class _Verification:
         except StoreError as exc:
             self._set_aside(store, layout.MANIFESTS, exc, "all of this region, which was not looked at")
         return log
-
-    def _parse(self, data: bytes | IntegrityError) -> Signed | IntegrityError:
-        try:
-            return data if isinstance(data, IntegrityError) else self._archive.log.reader.parse(data)
-        except IntegrityError as exc:
-            return exc
 
     def _unchained(self, log: Sequence[Signed], signed: Signed) -> str | None:
         """Why a manifest does not follow the log; None if it does."""
@@ -162,12 +155,19 @@ class _Verification:
             await asyncio.sleep(CATCH_UP_SECONDS)
         return False
 
-    async def _manifests(self, store: Store) -> AsyncIterator[tuple[str, bytes | IntegrityError]]:
+    async def _manifests(self, store: Store) -> AsyncIterator[tuple[str, Signed | IntegrityError]]:
         names = [entry.key async for entry in store.list(layout.MANIFESTS) if layout.manifest_seq(entry.key)]
         for start in range(0, len(names), 16):
             batch = names[start : start + 16]
-            for name, data in zip(batch, await asyncio.gather(*(_get(store, name) for name in batch)), strict=True):
-                yield name, data
+            found = await asyncio.gather(*(self._held(store, name) for name in batch))
+            for name, signed in zip(batch, found, strict=True):
+                yield name, signed
+
+    async def _held(self, store: Store, name: str) -> Signed | IntegrityError:
+        try:
+            return await self._archive.log.reader.held(store, name)
+        except IntegrityError as exc:
+            return exc
 
     async def _find_foreign(self, store: Store) -> None:
         """Objects whose name archiver gives to nothing, and keys that are none: readers pass over them."""
@@ -361,13 +361,6 @@ def _repeats(lines: Iterable[bytes], expected: Sequence[bytes | None]) -> bool:
     known = next((at for at, line in enumerate(expected) if line is not None), None)
     found = enumerate(zip_longest(lines, expected, fillvalue=b""))
     return known is not None and all(at < known or line == right for at, (line, right) in found)
-
-
-async def _get(store: Store, name: str) -> bytes | IntegrityError:
-    try:
-        return await store.get(name)
-    except IntegrityError as exc:
-        return exc
 
 
 def _consume(items: Iterator[Any]) -> None:
