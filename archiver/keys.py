@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 from uuid import UUID
 
+import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from archiver.errors import (
+    ArchiverError,
     ConfigError,
     IntegrityError,
     ObjectExists,
@@ -37,6 +41,10 @@ from archiver.tasks import ask_until_answered
 SIGNING = "signing"
 _SHORTEST_KEY = 43  # 32 bytes in base64: a name as long as that may be a key that was pasted
 _SILENT = "the key service does not answer"
+
+log = structlog.get_logger()
+Found = Mapping[Store, bytes | ArchiverError]
+"""A wrapped key that opens, or why there is none, by region."""
 
 
 class Kek(Protocol):
@@ -106,20 +114,23 @@ class Keyring:
         self._keks = keks
         self._store = store
         self._secrets: dict[str, bytes] = {}
-        self._writable: set[str] = set()
+        self._of_day: dict[str, str] = {}
         self._wrapped: dict[str, bytes] = {}
         self.is_used: Callable[[str], bool] = lambda _key_id: False
         """Whether the log names anything that was sealed under this key."""
         self._lock = asyncio.Lock()
 
     async def data_key(self, purpose: wrapping.Purpose, at: datetime) -> str:
-        """The id of the data key for one purpose and UTC day; made on its first use."""
-        key_id = f"{purpose}-{at:%Y-%m-%d}"
+        """The id of a data key for one purpose and UTC day; made on its first use.
+
+        It is the name of the day. A key that may come back under that name gets no other beside it: then the new one
+        has a longer name. Raises WrongKey where a region holds one that a KEK which we lack may open.
+        """
+        day = f"{purpose}-{at:%Y-%m-%d}"
         async with self._lock:
-            if key_id not in self._writable:
-                self._secrets[key_id] = await self._get_or_create(key_id, purpose)
-                self._writable.add(key_id)
-        return key_id
+            if day not in self._of_day:
+                self._of_day[day] = await self._key_of_day(day, purpose)
+        return self._of_day[day]
 
     async def secret(self, key_id: str) -> bytes:
         """The data key with this id. Raises WrongKey, IntegrityError."""
@@ -140,7 +151,7 @@ class Keyring:
     def forget(self) -> None:
         """Read every key again when it is next wanted: what a region held may have been replaced."""
         self._secrets.clear()
-        self._writable.clear()
+        self._of_day.clear()
 
     async def open_copy(self, store: Store, key_id: str) -> bytes:
         """The key, as one region holds it. Raises WrongKey, IntegrityError."""
@@ -153,7 +164,11 @@ class Keyring:
 
     async def create_signing_key(self) -> Ed25519PrivateKey:
         """The archive's signing key; the one that is there if there is one."""
-        return Ed25519PrivateKey.from_private_bytes(await self._get_or_create(SIGNING, "signing"))
+        found = await self._find(SIGNING)
+        if (stored := _sound(found)) is None and not self._is_free(SIGNING, found):
+            raise next(each for each in _errors(found) if not isinstance(each, ObjectNotFound))
+        stored = stored or await self._new(SIGNING, "signing")
+        return Ed25519PrivateKey.from_private_bytes(await self._complete(SIGNING, stored))
 
     async def signing_key(self, archive: Archive) -> Ed25519PrivateKey:
         """The signing key, which proves that archive.json is ours: its public half must be the one named there."""
@@ -162,29 +177,64 @@ class Keyring:
             raise IntegrityError("archive.json names a public key that is not ours", hint="Run archiver verify.")
         return key
 
-    async def _get_or_create(self, key_id: str, purpose: wrapping.Purpose) -> bytes:
+    async def _key_of_day(self, day: str, purpose: wrapping.Purpose) -> str:
+        found, key_id = await self._find(day), day
+        if (stored := _sound(found)) is None:
+            if not self._is_free(day, found):
+                self._tell_lost(day, found)
+                key_id = f"{day}-{secrets.token_hex(4)}"
+            stored = await self._new(key_id, purpose)
+        self._secrets[key_id] = await self._complete(key_id, stored)
+        return key_id
+
+    async def _find(self, key_id: str) -> Found:
+        """What each region holds under this id, those that are behind included. Waits, or raises, until one answers."""
+
+        async def opened(store: Store) -> bytes:
+            return await self._opened(store, key_id)
+
+        while True:
+            found = await self._store.each(opened)
+            if not all(error.transient for error in _errors(found)) or _sound(found):
+                return found
+            with suppress(ObjectNotFound, IntegrityError):  # one that answers meanwhile
+                await self._store.first(opened)
+
+    def _is_free(self, key_id: str, found: Found) -> bool:
+        """Whether a key of this id may be made: there is none in any region, nor one that might come back.
+
+        What does not open is none where another region has nothing. What the log names was there once.
+        """
+        errors = _errors(found)
+        is_seen = all(isinstance(error, ObjectNotFound | IntegrityError) for error in errors)
+        return is_seen and any(isinstance(error, ObjectNotFound) for error in errors) and not self.is_used(key_id)
+
+    def _tell_lost(self, day: str, found: Found) -> None:
+        """Say which regions lack a key that the log names.
+
+        Raises WrongKey: to give the KEK that opens it is a matter of the configuration.
+        """
+        for error in _errors(found):
+            if isinstance(error, WrongKey):
+                raise error
+        if not self.is_used(day):
+            return  # a region that does not answer may hold one
+        name = layout.key(day)
+        log.error("the data key of this day is lost, or out of reach: another one is made", key=name,
+                  hint="archiver verify --repair, or bring it back from the bucket's older versions")  # fmt: skip
+        for region, what in found.items():
+            if isinstance(what, ObjectNotFound | IntegrityError):
+                self._store.tell_damaged(region.name, f"{name}: {what.message}")
+
+    async def _complete(self, key_id: str, stored: bytes) -> bytes:
         """The key, present in every region: a writer may have died after storing it in the first only."""
         name = layout.key(key_id)
-        stored = await self._stored(key_id) or await self._new(key_id, purpose)
         try:
             await self._store.put(name, stored, if_absent=True)
         except ObjectExists:  # another writer was quicker, and may have died before it reached every region
-            stored = await self._stored(key_id) or stored
+            stored = _sound(await self._find(key_id)) or stored
             await self._store.put(name, stored, if_absent=True)
         return await self.open(key_id, stored)
-
-    async def _stored(self, key_id: str) -> bytes | None:
-        """A copy that opens. What does not is no key where another region has none, and nothing was sealed with it."""
-
-        try:
-            return await self._store.first(lambda store: self._opened(store, key_id))
-        except ObjectNotFound:
-            return None
-        except IntegrityError:
-            sizes = await self._store.each(lambda store: store.size(layout.key(key_id)))
-            if self.is_used(key_id) or None not in sizes.values():
-                raise
-            return None
 
     async def _opened(self, store: Store, key_id: str) -> bytes:
         """A region's wrapped key, if it opens."""
@@ -222,3 +272,11 @@ class Keyring:
             where=f"{key_id} is wrapped by {named}",
             hint="Give the key that the archive was made with in [encryption] keys.",
         )
+
+
+def _sound(found: Found) -> bytes | None:
+    return next((each for each in found.values() if isinstance(each, bytes)), None)
+
+
+def _errors(found: Found) -> list[ArchiverError]:
+    return [each for each in found.values() if isinstance(each, ArchiverError)]

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import structlog
 
-from archiver.errors import ArchiverError, IntegrityError, ObjectNotFound
+from archiver.errors import ArchiverError, ForeignObject, IntegrityError, ObjectNotFound
 from archiver.format import layout, manifest
 from archiver.format.manifest import Archive, Signed
 from archiver.policy import catalog
@@ -22,6 +22,7 @@ from archiver.store.base import Store
 from archiver.store.mirror import Mirror
 
 _READ_AHEAD = 16
+_ORDINARY_BYTES = 1 << 20  # all but those of base snapshots of thousands of parts
 
 log = structlog.get_logger()
 
@@ -37,6 +38,7 @@ class LogReader:
         self._archive = archive
         self._store = store
         self._passed_over: set[str] = set()
+        self._large = asyncio.Lock()
         self.rolled_up_to = 0
         self.begins_at = 1
 
@@ -60,7 +62,25 @@ class LogReader:
     async def read(self, seq: int) -> Signed:
         """A manifest from the first region that holds the one that belongs there."""
         name = layout.manifest(seq)
-        return self.parse(await self._store.get_verified(name, lambda data: self.belongs(name, data)))
+
+        async def read(store: Store) -> Signed:
+            signed = await self.held(store, name)
+            if (signed.seq, signed.manifest.archive) != (seq, self._archive.archive):
+                raise IntegrityError("the object is not what it should be", where=f"{store.name}: {name}")
+            return signed
+
+        return await self._store.first(read)
+
+    async def held(self, store: Store, name: str) -> Signed:
+        """A manifest as one region holds it. However many are read at once, only one of them is large.
+
+        Raises StoreError, IntegrityError.
+        """
+        try:
+            return self.parse(await store.get(name, most=_ORDINARY_BYTES))
+        except ForeignObject:
+            async with self._large:
+                return self.parse(await store.get(name))
 
     def parse(self, data: bytes) -> Signed:
         """A manifest that this archive's key has signed. Raises IntegrityError."""
@@ -101,24 +121,24 @@ class LogReader:
         return [each for each, held in found if isinstance(held, Signed)]
 
     async def _stored(self) -> AsyncIterator[Signed]:
-        """Stored manifests in order: from roll-ups as far as they reach without a hole, then one by one."""
-        seq = 0
-        async for entry in self._store.list(layout.CATALOG):
-            span = layout.rollup_range(entry.key)
-            if (
-                span is not None
-                and await self._continues(seq, span[0])
-                and (block := await self._rolled_up(entry.key, *span))
-            ):
+        """Stored manifests in order: from roll-ups as far as they reach without a hole, then one by one.
+
+        Whoever can write to a region can put roll-ups there that overlap, or hold less than their names say: what
+        reaches furthest is tried first, and what is not whole is left out.
+        """
+        listed = [layout.rollup_range(entry.key) async for entry in self._store.list(layout.CATALOG)]
+        seq, spans = 0, catalog.Spans(filter(None, listed))
+        while span := spans.following(seq) or await self._begins_later(seq, spans):
+            if block := await self._rolled_up(*span, behind=seq):
                 seq = self.rolled_up_to = span[1]  # first: what is yielded now need not be rolled up again
                 for signed in block:
                     yield signed
         async for signed in self._one_by_one(seq):
             yield signed
 
-    async def _continues(self, seq: int, first: int) -> bool:
-        """Whether a roll-up goes on where reading stands; it may begin a log whose first manifest is in no region."""
-        return first == seq + 1 or (seq == 0 and not isinstance(await self._try(1), Signed))
+    async def _begins_later(self, seq: int, spans: catalog.Spans) -> tuple[int, int] | None:
+        """The first roll-up of a log whose first manifest is in no region."""
+        return spans.ahead() if seq == 0 and not isinstance(await self._try(1), Signed) else None
 
     async def _one_by_one(self, seq: int) -> AsyncIterator[Signed]:
         """What is no manifest of ours is damage where the log goes on behind it, and foreign where it does not."""
@@ -155,13 +175,27 @@ class LogReader:
                 log.error("passed over: this is no manifest of the archive", object=name, error=str(error))
             self._passed_over.add(name)
 
-    async def _rolled_up(self, name: str, first: int, last: int) -> list[Signed]:
-        """The manifests of a roll-up; none if it is not whole, for the manifests themselves say the same."""
+    async def _rolled_up(self, first: int, last: int, *, behind: int) -> list[Signed]:
+        """A roll-up's manifests behind a place; none if no region has it whole: manifests/ says the same."""
+
+        async def read(store: Store) -> list[Signed]:
+            lines = catalog.unpack(await store.get(layout.rollup(first, last)), last - first + 1)
+            return await asyncio.to_thread(self._verified, enumerate(lines, first), behind)
+
         try:
-            block = [self.parse(data) for data in catalog.unpack(await self._store.get(name))]
+            return await self._store.first(read)
         except (IntegrityError, ObjectNotFound):
             return []
-        return block if [signed.seq for signed in block] == [*range(first, last + 1)] else []
+
+    def _verified(self, lines: Iterable[tuple[int, bytes]], behind: int) -> list[Signed]:
+        """Raises IntegrityError at the first line that is not the manifest of its place."""
+        block = []
+        for seq, line in lines:
+            if seq > behind:
+                block.append(self.parse(line))
+                if block[-1].seq != seq:
+                    raise IntegrityError("a roll-up holds another manifest than its name says", where=f"seq {seq}")
+        return block
 
 
 async def _named(store: Store, after: int) -> AsyncIterator[int]:

@@ -35,7 +35,6 @@ from archiver.format.manifest import (
     Manifest,
     Signed,
     Snapshot,
-    refs,
 )
 from archiver.log_reader import LogReader
 from archiver.policy import catalog
@@ -357,7 +356,7 @@ class ManifestLog:
             )
         # It may have died between two regions, or not have reached one of them: ours must not stand behind a hole.
         for region in self._store.replicas.in_step:
-            await self._repair_of(region, self._store).copy_objects(refs(other.entry))
+            await self._repair_of(region, self._store).copy_named(other.entry)
         await self._store.put(name, other.data, if_absent=True)
         self._observe(other)
         self._asleep.restart()  # what was just read stands behind no hole

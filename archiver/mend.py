@@ -115,7 +115,7 @@ class Mending:
                       hint="If it is the one that ended, let the other go on alone until it holds more.")  # fmt: skip
             return
         for signed in wrong:
-            await self._repair.copy_objects(refs(signed.entry))
+            await self._repair.copy_named(signed.entry)
             await self._region.put(layout.manifest(signed.seq), signed.data)
 
     async def _held(self, seq: int) -> Signed | None:

@@ -22,7 +22,7 @@ from archiver.errors import (
     StoreUnavailable,
 )
 from archiver.format import layout, manifest
-from archiver.format.manifest import Archive, ObjectRef, Signed, refs
+from archiver.format.manifest import Archive, Entry, ObjectRef, Signed, refs
 from archiver.log_reader import LogReader
 from archiver.store.base import Entry as StoreEntry
 from archiver.store.base import Store
@@ -58,16 +58,17 @@ class Repair:
             await self.compare(layout.manifest(seq))
         for following in await self._reader.following(seq):
             signed = await self._reader.read(following)
-            await self.copy_objects(refs(signed.entry))
+            await self.copy_named(signed.entry)
             await self._put_same(layout.manifest(following), signed.data)
             yield signed
         async for entry in self._source.list(layout.CATALOG):
             if layout.rollup_range(entry.key) and await self._region.size(entry.key) is None:
                 await self._region.put(entry.key, await self._source.get(entry.key))
 
-    async def copy_objects(self, objects: Sequence[ObjectRef]) -> None:
-        """Copy those that the region lacks, or holds in another size, behind the keys that open them."""
-        await self._copy_keys({ref.key_id for ref in objects} - self._keys)
+    async def copy_named(self, entry: Entry) -> None:
+        """Copy the objects that the region lacks, or holds in another size, behind the keys that open all of them."""
+        await self._copy_keys(manifest.key_ids(entry) - self._keys)
+        objects = refs(entry)
         limit = asyncio.Semaphore(AT_ONCE)
 
         async def copy(ref: ObjectRef) -> None:

@@ -8,9 +8,10 @@ hash; with it everything is also decrypted, decompressed and parsed as a restore
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from archiver import mend
@@ -19,7 +20,7 @@ from archiver.errors import ArchiverError, IntegrityError, ObjectNotFound, Store
 from archiver.findings import FOREIGN, FOREIGN_KEY, Finding, Report
 from archiver.format import layout, manifest, segment
 from archiver.format.drill import Record
-from archiver.format.manifest import Changes, Drill, Gap, ObjectRef, Signed, Snapshot
+from archiver.format.manifest import Changes, Drill, Gap, ObjectRef, Signed, Snapshot, key_ids
 from archiver.format.seal import Kind, inflate
 from archiver.format.wrap import parse_wrapped
 from archiver.keys import SIGNING
@@ -84,7 +85,7 @@ class _Verification:
         self.report.manifests = len(best)
         self.report.head = str(head) if (head := head_of(best)) else None
         self._check_positions(best)
-        await self._compare_small_objects({item.ref.key_id for item in _objects(best)} | {SIGNING})
+        await self._compare_small_objects({SIGNING}.union(*(key_ids(signed.entry) for signed in best)))
         for store in list(self._stores):
             await self._try_on(store, self._find_foreign)
         await self._check_rollups({signed.seq: signed.data for signed in best})
@@ -100,8 +101,7 @@ class _Verification:
         log: list[Signed] = []
         broken = False
         try:
-            async for name, data in self._manifests(store):
-                signed = self._parse(data)
+            async for name, signed in self._manifests(store):
                 what = (
                     str(signed)
                     if isinstance(signed, IntegrityError)
@@ -126,12 +126,6 @@ class _Verification:
         except StoreError as exc:
             self._set_aside(store, layout.MANIFESTS, exc, "all of this region, which was not looked at")
         return log
-
-    def _parse(self, data: bytes | IntegrityError) -> Signed | IntegrityError:
-        try:
-            return data if isinstance(data, IntegrityError) else self._archive.log.reader.parse(data)
-        except IntegrityError as exc:
-            return exc
 
     def _unchained(self, log: Sequence[Signed], signed: Signed) -> str | None:
         """Why a manifest does not follow the log; None if it does."""
@@ -161,12 +155,19 @@ class _Verification:
             await asyncio.sleep(CATCH_UP_SECONDS)
         return False
 
-    async def _manifests(self, store: Store) -> AsyncIterator[tuple[str, bytes | IntegrityError]]:
+    async def _manifests(self, store: Store) -> AsyncIterator[tuple[str, Signed | IntegrityError]]:
         names = [entry.key async for entry in store.list(layout.MANIFESTS) if layout.manifest_seq(entry.key)]
         for start in range(0, len(names), 16):
             batch = names[start : start + 16]
-            for name, data in zip(batch, await asyncio.gather(*(_get(store, name) for name in batch)), strict=True):
-                yield name, data
+            found = await asyncio.gather(*(self._held(store, name) for name in batch))
+            for name, signed in zip(batch, found, strict=True):
+                yield name, signed
+
+    async def _held(self, store: Store, name: str) -> Signed | IntegrityError:
+        try:
+            return await self._archive.log.reader.held(store, name)
+        except IntegrityError as exc:
+            return exc
 
     async def _find_foreign(self, store: Store) -> None:
         """Objects whose name archiver gives to nothing, and keys that are none: readers pass over them."""
@@ -230,7 +231,8 @@ class _Verification:
         if not isinstance(data, bytes):
             return str(data) if data else "missing"
         try:
-            return None if _repeats(catalog.unpack(data), expected) else "does not repeat the log"
+            lines = catalog.unpack(data, len(expected))
+            return None if await asyncio.to_thread(_repeats, lines, expected) else "does not repeat the log"
         except IntegrityError as exc:
             return str(exc)
 
@@ -354,17 +356,11 @@ def _standing(log: Sequence[Signed]) -> tuple[int, int]:
     return (log[-1].seq if log else 0), len(log)
 
 
-def _repeats(lines: Sequence[bytes], expected: Sequence[bytes | None]) -> bool:
+def _repeats(lines: Iterable[bytes], expected: Sequence[bytes | None]) -> bool:
     """Whether a roll-up says what the log says. It may know more of the log's beginning, where that is missing."""
     known = next((at for at, line in enumerate(expected) if line is not None), None)
-    return known is not None and len(lines) == len(expected) and lines[known:] == expected[known:]
-
-
-async def _get(store: Store, name: str) -> bytes | IntegrityError:
-    try:
-        return await store.get(name)
-    except IntegrityError as exc:
-        return exc
+    found = enumerate(zip_longest(lines, expected, fillvalue=b""))
+    return known is not None and all(at < known or line == right for at, (line, right) in found)
 
 
 def _consume(items: Iterator[Any]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -24,3 +27,19 @@ def damage(how: str, path: Path, other: Path) -> None:
 
 
 HOWS = ("altered", "cut", "swapped", "deleted")
+
+
+@contextmanager
+def nested(folder: Path, depth: int = 1200) -> Iterator[None]:
+    """Folders within folders, more of them than Python calls within calls: shutil.rmtree would not get rid of them."""
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("x", dir_fd=here)
+        below = os.open("x", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    try:
+        yield
+    finally:
+        subprocess.run(["rm", "-r", folder / "x"], check=True)

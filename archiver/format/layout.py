@@ -28,12 +28,14 @@ CATALOG = "catalog/"
 
 # What is read before anything vouches for its size. A manifest lists at most every part of one base snapshot.
 _LIMITS = {ARCHIVE: 1 << 16, KEYS: 1 << 20, MANIFESTS: 64 << 20, CATALOG: 64 << 20}
-_MANIFEST = re.compile(r"manifests/(\d{20})\.json")
-_ROLLUP = re.compile(r"catalog/(\d{20})-(\d{20})\.json\.zst")
+_MANIFEST = re.compile(r"manifests/([0-9]{20})\.json")
+_ROLLUP = re.compile(r"catalog/([0-9]{20})-([0-9]{20})\.json\.zst")
 _LONGEST_ROLLUP = 1_000_000  # manifests; archiver writes a thousand, and what a name says must not cost memory
-_SEGMENT = re.compile(r"segments/(\d{20})-([0-9A-F]{16})-([0-9A-F]{16})-[0-9a-f]{12}\.seg")
-_PART = re.compile(r"snapshots/([0-9A-F]{16})-[0-9a-f]{12}/\d{8}\.part")
-_OTHERS = re.compile(r"archive\.json|keys/[a-z]+(-\d{4}(-\d{2}-\d{2})?)?\.json|drills/[0-9a-f-]{36}\.rec")
+_SEGMENT = re.compile(r"segments/([0-9]{20})-([0-9A-F]{16})-([0-9A-F]{16})-[0-9a-f]{12}\.seg")
+_PART = re.compile(r"snapshots/([0-9A-F]{16})-[0-9a-f]{12}/[0-9]{8}\.part")
+_OTHERS = re.compile(
+    r"archive\.json|keys/[a-z]+(-[0-9]{4}(-[0-9]{2}-[0-9]{2}(-[0-9a-f]{8})?)?)?\.json|drills/[0-9a-f-]{36}\.rec"
+)
 _NAMES = (_MANIFEST, _SEGMENT, _PART, _OTHERS)
 
 

@@ -29,6 +29,8 @@ from archiver.lsn import Lsn
 MAX_BYTES = 64 << 20  # a manifest lists at most every part of one base snapshot
 _MANIFEST_CONTEXT = b"archiver manifest v2\0"
 _ARCHIVE_CONTEXT = b"archiver archive v2\0"
+_SIGNATURE = b',"signature":"'  # never the first key, and in no string: there its quotes would be escaped
+_SIGNATURE_DIGITS = 128
 M = TypeVar("M", bound="Model")
 
 
@@ -234,6 +236,12 @@ def refs(entry: Entry) -> tuple[ObjectRef, ...]:
             return ()
 
 
+def key_ids(entry: Entry) -> set[str]:
+    """The data keys under which anything is sealed that a manifest holds or names."""
+    points = entry.restore_points if isinstance(entry, Changes) else ()
+    return {ref.key_id for ref in refs(entry)} | {point.key_id for point in points}
+
+
 class Manifest(Model):
     """One entry of the manifest log. `prev` is the SHA-256 of the stored bytes of the manifest before it."""
 
@@ -313,7 +321,7 @@ def parse_archive(data: bytes) -> Archive:
     """archive.json, signed by the key that it names: keys.py says whether that key is ours."""
     stored = _Stored(data, "archive.json")
     try:
-        verifier = Ed25519PublicKey.from_public_bytes(bytes.fromhex(str(stored.fields.get("public_key"))))
+        verifier = Ed25519PublicKey.from_public_bytes(bytes.fromhex(str(stored.fields().get("public_key"))))
     except ValueError:
         raise stored.damaged("has no public key") from None
     return stored.verified(Archive, _ARCHIVE_CONTEXT, verifier)
@@ -325,24 +333,30 @@ class _Stored:
         self._data = data
         if len(data) > MAX_BYTES:
             raise self.damaged("is larger than any that archiver writes")
+
+    def fields(self) -> dict[str, Any]:
         try:
-            fields = json.loads(data)
-            self.fields: dict[str, Any] = fields if isinstance(fields, dict) else {}
+            fields = json.loads(self._data)
         except (ValueError, RecursionError):
             raise self.damaged("is not JSON") from None
+        return fields if isinstance(fields, dict) else {}
 
     def damaged(self, how: str) -> IntegrityError:
         return IntegrityError(f"the {self._what} {how}", hint="Run archiver verify; another region may hold it whole.")
 
     def verified(self, model: type[M], context: bytes, verifier: Ed25519PublicKey) -> M:
+        """Nothing is parsed before its signature holds: what anybody may have written can take any memory."""
+        before, found, rest = self._data.rpartition(_SIGNATURE)
+        if not found:
+            raise self.damaged("bears no signature")
+        body = before + rest[_SIGNATURE_DIGITS + 1 :]
         try:
-            signature = bytes.fromhex(str(self.fields.pop("signature", "")))
-            body = canonical(self.fields)
+            signature = bytes.fromhex(rest[:_SIGNATURE_DIGITS].decode("ascii"))
             verifier.verify(signature, context + body)
             parsed = model.model_validate_json(body)
         except (InvalidSignature, ValueError):
             raise self.damaged("does not bear the archive's signature") from None
-        if self._data != canonical(self.fields | {"signature": signature.hex()}):
+        if self._data != canonical(json.loads(body) | {"signature": signature.hex()}):
             raise self.damaged("is not spelled as it was signed")
         return parsed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from archiver.format.manifest import Catalog, Changes, Drill, Fence, Gap, Lost, Signed, Snapshot, refs
+from archiver.format.manifest import Catalog, Changes, Drill, Fence, Gap, Lost, Signed, Snapshot, key_ids
 from archiver.lsn import Lsn
 from archiver.policy.sample import Sample
 
@@ -14,7 +14,7 @@ class LogState:
     """What a writer must know of the log: its end, and the last of each kind that it continues.
 
     `end` and `timeline` are those of the source at the log's end; `system_identifier` where it has changed since the
-    archive was made. `key_ids` are those of all objects, `sample` is what is looked at. `snapshot`, `lost` and
+    archive was made. `key_ids` are those of all that is sealed, `sample` is what is looked at. `snapshot`, `lost` and
     `catalog` are forgotten where the source's history began anew.
     """
 
@@ -34,7 +34,7 @@ class LogState:
     def observe(self, signed: Signed) -> None:
         self.head = signed
         self.sample.observe(signed)
-        self.key_ids |= {ref.key_id for ref in refs(signed.entry)}
+        self.key_ids |= key_ids(signed.entry)
         match signed.entry:
             case Changes():
                 self.changes = signed.entry

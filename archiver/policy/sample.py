@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from archiver.format import layout
-from archiver.format.manifest import Changes, ObjectRef, Signed, Snapshot, refs
+from archiver.format.manifest import Changes, ObjectRef, Signed, Snapshot, key_ids, refs
 from archiver.lsn import Lsn
 
 MOST = 100  # objects beside archive.json, the keys and the oldest ones
@@ -44,7 +44,7 @@ class Sample:
         end = entry.end_lsn if isinstance(entry, Changes) else Lsn(2**64 - 1)
         needed = [Needed(layout.manifest(signed.seq), None, end)]
         needed += [Needed(ref.key, ref, end) for ref in refs(entry)]
-        self._keys |= {ref.key_id: end for ref in refs(entry)}
+        self._keys |= dict.fromkeys(key_ids(entry), end)
         for each in needed:
             self._add(each)
 

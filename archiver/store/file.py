@@ -1,7 +1,8 @@
 """A region in a folder, for one machine.
 
 In: keys and whole objects. Out: the same, as files under `root`, each there whole or not at all and on disk when
-the call returns. Never follows a key out of `root`, never blocks the event loop.
+the call returns. Never follows a key out of `root`, nor a link below it (`root` itself may be one), never blocks the
+event loop.
 """
 
 from __future__ import annotations
@@ -35,10 +36,12 @@ T = TypeVar("T")
 # Files being written; no key may have a segment that starts so, and listings leave them out.
 TEMPORARY = ".tmp-"
 PAGE = 1000
+DEEPEST = 8  # segments of a key, of which archiver's have three: whoever makes deeper folders makes no objects
 
 _CREATE = "Create the folder, or correct the region's url in the configuration."
 _ALLOW = "Give the user that archiver runs as the right to read and write the folder."
 _ELSEWHERE = "Run archiver verify; another region may hold it whole."
+_UNLINKED = "Links below a region's folder are not followed: mount the disk there instead."
 _SPACE = "Free space on that disk, or move the folder to a larger one."
 
 _BY_ERRNO: dict[int, tuple[type[ArchiverError], str, str | None]] = {
@@ -76,12 +79,18 @@ class FileStore:
 
     async def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
         path = self._path(key)
-        await self._run(key, lambda: self._write(path, data, if_absent=if_absent))
+
+        def write() -> None:
+            self._require_no_link(key, path.parent)
+            self._write(path, data, if_absent=if_absent)
+
+        await self._run(key, write)
 
     async def get(self, key: str, *, most: int | None = None) -> bytes:
         path = self._path(key)
 
         def read() -> bytes:
+            self._require_no_link(key, path)
             found, where = path.stat(), f"{self._name}: {key}"
             if not stat.S_ISREG(found.st_mode) and not path.is_dir():  # to read a pipe would be to wait for ever
                 raise ForeignObject("there is no file in the object's place", where=where, hint=_ELSEWHERE)
@@ -92,8 +101,14 @@ class FileStore:
 
     async def size(self, key: str) -> int | None:
         path = self._path(key)
+
+        def measure() -> int | None:
+            self._require_no_link(key, path.parent)
+            found = path.lstat()
+            return None if stat.S_ISDIR(found.st_mode) else found.st_size
+
         try:
-            return await self._run(key, lambda: path.stat().st_size if not path.is_dir() else None)
+            return await self._run(key, measure)
         except ObjectNotFound:
             return None
 
@@ -105,8 +120,13 @@ class FileStore:
 
     async def delete(self, key: str) -> None:
         path = self._path(key)
+
+        def remove() -> None:
+            self._require_no_link(key, path.parent)
+            _remove(path)
+
         with suppress(ObjectNotFound):
-            await self._run(key, lambda: _remove(path))
+            await self._run(key, remove)
 
     async def check(self) -> None:
         """Write a temporary file and remove it: permission bits alone do not tell (read-only mounts, root)."""
@@ -139,9 +159,18 @@ class FileStore:
     def _path(self, key: str) -> Path:
         """Where `key` is kept. Raises IntegrityError for a key that is no plain relative path."""
         segments = key.split("/")
-        if "\0" in key or any(s in {"", ".", ".."} or s.startswith(TEMPORARY) for s in segments):
+        is_plain = not any(s in {"", ".", ".."} or s.startswith(TEMPORARY) for s in segments)
+        if "\0" in key or not is_plain or len(segments) > DEEPEST:
             raise IntegrityError(f"not a key: {key!r}", where=self._name)
         return self._root.joinpath(*segments)
+
+    def _require_no_link(self, key: str, path: Path) -> None:
+        """Raise ForeignObject where one stands in the way: it may lead anywhere, also back to where it stands."""
+        for part in (path, *path.parents):
+            if part == self._root:
+                return
+            if part.is_symlink():
+                raise ForeignObject("a link stands in the way", where=f"{self._name}: {key}", hint=_UNLINKED)
 
     def _write(self, path: Path, data: bytes, *, if_absent: bool) -> None:
         self._make_folder(path.parent)
@@ -173,20 +202,22 @@ class FileStore:
         """Entries below `folder` ("" or ending in "/") in byte order, one folder's names in memory at a time.
 
         A folder sorts as its name with the slash, as its keys do; Python orders strings by code point, which is
-        the byte order of their UTF-8.
+        the byte order of their UTF-8. Neither links nor folders that are too deep for a key are entered.
         """
         for key in self._children(folder, prefix, start_after):
             if key.endswith("/"):
                 yield from self._walk(key, prefix, start_after)
             elif key.startswith(prefix) and key > start_after:
                 with suppress(FileNotFoundError):  # deleted meanwhile
-                    yield Entry(key, (self._root / key).stat().st_size)
+                    yield Entry(key, (self._root / key).lstat().st_size)
 
     def _children(self, folder: str, prefix: str, start_after: str) -> Sequence[str]:
+        if folder.count("/") >= DEEPEST:
+            return []
         try:
             with os.scandir(self._root / folder) as found:
                 keys = [
-                    folder + item.name + ("/" if item.is_dir() else "")
+                    folder + item.name + ("/" if item.is_dir(follow_symlinks=False) else "")
                     for item in found
                     if not item.name.startswith(TEMPORARY)
                 ]

@@ -17,6 +17,7 @@ from archiver.recovery_plan import make_plan
 from archiver.store.memory import MemoryStore
 from archiver.store.mirror import Mirror
 from archiver.verify import repair, verify
+from tests.damage import nested
 from tests.fix_archive import MakeSetup, Setup
 from tests.fix_stored import AFTER, BEFORE, Stored
 from tests.integration.test_crash import file_regions
@@ -68,6 +69,21 @@ def test_foreign_objects_in_one_region_stop_no_command(stored: Stored, empty: st
     assert stored.run("verify").returncode == 5
     checked = stored.json("check")
     assert (checked["exit_code"], "damaged" in str(checked)) == (5, True)
+
+
+@pytest.mark.parametrize("region", ["fra", "dub"])
+def test_deep_folders_and_links_in_one_region_stop_no_command(stored: Stored, empty: str, region: str) -> None:
+    with nested(stored.path(region, "manifests")):
+        for number in range(30):
+            stored.path(region, f"manifests/{number}").symlink_to(".")
+        stored.path(region, "keys").rename(stored.path(region, "elsewhere"))
+        stored.path(region, "keys").symlink_to("elsewhere")
+        assert stored.run("info").returncode == 0
+        restored = stored.run("restore", "--into", empty, "--latest", "--yes")
+        assert restored.returncode == 0, restored.stderr
+        assert stored.count(empty) == BEFORE + AFTER
+        found = {each["object"] for each in stored.json("verify")["findings"]}
+        assert found >= {"manifests/0", "keys", "keys/signing.json"}
 
 
 def test_sealed_objects_that_somebody_made_very_large_in_one_region_are_not_read(stored: Stored, empty: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from archiver.errors import AccessDenied, BucketNotFound, ForeignObject, IntegrityError, StoreUnavailable
 from archiver.store import file
 from archiver.store.file import FileStore
+from tests.damage import nested
 
 
 @pytest.fixture
@@ -52,6 +53,40 @@ async def test_a_pipe_in_the_place_of_an_object_is_not_waited_for(store: FileSto
     os.mkfifo(tmp_path / "k")
     with pytest.raises(ForeignObject, match="no file"):
         await asyncio.wait_for(store.get("k"), 5)
+
+
+async def test_folders_deeper_than_any_key_are_not_entered(store: FileStore, tmp_path: Path) -> None:
+    names = ["a/k", "/".join("abcdefg") + "/k"]
+    for name in names:
+        await store.put(name, b"x")
+    with nested(tmp_path / "a"):
+        assert [entry.key async for entry in store.list("a")] == sorted(names)
+    with pytest.raises(IntegrityError, match="not a key"):
+        await store.put("/".join("abcdefgh") + "/k", b"x")
+
+
+async def test_links_are_not_followed_unless_the_folder_itself_is_one(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "k").write_bytes(b"secret")
+    root = tmp_path / "link"
+    root.symlink_to("real")
+    store = FileStore("disk", root)
+    await store.put("a/k", b"x")
+    for number in range(30):  # a walk that follows them takes 30 ways, at each of 40 steps
+        (root / "a" / f"{number}").symlink_to(".")
+    (root / "b").symlink_to(tmp_path / "outside")
+    (root / "file").symlink_to(tmp_path / "outside" / "k")
+    assert [entry.key async for entry in store.list("a/") if entry.key.endswith("k")] == ["a/k"]
+    assert [entry.key async for entry in store.list("b/")] == []
+    assert await store.get("a/k") == b"x"
+    for call in (store.get("b/k"), store.size("b/k"), store.put("b/l", b"x"), store.delete("b/k"), store.get("file")):
+        with pytest.raises(ForeignObject, match="link"):
+            await call
+    await store.put("file", b"ours")
+    assert await store.get("file") == b"ours"
+    assert files(tmp_path / "outside") == ["k"]
+    assert (tmp_path / "outside" / "k").read_bytes() == b"secret"
 
 
 async def test_a_full_disk_is_told_and_leaves_nothing_behind(

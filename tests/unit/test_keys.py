@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
-from archiver.errors import IntegrityError, ObjectNotFound, WrongKey
+from archiver.errors import IntegrityError, ObjectNotFound, StoreUnavailable, WrongKey
 from archiver.format import layout
+from archiver.format.manifest import RestorePoint
 from archiver.format.wrap import format_kek
 from archiver.keys import Keyring, LocalKek, open_kek
-from tests.unit.test_archive_log import KEK, Crash, Regions, Trap, create, mirror, regions
+from archiver.lsn import Lsn
+from archiver.policy.log_state import LogState
+from archiver.store.memory import MemoryStore
+from archiver.store.mirror import Mirror
+from archiver.store.replicas import WritePolicy
+from tests.unit.test_archive_log import KEK, Crash, Regions, Trap, changes, create, mirror, regions, scanned
 
 NOW = datetime(2026, 11, 22, 23, 59, 59, tzinfo=UTC)
 
@@ -103,6 +111,98 @@ async def test_a_key_altered_in_both_regions_is_an_error() -> None:
 async def test_a_key_that_is_nowhere_is_not_made_up() -> None:
     with pytest.raises(ObjectNotFound):
         await (await keyring(regions())).secret("changes-2020-01-01")
+
+
+# --- never two keys of one name ---
+
+DAY = "changes-2026-11-22"
+OWN_NAME = r"changes-2026-11-22-[0-9a-f]{8}"
+ON_ITS_OWN = WritePolicy(patience=timedelta(milliseconds=20))
+
+
+class Silent(MemoryStore):
+    """A region that does not answer."""
+
+    async def _fail(self, *_: object, **__: object) -> Any:
+        raise StoreUnavailable("gone")
+
+    get = size = put = _fail
+
+
+async def after_a_restart(archive: Keyring, used: str, *stores: MemoryStore) -> Keyring:
+    """The keyring of a daemon that goes on, and whose log names one key."""
+    store = Mirror(stores, policy=ON_ITS_OWN, patience=timedelta(milliseconds=20))
+    keys = Keyring(archive._archive, [KEK], store)
+    keys.is_used = lambda key_id: key_id == used
+    return keys
+
+
+@pytest.mark.parametrize("what", ["deleted", "altered"])
+@pytest.mark.parametrize("number", [1, 2], ids=["one region, the other is away", "one region"])
+async def test_a_key_that_the_log_names_is_never_made_anew(what: str, number: int) -> None:
+    """It may come back, from a region or from the bucket's older versions; ours would be in its place."""
+    stores = regions()
+    keys = await keyring(stores)
+    await keys.data_key("changes", NOW)
+    kept = stores[0].objects.copy()
+    if what == "deleted":
+        del stores[1].objects[layout.key(DAY)]
+    else:
+        stores[1].objects[layout.key(DAY)] = b"{}"
+    held = stores[1].objects.get(layout.key(DAY))
+    here = (Silent("primary"), stores[1]) if number == 1 else (stores[1],)
+    daemon = await after_a_restart(keys, DAY, *here)
+    own = await daemon.data_key("changes", NOW)
+    assert re.fullmatch(OWN_NAME, own)
+    assert layout.is_ours(layout.key(own))
+    assert await daemon.data_key("changes", NOW) == own
+    assert stores[1].objects.get(layout.key(DAY)) == held
+    assert list(daemon._store.damaged) == ["secondary"]
+    both = await after_a_restart(keys, DAY, *stores)
+    assert await both.open(DAY, kept[layout.key(DAY)]) == await both.secret(DAY)
+    assert await both.secret(own) == await daemon.secret(own)
+
+
+async def test_a_key_that_a_region_may_hold_which_does_not_answer_is_not_made_under_its_name() -> None:
+    """Its maker may have died before the other region had it. And nobody waits: the region falls behind."""
+    stores = regions()
+    keys = await keyring(stores)
+    daemon = await after_a_restart(keys, "none", stores[0], Silent("secondary"))
+    async with asyncio.timeout(5):
+        assert re.fullmatch(OWN_NAME, await daemon.data_key("changes", NOW))
+    assert [store.name for store in daemon._store.replicas.behind] == ["secondary"]
+    assert daemon._store.damaged == {}
+
+
+async def test_a_region_that_is_behind_is_asked_for_a_key_that_those_in_step_lack() -> None:
+    stores = regions()
+    keys = await keyring(stores)
+    await keys.data_key("changes", NOW)
+    del stores[1].objects[layout.key(DAY)]
+    daemon = await after_a_restart(keys, DAY, *stores)
+    daemon._store.replicas.fall_behind("primary", "a test")
+    assert await daemon.data_key("changes", NOW) == DAY
+    assert stores[0].objects == stores[1].objects
+
+
+async def test_a_key_that_only_a_restore_points_name_is_sealed_under_is_one_that_the_log_names() -> None:
+    archive = await create(mirror(regions()))
+    await archive.follow()
+    point = RestorePoint(lsn=Lsn(15), time=NOW, key_id=DAY, sealed="0" * 224)
+    await archive.log.append(changes(1).model_copy(update={"restore_points": (point,)}))
+    assert archive.keys.is_used(DAY)
+    state = LogState()
+    for signed in await scanned(archive):
+        state.observe(signed)
+    assert layout.key(DAY) in {each.name for each in state.sample.names()}
+
+
+async def test_a_key_of_a_kek_that_is_not_configured_is_asked_for() -> None:
+    stores = regions()
+    keys = await keyring(stores, None, LocalKek(bytes(32)))
+    await keys.data_key("changes", NOW)
+    with pytest.raises(WrongKey):
+        await (await after_a_restart(keys, DAY, *stores)).data_key("changes", NOW)
 
 
 async def test_another_kek_opens_nothing_and_writes_nothing() -> None:
