@@ -266,7 +266,7 @@ class Capture:
         """Look at the catalog after the segment's last commit: no segment is committed that hides a change."""
         for attempt in range(1, LOOKS + 1):
             try:
-                look = await self._monitor.look(_described(cut), cut.announced)
+                look = await self._monitor.look(_described(cut), cut.announced, cut.named)
             except PostgresError as exc:
                 log.warning("catalog not read", error=str(exc), attempt=attempt)
                 await asyncio.sleep(1)

@@ -17,6 +17,7 @@ from archiver.format.ddl_moments import (
     holds_moments,
     holds_untold_moments,
     may_hold_moments,
+    sets_who_runs_it,
     settings_from_current,
 )
 from archiver.format.ddl_rewrite import TargetFacts, for_target
@@ -51,9 +52,11 @@ def _holds_moments(text: str, event: Event) -> bool:
 
 def _is_repeatable(text: str, event: Event) -> bool:
     """As far as values of the moment are concerned."""
-    if not any(word in text.lower() for word in ("values", "current")):
+    if not any(word in text.lower() for word in ("values", "current", "role", "session")):
         return True
     stmt = tree_of(text)
+    if sets_who_runs_it(stmt):
+        return False
     bounds, settings = computed_bounds(stmt), settings_from_current(stmt)
     if (bounds and not event.bounds) or (settings and not event.configured):
         return False

@@ -151,10 +151,18 @@ _LISTS: Final = frozenset(
 
 def settings_from_current(stmt: Any) -> list[str]:
     """The settings that a function is to keep as they are where it is made."""
+    return [each.name for each in _settings_of_functions(stmt) if each.kind == VariableSetKind.VAR_SET_CURRENT]
+
+
+def sets_who_runs_it(stmt: Any) -> bool:
+    """Whether a function is to run as somebody: no statement that runs as another role may say so (guc.c)."""
+    return any(each.name in {"role", "session_authorization"} for each in _settings_of_functions(stmt))
+
+
+def _settings_of_functions(stmt: Any) -> list[Any]:
     options = (getattr(stmt, "options", None), getattr(stmt, "actions", None))
     of_functions = isinstance(stmt, ast.CreateFunctionStmt | ast.AlterFunctionStmt)
-    given = [each.arg for some in options for each in some or () if each.defname == "set"] if of_functions else []
-    return [each.name for each in given if each.kind == VariableSetKind.VAR_SET_CURRENT]
+    return [each.arg for some in options for each in some or () if each.defname == "set"] if of_functions else []
 
 
 def with_settings_told(text: str, stmt: Any, event: Event) -> str:

@@ -137,7 +137,7 @@ REASONS: Final[dict[str, str]] = {
     "changed-back": "the schema changed, and back again before it could be looked at",
     "capture-began": "event triggers capture schema changes from here on; what changed before is not known",
     "capture-ended": "the event triggers that capture schema changes are gone or disabled",
-    "unannounced": "rows came of a table that no statement is known to have made",
+    "unannounced": "a table was met that no statement is known to have made",
     "not-seen": "the source's catalog could not be read: whether the schema changed is not known",
 }
 """Why something was lost to replay: codes, for a manifest shows no name of the database's, and what they mean."""

@@ -20,7 +20,8 @@ from archiver.format.pgmessages import Relation, Row
 from archiver.lsn import Lsn
 
 _TEXTS = 100  # of a transaction's, those that are kept
-_MAKING = frozenset({"CREATE TABLE", "CREATE TABLE AS", "SELECT INTO", "CREATE SCHEMA"})
+_MAKING = frozenset({"CREATE TABLE", "CREATE TABLE AS", "SELECT INTO", "CREATE SCHEMA", "CREATE MATERIALIZED VIEW"})
+_HOLDING_ROWS = frozenset({"table", "materialized view"})
 
 
 class JournalEntries:
@@ -29,7 +30,9 @@ class JournalEntries:
     def __init__(self) -> None:
         self._texts: dict[int, dict[str, Text]] = {}
         self.announced: set[int] = set()
-        """The OIDs of tables that DDL made; who takes them puts another set in its place."""
+        """The OIDs of tables and materialized views that DDL made; who takes them puts another set in its place."""
+        self.named: dict[int, str] = {}
+        """Those that it changed, with their names; taken in the same way."""
 
     def forget(self, context: int) -> None:
         self._texts.pop(context, None)
@@ -69,8 +72,11 @@ class JournalEntries:
         return loss_of(parse_event(entry.said, text))
 
     def _announce(self, said: Mapping[str, Any]) -> None:
-        objects = said.get("objects") or () if said.get("tag") in _MAKING else ()
-        self.announced |= {each["oid"] for each in objects if each.get("type") == "table" and "oid" in each}
+        objects = [each for each in said.get("objects") or () if each.get("type") in _HOLDING_ROWS and "oid" in each]
+        if said.get("tag") in _MAKING:
+            self.announced |= {each["oid"] for each in objects}
+        else:
+            self.named |= {each["oid"]: str(each.get("identity")) for each in objects}
 
 
 def _lost(reason: str) -> Lost:

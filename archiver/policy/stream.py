@@ -58,6 +58,8 @@ class Cut:
     """The Relation messages of committed transactions, as they are outside of streamed ones."""
     announced: set[int] = field(default_factory=set)
     """The OIDs of tables that DDL said that it made, committed or not."""
+    named: dict[int, str] = field(default_factory=dict)
+    """The tables that DDL said that it changed, by OID."""
 
     def note(self, xid: int, lsn: int, end: int, time: int, *, foreign: bool) -> None:
         """Count a commit. Plain numbers: a million of these come in a few seconds."""
@@ -222,6 +224,7 @@ class ChangeStream:
         done = self._cut
         done.end = self.position
         done.announced, self._heard.announced = self._heard.announced, set()
+        done.named, self._heard.named = self._heard.named, {}
         done.open_from = min([*self._open.values(), *([self._begin[2]] if self._begin else [])], default=None)
         self._ordinal += 1
         self._cut = Cut(self._ordinal, self.position, self.position)

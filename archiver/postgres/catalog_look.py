@@ -7,7 +7,7 @@ not temporary objects, and nothing of archiver's own.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from typing import Any, Final, LiteralString
 
 import psycopg
@@ -125,8 +125,15 @@ class CatalogReader:
         self._tables: set[int] | None = None
         self._losses: int | None = None
 
-    async def look(self, conn: Conn, described: Collection[Relation] = (), announced: Set[int] = frozenset()) -> Look:
-        """Over a connection in autocommit. `described`: what the stream said of tables; `announced`: those made since.
+    async def look(
+        self,
+        conn: Conn,
+        described: Collection[Relation] = (),
+        announced: Set[int] = frozenset(),
+        named: Mapping[int, str] | None = None,
+    ) -> Look:
+        """Over a connection in autocommit. `described`: what the stream said of tables; `announced`: those made since;
+        `named`: those that DDL changed.
 
         Raises PostgresError, PostgresUnavailable.
         """
@@ -141,20 +148,21 @@ class CatalogReader:
                 losses = await _value(conn, _LOSSES) if journal is not None else None
                 if losses != self._losses:  # what could not be announced is a loss already
                     self._tables, self._losses = None, losses
-                unannounced = await self._unannounced(conn, described, announced) if digest is None else ()
+                met = {relation.id: str(relation) for relation in described} | dict(named or {})
+                unannounced = await self._unannounced(conn, met, announced) if digest is None else ()
             after = await _position(conn)
             if self._tables is not None:  # not before: a look that fails is taken again
-                self._tables |= {relation.id for relation in described}
+                self._tables |= met.keys()
             return Look(digest, before, after, frozenset(running), next_xid, strangers, unannounced, losses, journal)
         except psycopg.Error as exc:
             raise postgres_error(exc, "looking at the catalog") from exc
 
-    async def _unannounced(self, conn: Conn, described: Collection[Relation], announced: Set[int]) -> tuple[str, ...]:
+    async def _unannounced(self, conn: Conn, met: Mapping[int, str], announced: Set[int]) -> tuple[str, ...]:
         """EXPLAIN ANALYZE of CREATE TABLE AS fires no event. What an extension's script makes comes with it."""
         if self._tables is None:
             self._tables = set(await _value(conn, _ALL_TABLES))
         self._tables |= announced
-        new = {relation.id: str(relation) for relation in described if relation.id not in self._tables}
+        new = {oid: name for oid, name in met.items() if oid not in self._tables}
         if not new:
             return ()
         members = {oid for (oid,) in await (await conn.execute(_OF_EXTENSIONS, (list(new),))).fetchall()}
@@ -169,7 +177,7 @@ class CatalogReader:
 
 
 _ALL_TABLES: Final[LiteralString] = (
-    "SELECT ARRAY(SELECT oid::bigint FROM pg_catalog.pg_class WHERE relkind IN ('r', 'p'))"
+    "SELECT ARRAY(SELECT oid::bigint FROM pg_catalog.pg_class WHERE relkind IN ('r', 'p', 'm'))"
 )
 _OF_EXTENSIONS: Final[LiteralString] = """
 SELECT objid::bigint FROM pg_catalog.pg_depend

@@ -7,7 +7,7 @@ when that breaks.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Set
+from collections.abc import Callable, Collection, Coroutine, Mapping, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -63,9 +63,14 @@ class Source:
         self._lock = asyncio.Lock()
         self._catalog = CatalogReader()
 
-    async def look(self, described: Collection[Relation] = (), announced: Set[int] = frozenset()) -> Look:
+    async def look(
+        self,
+        described: Collection[Relation] = (),
+        announced: Set[int] = frozenset(),
+        named: Mapping[int, str] | None = None,
+    ) -> Look:
         """Look at the catalog, and for what the stream described of it. Raises PostgresError, PostgresUnavailable."""
-        return await self.ask(lambda conn: self._catalog.look(conn, described, announced))
+        return await self.ask(lambda conn: self._catalog.look(conn, described, announced, named))
 
     async def sample(self) -> Sample:
         async def ask(conn: psycopg.AsyncConnection[Any]) -> Any:
