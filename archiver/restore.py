@@ -21,7 +21,7 @@ import structlog
 
 from archiver.archive import OpenArchive
 from archiver.base_rows import BaseRows
-from archiver.format import dump, dump_roles
+from archiver.format import dump, dump_code, dump_roles
 from archiver.format.ddl import qualified
 from archiver.format.dump_not_null import means_names, with_not_null_names
 from archiver.format.dump_roles import Skipped
@@ -177,6 +177,8 @@ class _Restore:
         entries = dump.split(index.schema)
         settings = await load.known_settings(conn)
         script = dump.for_restore(entries, publication=index.publication, settings=settings)
+        script, temporary = _without_temporary(script)
+        self._skip([Skipped(entry.label, "it stands on a temporary object", entry.text) for entry in temporary])
         roles, owners = await load.existing_roles(conn), await load.possible_owners(conn)
         if self._stand_ins.possible:
             self._lacking = dump_roles.lacking([*script.pre, *script.keys, *script.late], roles)
@@ -333,6 +335,11 @@ class _Restore:
             self._summary.warnings.append(f"unlogged table {label} is empty: its rows are never archived")
         if index.database.large_objects:
             self._summary.warnings.append(f"{index.database.large_objects} large objects are not archived")
+
+
+def _without_temporary(script: dump.Script) -> tuple[dump.Script, list[dump.Entry]]:
+    kept, gone = zip(*map(dump_code.without_temporary, (script.pre, script.keys, script.late)), strict=True)
+    return dump.Script(script.preamble, *kept), [entry for entries in gone for entry in entries]
 
 
 def _names(index: Index, *, published: bool) -> dict[int, str]:

@@ -6,7 +6,8 @@ views, as their owners already; functions' bodies, defaults and rules are not lo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -111,6 +112,33 @@ def schemas_named(statement: str) -> frozenset[str]:
     for raw in parse_sql(statement):
         schemas(raw)
     return frozenset(schemas.found - {OWN_SCHEMA})
+
+
+def without_temporary(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
+    """The entries, and those left out that stand on a temporary object: it is gone with its session, and they with it.
+
+    What is said of those goes, too.
+    """
+    gone = [entry for entry in entries if "pg_temp" in entry.text and _stands_on_temporary(entry)]
+    about = {(entry.schema, f"{entry.type} {quoted(entry.name)}") for entry in gone}
+    left_out = {id(entry) for entry in gone}
+    left_out |= {id(entry) for entry in entries if entry.type in _ABOUT and (entry.schema, entry.name) in about}
+    return [each for each in entries if id(each) not in left_out], gone
+
+
+_ABOUT: Final = frozenset({"COMMENT", "ACL", "SECURITY LABEL"})
+
+
+def _stands_on_temporary(entry: Entry) -> bool:
+    try:
+        return any(re.fullmatch(r"pg_temp(_\d+)?", schema) for schema in schemas_named(entry.sql))
+    except ParseError:  # a routine of another language than this parser's version of SQL
+        return False
+
+
+def quoted(name: str) -> str:
+    """As pg_dump quotes every name."""
+    return '"{}"'.format(name.replace('"', '""'))
 
 
 def alters(entry: Entry) -> list[Name]:

@@ -221,3 +221,31 @@ async def test_nothing_of_an_object_that_is_damaged_everywhere_reaches_the_targe
     assert there is not None
     assert most is not None
     assert there <= most
+
+
+async def test_what_stands_on_a_temporary_object_is_left_out_and_told(make_setup: MakeSetup, tmp_path: Path) -> None:
+    """It is there as long as that session, and goes without an event."""
+    for name in ("primary", "secondary"):
+        (tmp_path / name).mkdir()
+    setup = make_setup(region=file_regions(tmp_path))
+    with setup.connect() as session:
+        session.execute(
+            "CREATE TABLE kept (id int PRIMARY KEY, v text); INSERT INTO kept VALUES (1, 'pg_temp_3.t');"
+            'CREATE TEMP TABLE t (a int); CREATE DOMAIN "Of t" AS t[]; COMMENT ON DOMAIN "Of t" IS \'gone\';'
+            'GRANT USAGE ON DOMAIN "Of t" TO PUBLIC; REVOKE USAGE ON DOMAIN "Of t" FROM PUBLIC;'
+            "CREATE FUNCTION f(t) RETURNS int LANGUAGE sql AS 'SELECT 1'; COMMENT ON FUNCTION f(t) IS 'gone'"
+        )
+        await setup.init()
+        async with setup.daemon():
+            await setup.archived()
+    dsn, summary = await setup.restore()
+    told = [each for each in summary.warnings if each.endswith("left out: it stands on a temporary object")]
+    assert sorted(each.partition("(")[0].partition(" left")[0] for each in told) == [
+        "DOMAIN public.Of t",
+        "FUNCTION public.f",
+    ]
+    with psycopg.connect(dsn) as conn:
+        assert conn.execute("SELECT v FROM kept").fetchall() == [("pg_temp_3.t",)]
+        assert conn.execute(
+            "SELECT to_regtype('\"Of t\"') IS NULL AND NOT EXISTS (SELECT FROM pg_proc WHERE proname = 'f')"
+        ).fetchone() == (True,)
