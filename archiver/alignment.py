@@ -29,6 +29,7 @@ from archiver.errors import (
 from archiver.format.manifest import Gap
 from archiver.lsn import Lsn
 from archiver.manifest_log import ManifestLog
+from archiver.policy.breaks import LeftOut
 from archiver.postgres.replication_slot import (
     Blocker,
     SlotInfo,
@@ -54,7 +55,7 @@ class Alignment:
     """What a daemon asks of the source before it streams.
 
     `accept_gap`: go on, once, where the end of the log was cut off. `given_up`: why the slot is no more, if we dropped
-    it. `system`: who the source was when it was last aligned.
+    it. `left_out`: a transaction that the source cannot send. `system`: who the source was when it was last aligned.
     """
 
     def __init__(self, source: SourceSection, on_gap: Callable[[], None], *, accept_gap: bool = False) -> None:
@@ -63,6 +64,7 @@ class Alignment:
         self._before: ManifestLog | None = None
         self._on_gap = on_gap
         self.given_up: str | None = None
+        self.left_out: LeftOut | None = None
         self.system: SystemIdentity | None = None
 
     async def check_identity(self, archive: OpenArchive) -> SystemIdentity:
@@ -170,6 +172,8 @@ class Alignment:
             position = Position(1, min(confirmed, state.snapshot.lsn) if state.snapshot else confirmed)
         if confirmed > position.lsn:
             return await bridge(confirmed, "the replication slot was moved by someone else")
+        if self.left_out is not None and self.left_out.resume > position.lsn:
+            return await bridge(self.left_out.resume, self.left_out.reason)
         return position
 
     async def _began_anew(self, archive: OpenArchive, system: SystemIdentity, position: Position | None) -> str | None:
@@ -242,7 +246,7 @@ class Alignment:
         )
         await archive.log.append(gap)
         self._on_gap()
-        self.given_up = None
+        self.given_up = self.left_out = None
         return Position(after.ordinal, resume)
 
 

@@ -82,6 +82,8 @@ class BaseRows:
 
     async def _load_unarchived(self, conn: Conn, table: IndexedTable, oid: int | None, done: Mapping[str, Any]) -> str:
         label, time = f"table {table.info.label} is not archived", format_time(self._snapshot.consistent_at)
+        if not table.info.readable:
+            return f"{label}: it is left without rows, which the source could not send for the base snapshot"
         try:
             async with load.transaction(conn, table.info.label):
                 place = await relations.place_of(conn, oid) if oid is not None else None

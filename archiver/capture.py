@@ -22,7 +22,7 @@ import structlog
 
 from archiver.archive import OpenArchive, Place
 from archiver.config import SegmentSection, SourceSection
-from archiver.errors import PostgresError, SlotLost
+from archiver.errors import PostgresError, SlotLost, StreamBroken
 from archiver.format import layout, pgoutput, segment
 from archiver.format.journal import words_for
 from archiver.format.manifest import Catalog, Changes, Lost, ObjectRef
@@ -30,6 +30,7 @@ from archiver.format.seal import Kind
 from archiver.lsn import Lsn
 from archiver.metrics import Metrics
 from archiver.policy import rotation, schema_watch
+from archiver.policy.breaks import Breaks
 from archiver.policy.schema_watch import SchemaWatch
 from archiver.policy.sequence_log import SequenceLog
 from archiver.policy.stream import ChangeStream, Cut
@@ -62,7 +63,8 @@ class Position:
 class Capture:
     """One daemon's capture. `run` returns when `stop` is set and everything read has been made durable.
 
-    `catalog` is how the source's was seen before the log first speaks of it.
+    `catalog` is how the source's was seen before the log first speaks of it. `breaks` hears of transactions that the
+    server could not send.
     """
 
     def __init__(
@@ -76,7 +78,9 @@ class Capture:
         start: Position,
         system: SystemIdentity,
         catalog: Catalog | None = None,
+        breaks: Breaks | None = None,
     ) -> None:
+        self.breaks = breaks or Breaks()
         self._archive = archive
         self._source = source
         self._settings = settings
@@ -101,7 +105,7 @@ class Capture:
         self._stream: ReplicationStream | None = None
         self._unread = 0
         self.unarchived = 0
-        """Tables that nobody excluded and the publication does not carry, as the daemon last counted them."""
+        """Tables that nobody excluded and that are not archived, or not wholly, as the daemon last counted them."""
 
     @property
     def durable(self) -> Lsn:
@@ -119,7 +123,11 @@ class Capture:
         told = state.lost.lsn if state.lost else self._catalog.lsn if self._catalog else Lsn(0)
         self._watch = SchemaWatch(state.catalog or self._catalog, self.durable, told)
         stream = await ReplicationStream.start(
-            self._source.dsn, self._source.slot, self._source.publication, self.durable
+            self._source.dsn,
+            self._source.slot,
+            self._source.publication,
+            self.durable,
+            in_progress=not self.breaks.times,
         )
         self._stream, self._unread = stream, 0
         try:
@@ -161,6 +169,9 @@ class Capture:
         progressed, self._progressed = self._progressed, False
         return progressed
 
+    def tell_unarchived(self, count: int) -> None:
+        self.unarchived = count
+
     def observe(self, sample: Sample) -> None:
         """Learn where the source stands; the next segments use it to say until when they are complete."""
         self._samples.append(sample)
@@ -195,11 +206,15 @@ class Capture:
     async def _capture(self, stream: ReplicationStream, stop: asyncio.Event) -> None:
         changes = ChangeStream(self.durable, self._durable.ordinal)
         limits = self._settings
+        broken: StreamBroken | None = None
         async with _Pipeline(self._seal_and_store, self._commit) as pipeline:
             cut_at = loop_time()
-            while not stop.is_set():
+            while not stop.is_set() and broken is None:
                 changes.journal = self._journal
-                changes.feed(await stream.receive(min(0.25, limits.max_age.total_seconds() / 4)))
+                try:
+                    changes.feed(await stream.receive(min(0.25, limits.max_age.total_seconds() / 4)))
+                except StreamBroken as exc:
+                    broken = exc
                 self._count(changes)
                 age = timedelta(seconds=loop_time() - cut_at)
                 if rotation.is_due(changes.size, age, max_bytes=limits.max_bytes, max_age=limits.max_age):
@@ -208,8 +223,12 @@ class Capture:
                 else:
                     await asyncio.sleep(0)
             await pipeline.submit(changes.cut())
-            async with asyncio.timeout(DRAIN_SECONDS):
+            # What came before is durable before the next attempt: where a gap must be, it is no longer than it must be.
+            async with asyncio.timeout(DRAIN_SECONDS if broken is None else None):
                 await pipeline.drain()
+        if broken is not None:
+            self.breaks.observe(broken, changes.sending, changes.position)
+            raise broken
 
     def _count(self, changes: ChangeStream) -> None:
         messages, commits, received = changes.take_counts()
@@ -306,6 +325,7 @@ class Capture:
             )
         self._durable = Position(entry.ordinal + 1, entry.end_lsn)
         self.covered_until = entry.covered_until
+        self.breaks.passed(entry.end_lsn)
         self._progressed = True
         self._metrics.segments_total.inc()
         self._confirmed.set()

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from archiver import __version__
+from archiver import __version__, broken_stream
 from archiver.alignment import Alignment, patiently, second_reader, tell_blocker
 from archiver.archive import OpenArchive
 from archiver.capture import Capture, Position
@@ -33,6 +33,8 @@ from archiver.errors import (
     RegionsDisagree,
     SlotLost,
     StoreError,
+    StreamBroken,
+    TransactionLeftOut,
     UsageError,
 )
 from archiver.format.manifest import Catalog, Fence
@@ -40,17 +42,18 @@ from archiver.http import serve
 from archiver.inspection import look_regularly
 from archiver.keys import PatientKek
 from archiver.metrics import Metrics
+from archiver.policy.breaks import Breaks
 from archiver.policy.schema_watch import SchemaWatch
 from archiver.policy.slot_danger import SlotDanger
 from archiver.postgres.install import require_own_publication, sweep
 from archiver.postgres.replication_slot import each_once
 from archiver.postgres.session import is_shutting_down
-from archiver.postgres.setup import publish_missing, unpublished_tables
 from archiver.postgres.source import Sample, Source
 from archiver.regions import open_configured, open_keks, open_regions
 from archiver.snapshots import take_snapshot
 from archiver.store.base import Store
 from archiver.store.mirror import Mirror
+from archiver.table_watch import TableWatch
 from archiver.tasks import BACKOFF_CAP, loop_time, task_group
 
 SAMPLE_SECONDS = 1.0
@@ -60,8 +63,6 @@ SLOT_WARN_EVERY = timedelta(minutes=1)
 STOP_SECONDS = 26.0  # SIGTERM promises 30
 TRAIL_SECONDS = 2.0  # for what one region has and the others were getting
 SNAPSHOT_RETRY = 60.0
-TABLES_SECONDS = 15.0
-_NOT_ARCHIVED = "archiver init publishes them (--keyless full those without a key); or write them into source.exclude."
 REPAIR_RETRY = 60.0
 THREADS = 4
 
@@ -72,18 +73,20 @@ T = TypeVar("T")
 class Daemon:
     """One run of `archiver run`. `ready` tells why it is not, `metrics` how it does."""
 
-    def __init__(self, config: Config, *, accept_gap: bool = False) -> None:
+    def __init__(self, config: Config, *, accept_gap: bool = False, skip: int | None = None) -> None:
         self._config = config
+        self._skip = skip
         self._source = config.require_source()
         self.metrics = Metrics()
         self._danger = SlotDanger(self._source.drop_slot_at)
         self._alignment = Alignment(self._source, self.metrics.gaps_total.inc, accept_gap=accept_gap)
         self._warned = datetime.min.replace(tzinfo=UTC)
         self._monitor = Source(self._source.dsn, self._source.slot)
+        self._tables = TableWatch(self._source, self._monitor, self.metrics)
         self._capture: Capture | None = None
         self._refusals = 0
         self._rest_until = 0.0
-        """Schema changes may follow each other: base snapshots for their sake take half of the time at most."""
+        """Schema changes and gaps may follow each other: base snapshots for their sake take half of the time."""
 
     def not_ready(self) -> str | None:
         """Why this daemon is not ready, None if it is: it must be streaming, and the lag bounded."""
@@ -115,7 +118,8 @@ class Daemon:
             try:
                 await self._work(archive, stop)
             except SlotLost as exc:
-                log.error("the replication slot is lost", error=str(exc))
+                is_whole = isinstance(exc, TransactionLeftOut)
+                log.error("a transaction is left out" if is_whole else "the replication slot is lost", error=str(exc))
                 await _unless_stopped(self._abandon(), stop)
             else:
                 return True
@@ -170,8 +174,10 @@ class Daemon:
             start=position,
             system=self._alignment.system,
             catalog=catalog,
+            breaks=Breaks(self._skip),
         )
-        self._capture.unarchived = state.changes.unarchived if state.changes is not None else 0
+        self.metrics.stream_breaks.set_function(self._capture.breaks.times_in_one)
+        self._capture.tell_unarchived(state.changes.unarchived if state.changes is not None else 0)
         return archive
 
     async def _first_look(self, position: Position) -> Catalog | None:
@@ -186,7 +192,7 @@ class Daemon:
             helpers = [
                 tasks.create_task(self._watch_source(archive), name="monitor"),
                 tasks.create_task(self._take_snapshots(archive), name="snapshots"),
-                tasks.create_task(self._watch_tables(), name="tables"),
+                tasks.create_task(self._tables.count(archive, self._capture.tell_unarchived), name="tables"),
                 tasks.create_task(self._repair_regions(archive), name="repair"),
                 tasks.create_task(look_regularly(archive, self._tell_missing), name="inspection"),
             ]
@@ -220,6 +226,9 @@ class Daemon:
                 await capture.run(stop)
             except PostgresUnavailable as exc:
                 attempt = 1 if capture.take_progress() else attempt + 1
+                if isinstance(exc, StreamBroken):
+                    self._weigh(capture.breaks, exc)
+                    attempt = max(attempt, capture.breaks.times)
                 pause = random.uniform(0, min(BACKOFF_CAP, 0.5 * 2.0 ** min(attempt, 10)))  # noqa: S311 - jitter
                 log.warning("the source is not available", error=str(exc), retry_in=round(pause, 1))
                 with contextlib.suppress(TimeoutError):
@@ -231,6 +240,12 @@ class Daemon:
                 await capture.abandon()
                 return
         log.info("stopped", lsn=str(capture.durable), seq=archive.log.state.head.seq if archive.log.state.head else 0)
+
+    def _weigh(self, breaks: Breaks, error: StreamBroken) -> None:
+        """Raise TransactionLeftOut where the stream will never come past a transaction."""
+        if (left_out := broken_stream.weigh(breaks, error)) is not None:
+            self._alignment.left_out = left_out
+            raise TransactionLeftOut(left_out.reason, where=f"streaming goes on at {left_out.resume}")
 
     async def _check_unmoved(self, archive: OpenArchive, capture: Capture) -> None:
         """Raise when what we reconnect to is not what we lost: the next start records the gap."""
@@ -298,22 +313,6 @@ class Daemon:
                 self._bear_silence(exc)
             await asyncio.sleep(SAMPLE_SECONDS)
 
-    async def _watch_tables(self) -> None:
-        """Count the tables that are not archived, and name each once: whoever reads no metric reads the log."""
-        named, before = set[str](), set[str]()
-        find = partial(unpublished_tables, name=self._source.publication, exclude=self._source.exclude)
-        while True:
-            with contextlib.suppress(PostgresError):  # _watch_source says so
-                found = {str(table) for table in await self._monitor.ask(find)}
-                self.metrics.unarchived_tables.set(len(found))
-                if self._capture is not None:
-                    self._capture.unarchived = len(found)
-                if new := (found & before) - named:  # a base snapshot may publish what is new just now
-                    named |= new
-                    log.error("tables are not archived", tables=sorted(new), hint=_NOT_ARCHIVED)
-                before = found
-            await asyncio.sleep(TABLES_SECONDS)
-
     def _bear_silence(self, error: PostgresError) -> None:
         """The recovery point ages; and no shutdown of the source waits for regions that do not answer us."""
         if self._capture is None:
@@ -350,7 +349,7 @@ class Daemon:
             started = loop_time()
             try:
                 of = self._alignment.system
-                await self._publish_missing(archive)
+                await self._tables.publish_missing(archive)
                 snapshot = await take_snapshot(
                     archive, self._source, self._config.snapshot, of=of, on_blocked=each_once(tell_blocker)
                 )
@@ -362,23 +361,12 @@ class Daemon:
                 log.error("base snapshot failed", error=str(exc), hint=exc.hint, retry_in=SNAPSHOT_RETRY)
                 await asyncio.sleep(SNAPSHOT_RETRY)
 
-    async def _publish_missing(self, archive: OpenArchive) -> None:
-        """Where something was lost it may be a table: the base snapshot has its rows, and its changes must follow."""
-        state = archive.log.state
-        if state.lost is None or (state.snapshot is not None and state.lost.lsn <= state.snapshot.lsn):
-            return
-        publish = partial(publish_missing, name=self._source.publication, exclude=self._source.exclude)
-        added, refused = await self._monitor.ask(publish)
-        if added:
-            log.info("published new tables", tables=added)
-        if refused:
-            log.error("not archived: the role may not publish them; run archiver init", tables=refused)
-
     def _seconds_to_snapshot(self, archive: OpenArchive) -> float:
         state = archive.log.state
-        if state.snapshot is None or (state.gap is not None and state.snapshot.lsn < state.gap.before_lsn):
+        if state.snapshot is None:
             return 0.0
-        if state.lost is not None and state.snapshot.lsn < state.lost.lsn:
+        needed = [*([state.gap.before_lsn] if state.gap else []), *([state.lost.lsn] if state.lost else [])]
+        if any(state.snapshot.lsn < lsn for lsn in needed):
             return max(0.0, self._rest_until - loop_time())
         until_due = state.snapshot.finished_at + self._config.snapshot.every - datetime.now(UTC)
         if until_due > 2 * self._config.snapshot.every:

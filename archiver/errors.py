@@ -6,8 +6,11 @@
     ├── PostgresError             3   the source or the target PostgreSQL refuses or is not as needed
     │   ├── PostgresUnavailable   3   ... and may answer if asked again (transient)
     │   │   ├── InTheWay          3   somebody holds a lock, or waits for one of ours
-    │   │   └── SchemaMoved       3   DDL ran beside a base snapshot
+    │   │   ├── SchemaMoved       3   DDL ran beside a base snapshot
+    │   │   └── StreamBroken      3   the server ended the replication stream with an error of its own
+    │   ├── Unsendable            3   the server cannot put rows of a table into words: a value is too large
     │   └── SlotLost              3   the slot is gone, was moved or is given up: the next start records the gap
+    │       └── TransactionLeftOut  3   the slot goes on behind a transaction that the server cannot send
     ├── StoreError                4   an object store, or the service that holds a key, refuses
     │   ├── StoreUnavailable      4   ... and may answer if asked again (transient)
     │   ├── AccessDenied          4
@@ -74,7 +77,24 @@ class SchemaMoved(PostgresUnavailable):
     pass
 
 
+class StreamBroken(PostgresUnavailable):
+    """`state` is the SQLSTATE; `lasting`: asking again changes nothing, as far as that tells."""
+
+    def __init__(self, message: str, *, state: str, lasting: bool) -> None:
+        super().__init__(message)
+        self.state = state
+        self.lasting = lasting
+
+
+class Unsendable(PostgresError):
+    pass
+
+
 class SlotLost(PostgresError):
+    pass
+
+
+class TransactionLeftOut(SlotLost):
     pass
 
 

@@ -20,6 +20,9 @@ class Metrics:
         self.slot_retained_bytes = self._gauge("slot_retained_bytes", "WAL that the slot keeps at the source")
         self.slot_seconds_left = self._gauge("slot_seconds_left", "Until the slot is lost, while that is in sight")
         self.slot_seconds_left.set(float("inf"))
+        self.stream_breaks = self._gauge(
+            "stream_breaks", "Times in a row that the server ended the stream within the same transaction"
+        )
         self.region_up = self._gauge("region_up", "1 while the region answers", "region")
         self.region_unreplicated_segments = self._gauge(
             "region_unreplicated_segments", "Change segments that the region does not hold yet", "region"
@@ -28,7 +31,7 @@ class Metrics:
             "missing_objects", "Objects that a restore needs and the last look did not find", "region"
         )
         self.unarchived_tables = self._gauge(
-            "unarchived_tables", "Tables that nobody excluded and that the publication does not carry"
+            "unarchived_tables", "Tables that nobody excluded, and of which changes or rows are not archived"
         )
         self.messages_total = self._counter("messages", "Replication messages received")
         self.transactions_total = self._counter("transactions", "Commits received")

@@ -59,6 +59,7 @@ class Replay:
         self._renames = Renames(done.get("renames", ()))
         self._archive = archive
         self._publication = index.publication
+        self._without_rows = index.without_rows
         first = int(done.get("segment", 0))
         self._segments = [changes for changes in plan.segments if changes.ordinal >= first]
         after = Lsn.parse(done["lsn"]) if done else plan.snapshot.lsn
@@ -78,6 +79,7 @@ class Replay:
                 concerns=ddl.concerns,
                 before_rows=ddl.before_rows,
                 renames=self._renames,
+                left_out=self._without_rows,
             ) as applier:
                 ddl.attach(applier)
                 await self._run(applier, ddl, on_segment)

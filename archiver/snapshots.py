@@ -83,8 +83,13 @@ class Index:
 
     @property
     def unarchived(self) -> list[str]:
-        """The tables whose rows are in it, and whose changes are not archived."""
+        """The tables whose changes are not archived, or mean nothing, since it has no rows of theirs."""
         return [table.info.label for table in self.tables if not table.info.published]
+
+    @property
+    def without_rows(self) -> frozenset[int]:
+        """The OIDs of the tables of which it has no rows, since the server could not send them."""
+        return frozenset(table.info.oid for table in self.tables if not table.info.readable)
 
     def encode(self) -> bytes:
         tables = [{"info": t.info.to_json(), "digest": str(t.digest), "parts": t.parts} for t in self.tables]
@@ -295,6 +300,7 @@ class _Snapshot:
             finished_at=datetime.now(UTC),
             server_version=index.database.server_version,
             tables=len(index.tables),
+            without_rows=sum(not table.info.readable for table in index.tables),
             rows=sum(table.digest.count for table in index.tables),
             parts=tuple(self._refs[number] for number in sorted(self._refs)),
         )

@@ -1,8 +1,9 @@
 """The rows of a base snapshot: every table copied under one exported snapshot, sealed part by part.
 
 In: the tables, the name of the snapshot, and where parts are stored. Out: the digest of each table and the numbers of
-its parts. Each part is read in a transaction of its own, which holds the lock of one table: when somebody waits for
-that, the part is given up, and copied once more from its beginning.
+its parts; a table of which the server cannot send some row is left without any, and named. Each part is read in a
+transaction of its own, which holds the lock of one table: when somebody waits for that, the part is given up, and
+copied once more from its beginning.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Self
 
 import psycopg
+import structlog
 
-from archiver.errors import InTheWay, PostgresError
+from archiver.errors import InTheWay, PostgresError, Unsendable
 from archiver.format.digest import RowDigest
 from archiver.format.seal import Sealer
 from archiver.policy import parts
@@ -27,6 +29,8 @@ from archiver.postgres.session import connect
 from archiver.postgres.snapshot import begin_copy, copy_range, end_copy
 from archiver.postgres.snapshot_tables import TableInfo
 from archiver.tasks import task_group
+
+log = structlog.get_logger()
 
 PART_BYTES = 8 << 20  # sealed; a part is held in memory by each job, here and in a restore
 
@@ -42,6 +46,17 @@ class TableCopy:
     info: TableInfo
     digest: RowDigest = field(default_factory=RowDigest)
     parts: list[int] = field(default_factory=list)
+
+    def add(self, parts: Sequence[int], digest: RowDigest) -> None:
+        if self.info.readable:
+            self.parts += parts
+            self.digest.merge(digest)
+
+    def leave_out(self) -> None:
+        """From now on it has no rows: some of them would be taken for all."""
+        self.info = replace(self.info, published=False, readable=False)
+        self.parts.clear()
+        self.digest = RowDigest()
 
 
 @dataclass(frozen=True)
@@ -86,8 +101,14 @@ class TableCopies:
     async def _until_copied(self, session: _Session, table: TableCopy, pages: PageRange, attempt: int = 0) -> None:
         """By halves, where somebody wants the table for himself again and again, so that it comes to its end."""
         info = table.info
+        if not info.readable:
+            return
         try:
             await self._copy_part(session, table, pages, grace_at(attempt))
+        except Unsendable as exc:
+            if table.info.readable:
+                log.error("a base snapshot has no rows of a table: they cannot be sent", error=str(exc), hint=exc.hint)
+            table.leave_out()
         except InTheWay:
             if attempt == TRIES:
                 raise
@@ -113,8 +134,7 @@ class TableCopies:
             raise InTheWay("somebody always waits for a table", where=table.info.label) from exc
         finally:
             self._way.graces.pop(pid, None)
-        table.parts += numbers
-        table.digest.merge(digest)
+        table.add(numbers, digest)
 
     async def _copy_range(
         self, conn: psycopg.AsyncConnection[Any], table: TableInfo, pages: PageRange

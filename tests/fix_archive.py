@@ -68,16 +68,8 @@ class Setup:
     @asynccontextmanager
     async def daemon(self) -> AsyncIterator[Daemon]:
         """A daemon that runs meanwhile, and drains at the end."""
-        daemon, stop = Daemon(self.config), asyncio.Event()
-        task = asyncio.create_task(daemon.run(stop))
-        try:
+        async with running(Daemon(self.config)) as daemon:
             yield daemon
-            stop.set()
-            await task
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
     @asynccontextmanager
     async def open(self, prefer: str | None = None) -> AsyncIterator[OpenArchive]:
@@ -111,6 +103,21 @@ class Setup:
         async with self.open(prefer) as archive:
             plan = await make_plan(archive, target or ToLatest())
             return dsn, await run_restore(archive, plan, dsn)
+
+
+@asynccontextmanager
+async def running(daemon: Daemon) -> AsyncIterator[Daemon]:
+    """Run a daemon meanwhile; it drains at the end."""
+    stop = asyncio.Event()
+    task = asyncio.create_task(daemon.run(stop))
+    try:
+        yield daemon
+        stop.set()
+        await task
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 MakeSetup = Callable[..., Setup]

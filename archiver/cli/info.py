@@ -59,10 +59,12 @@ async def _gather(config: Config) -> Facts:
 
 def _unarchived(source: Facts | None, history: History) -> list[str]:
     """By name where the source can be asked; otherwise how many there were, as the log says."""
+    without_rows = history.snapshots[-1].without_rows if history.snapshots else 0
+    told = [f"{without_rows} whose rows the source could not send"] if without_rows else []
     if source is not None:
-        return list(source["unarchived_tables"])
+        return [*source["unarchived_tables"], *told]
     count = history.changes[-1].unarchived if history.changes else 0
-    return [f"{count} tables"] if count else []
+    return [f"{count} tables"] if count else told
 
 
 def _describe(archive: OpenArchive, found: Survey) -> Facts:

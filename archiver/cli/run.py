@@ -23,6 +23,14 @@ def run(
             "--accept-gap", help="Go on where the end of the log was cut off: the gap is recorded. Look at it first."
         ),
     ] = False,
+    skip_transaction: Annotated[
+        int | None,
+        typer.Option(
+            "--skip-transaction",
+            metavar="XID",
+            help="Leave this transaction out at once if the source cannot send it: a gap is recorded.",
+        ),
+    ] = None,
 ) -> None:
     """Archive every change until told to stop; take the first base snapshot if there is none.
 
@@ -32,12 +40,12 @@ def run(
     """
     settings = load(config)
     configure_logs(logging.INFO)
-    run_async(_run(settings, accept_gap=accept_gap))
+    run_async(_run(settings, accept_gap=accept_gap, skip=skip_transaction))
 
 
-async def _run(config: Config, *, accept_gap: bool) -> None:
+async def _run(config: Config, *, accept_gap: bool, skip: int | None) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await Daemon(config, accept_gap=accept_gap).run(stop)
+    await Daemon(config, accept_gap=accept_gap, skip=skip).run(stop)

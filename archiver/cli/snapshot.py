@@ -27,6 +27,8 @@ def snapshot(config: ConfigOption = None, as_json: JsonOption = False, wait: Wai
         print_json(to_json(taken))
         return
     stored = sum(part.size for part in taken.parts)
+    if taken.without_rows:
+        say(f"WARNING          {taken.without_rows} tables are without rows, which could not be sent: see the log")
     say(f"base snapshot at {taken.lsn}: {taken.tables} tables, {taken.rows} rows, {size(stored)} stored")
 
 
@@ -59,6 +61,7 @@ def to_json(taken: Snapshot) -> dict[str, Any]:
         "consistent_at": format_time(taken.consistent_at),
         "finished_at": format_time(taken.finished_at),
         "tables": taken.tables,
+        "tables_without_rows": taken.without_rows,
         "rows": taken.rows,
         "bytes": sum(part.size for part in taken.parts),
         "raw_bytes": sum(part.raw_bytes for part in taken.parts),

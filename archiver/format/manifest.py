@@ -159,7 +159,10 @@ class Changes(Model):
 
 
 class Snapshot(Model):
-    """A complete base snapshot. Part 0 is the sealed index, which names the tables; the others are in its order."""
+    """A complete base snapshot. Part 0 is the sealed index, which names the tables; the others are in its order.
+
+    Of the `tables`, those `without_rows` hold some that the server could not send.
+    """
 
     kind: Literal["snapshot"] = "snapshot"
     snapshot_id: UUID
@@ -168,6 +171,7 @@ class Snapshot(Model):
     finished_at: TimeField
     server_version: int
     tables: int
+    without_rows: int = Field(default=0, ge=0, exclude_if=_is_empty)
     rows: int
     parts: tuple[ObjectRef, ...]
 

@@ -22,6 +22,7 @@ from archiver.format.manifest import Catalog, Changes, CommitRef, Lost, ObjectRe
 from archiver.format.pgoutput import BEGIN, COMMIT, STREAM_ABORT, STREAM_COMMIT, from_pg_time
 from archiver.format.segment import LENGTH, Context, Relation, encode
 from archiver.lsn import Lsn
+from archiver.policy.breaks import Sending
 from archiver.policy.journal_entries import JournalEntries
 
 _XLOG_DATA = ord("w")
@@ -145,7 +146,7 @@ class ChangeStream:
         self._types: list[bytes] = []
         self._known: dict[int, set[bytes]] = {_PLAIN: set()}
         self._context = _PLAIN  # the xid of the streamed block that we are in
-        self._begin: tuple[int, int, int] | None = None  # xid, commit time, ordinal of its first segment
+        self._begin: tuple[Sending, int, int] | None = None  # commit time, ordinal of its first segment
         self._own: dict[bytes, pgoutput.Relation] = {}  # tables in schema archiver
         self._own_known: set[tuple[int, bytes]] = set()  # those that the open segment describes, by context
         self._noted: dict[int, list[_Noted]] = {}  # by context
@@ -166,6 +167,13 @@ class ChangeStream:
             ord("c"): self._on_stream_commit,
             ord("A"): self._on_stream_abort,
         }
+
+    @property
+    def sending(self) -> Sending | None:
+        """The transaction of which a part has come."""
+        if self._begin is not None:
+            return self._begin[0]
+        return Sending(self._context) if self._context else None
 
     @property
     def size(self) -> int:
@@ -291,15 +299,15 @@ class ChangeStream:
         raise PostgresError("the server sent a row of a table that it did not describe")
 
     def _on_begin(self, message: bytes) -> None:
-        _, time, xid = BEGIN.unpack_from(message)
-        self._begin = (xid, time, self._ordinal)
+        lsn, time, xid = BEGIN.unpack_from(message)
+        self._begin = (Sending(xid, Lsn(lsn)), time, self._ordinal)
         self._noted.pop(_PLAIN, None)
         self._heard.forget(_PLAIN)
         self._foreign.discard(_PLAIN)
 
     def _on_commit(self, message: bytes) -> None:
         _, lsn, end, time = COMMIT.unpack_from(message)
-        self._commit(_PLAIN, self._begin[0] if self._begin else 0, lsn, end, time)
+        self._commit(_PLAIN, self._begin[0].xid if self._begin else 0, lsn, end, time)
         self._settle(_PLAIN, end, time)
         if self._describing:  # by its end all is known that the transaction said, such as that it made the table
             self._cut.described |= self._describing

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from itertools import islice
@@ -76,7 +76,8 @@ class Applier:
     nothing of that. `before_rows` is called before rows are written, before a truncation
     and before a commit.
 
-    The target holds `relations.CREATE`.
+    The target holds `relations.CREATE`. Changes of relations that are `left_out`, by their OIDs at the source, are
+    passed over.
 
     `skip_rows` is for handlers: while it is true, rows and truncations of this transaction are passed over.
 
@@ -92,6 +93,7 @@ class Applier:
         concerns: Concerns,
         before_rows: BeforeRows,
         renames: Renames,
+        left_out: Set[int],
     ) -> None:
         self._conn = conn
         self._cursor = psycopg.AsyncRawCursor(conn)
@@ -100,6 +102,7 @@ class Applier:
         self._concerns = concerns
         self._before_rows = before_rows
         self._renames = renames
+        self._left_out = left_out
         self._writers: dict[int, TableWriter] = {}
         self._stages = 0
         self._since = self._until = Lsn(0)
@@ -123,6 +126,7 @@ class Applier:
         concerns: Concerns = lambda _: True,
         before_rows: BeforeRows = _nothing,
         renames: Renames | None = None,
+        left_out: Set[int] = frozenset(),
     ) -> AsyncIterator[Applier]:
         """Prepare the session of a connection from `session.connect`. Raises PostgresError.
 
@@ -142,6 +146,7 @@ class Applier:
             concerns=concerns,
             before_rows=before_rows,
             renames=renames or Renames(),
+            left_out=left_out,
         )
         try:
             yield applier
@@ -221,6 +226,8 @@ class Applier:
             elif not self.skip_rows:
                 writer = writers.get(relation.id)
                 if writer is None or writer.relation is not relation:
+                    if relation.id in self._left_out:
+                        continue
                     writer = await self._writer(relation)
                 batch.add(writer.shape, change)
                 if batch.full:
@@ -239,11 +246,14 @@ class Applier:
 
     async def _truncate(self, change: Truncated) -> None:
         """What is pending for these tables has no effect any more; what is for others stays pending."""
-        for relation in change.relations:
+        relations = [relation for relation in change.relations if relation.id not in self._left_out]
+        if not relations:
+            return
+        for relation in relations:
             self._batch.drop(relation.id)
         await self._settle()
         await self._before_rows()
-        tables = [await look_up(self._cursor, relation) for relation in change.relations]
+        tables = [await look_up(self._cursor, relation) for relation in relations]
         async with search_path.of_users(self._conn):
             await self._cursor.execute(apply_sql.truncate(tables, restart_identity=change.restart_identity))
 

@@ -73,6 +73,32 @@ async def check_coverage(conn: Conn, _source: SourceSection) -> list[Check]:
     return checks
 
 
+LARGE_VALUE: Final = 256 << 20
+"""Bytes. As text a bytea takes twice as many, and a row may not be longer than 1 GB (stringinfo.h)."""
+
+_LARGE: Final[LiteralString] = """
+select n.nspname || '.' || c.relname as name
+from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where c.relkind = 'r' and c.reltoastrelid <> 0 and c.oid::bigint <> all (%(excluded)s) and n.nspname <> 'archiver'
+  and n.nspname !~ '^pg_' and n.nspname <> 'information_schema'
+  and pg_catalog.pg_relation_size(c.reltoastrelid)
+      >= %(large)s * greatest(c.reltuples, pg_catalog.pg_stat_get_live_tuples(c.oid), 1)
+order by 1
+"""
+"""The mean of what rows have out of line. pg_stats would say 18 bytes for a value there, whatever its size."""
+
+
+async def check_large_values(conn: Conn, source: SourceSection) -> list[Check]:
+    """Tables whose rows are so large, as far as statistics tell, that the server may be unable to send one."""
+    excluded = (await excluded_tables(conn, source.exclude)).oids
+    rows = await look_up(conn, _LARGE, {"excluded": list(excluded), "large": LARGE_VALUE})
+    if not rows:
+        return [Check("large values", "ok", "no table has rows of 256 MiB, as far as statistics tell")]
+    hint = "A row of more than 1 GB as text (a bytea of 512 MB) costs a gap: split such values, or exclude the table."
+    found = listed(row["name"] for row in rows)
+    return [Check("large values", "warn", f"rows of 256 MiB or more, which may be too large to send: {found}", hint)]
+
+
 _REFERENCES: Final[LiteralString] = """
 select distinct pg_catalog.format('%%s.%%s %%s', n.nspname, t.relname, k.conname) as name
 from pg_catalog.pg_constraint k

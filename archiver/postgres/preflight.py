@@ -15,7 +15,14 @@ from archiver.errors import PostgresError
 from archiver.postgres.catalog_look import captures_ddl
 from archiver.postgres.checks import Check, Conn, Status, listed, look_up
 from archiver.postgres.client_programs import find_pg_dump
-from archiver.postgres.coverage import check_clocks, check_coverage, check_readable, check_references, check_roles
+from archiver.postgres.coverage import (
+    check_clocks,
+    check_coverage,
+    check_large_values,
+    check_readable,
+    check_references,
+    check_roles,
+)
 from archiver.postgres.install import OWN_PUBLICATION, altered, stranger_of
 from archiver.postgres.replication_slot import PLUGIN, SlotInfo, slot_info
 from archiver.postgres.setup import (
@@ -86,7 +93,7 @@ def _version(version: int) -> Check:
 def _encoding(name: str) -> Check:
     if name != "SQL_ASCII":
         return Check("encoding", "ok", name)
-    detail = "SQL_ASCII, which takes any bytes: a base snapshot fails where they are not UTF-8"
+    detail = "SQL_ASCII, which takes any bytes: where they are not UTF-8 there are gaps, and tables without rows"
     return Check("encoding", "warn", detail, "Move the database to UTF8.")
 
 
@@ -330,6 +337,7 @@ _ALL: tuple[Look, ...] = (
     check_keys,
     check_readable,
     check_coverage,
+    check_large_values,
     check_references,
     check_clocks,
     check_roles,

@@ -17,17 +17,19 @@ from typing import Any
 import psycopg
 from psycopg import pq
 
-from archiver.errors import PostgresUnavailable
+from archiver.errors import PostgresUnavailable, StreamBroken
 from archiver.lsn import Lsn
 from archiver.postgres.replication_slot import SystemIdentity, identify_system
-from archiver.postgres.session import connect, postgres_error
+from archiver.postgres.server_words import message_of
+from archiver.postgres.session import connect, is_lasting, postgres_error
 
 GATHER_SECONDS = 0.005  # fewer, larger reads: a reader that wakes for every arrival takes five times the CPU
 MAX_RECEIVE_BYTES = 1 << 20  # then the event loop gets its turn
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _STATUS = struct.Struct(">cQQQq?")  # written, flushed, applied, clock, reply wanted
 _START = (
-    "START_REPLICATION SLOT {slot} LOGICAL {lsn} (proto_version '2', publication_names {publications}, streaming 'on')"
+    "START_REPLICATION SLOT {slot} LOGICAL {lsn}"
+    " (proto_version '2', publication_names {publications}, streaming '{streaming}')"
 )
 """Without logical messages: anybody may write those, of any size."""
 
@@ -42,11 +44,17 @@ class ReplicationStream:
         self._readable = asyncio.Event()
         self._write_lock = asyncio.Lock()
         self._given_up: str | None = None
+        self._ended: PostgresUnavailable | None = None
         self._fileno: int | None = None
 
     @classmethod
-    async def start(cls, dsn: str, slot: str, publication: str, lsn: Lsn) -> ReplicationStream:
-        """Connect and stream from `lsn`, or from what the slot has confirmed if that is later."""
+    async def start(
+        cls, dsn: str, slot: str, publication: str, lsn: Lsn, *, in_progress: bool = True
+    ) -> ReplicationStream:
+        """Connect and stream from `lsn`, or from what the slot has confirmed if that is later.
+
+        `in_progress`: large transactions are sent before they are committed; otherwise the server's disk holds them.
+        """
         conn = await connect(dsn, purpose="capture", replication=True)
         try:
             stream = cls(conn, await identify_system(conn))
@@ -54,16 +62,16 @@ class ReplicationStream:
             await conn.close()
             raise
         try:
-            await stream._start(slot, publication, lsn)
+            await stream._start(slot, publication, lsn, "on" if in_progress else "off")
         except BaseException:
             await stream.close()
             raise
         return stream
 
-    async def _start(self, slot: str, publication: str, lsn: Lsn) -> None:
+    async def _start(self, slot: str, publication: str, lsn: Lsn, streaming: str) -> None:
         quoted = '"' + publication.replace('"', '""') + '"'
         literal = "'" + quoted.replace("'", "''") + "'"
-        query = _START.format(slot=f'"{slot}"', lsn=lsn, publications=literal)
+        query = _START.format(slot=f'"{slot}"', lsn=lsn, publications=literal, streaming=streaming)
         self._fileno = self._pgconn.socket
         asyncio.get_running_loop().add_reader(self._fileno, self._readable.set)
         with self._errors():
@@ -79,7 +87,8 @@ class ReplicationStream:
     async def receive(self, patience: float) -> list[bytes]:
         """CopyData payloads that have arrived, after at most `patience` seconds: perhaps none.
 
-        Raises PostgresUnavailable when the server ends the stream or the connection breaks.
+        Raises StreamBroken when the server ends the stream with an error, after all that came before it;
+        PostgresUnavailable when it ends it without one, or the connection breaks.
         """
         with self._errors():
             frames = self._drain()
@@ -100,6 +109,8 @@ class ReplicationStream:
 
     def _drain(self) -> list[bytes]:
         self._require_wanted()
+        if self._ended is not None:
+            raise self._ended
         frames: list[bytes] = []
         take = frames.append
         get = self._pgconn.get_copy_data
@@ -119,11 +130,16 @@ class ReplicationStream:
                 self._readable.clear()
                 break
             else:
-                raise self._ended()
+                self._ended = self._end()
+                break
+        if self._ended is not None and not frames:
+            raise self._ended
         return frames
 
     async def send_status(self, written: Lsn, flushed: Lsn) -> None:
         """Report progress and ask for the server's position. `flushed` must be durable in the archive."""
+        if self._ended is not None:  # nobody listens any more
+            return
         self._require_wanted()
         clock = int((datetime.now(UTC) - _EPOCH).total_seconds() * 1_000_000)
         message = _STATUS.pack(b"r", written, flushed, flushed, clock, True)
@@ -162,10 +178,13 @@ class ReplicationStream:
             pass
         self._readable.clear()
 
-    def _ended(self) -> Exception:
+    def _end(self) -> PostgresUnavailable:
         result = self._pgconn.get_result()
-        said = result.error_message.decode("utf-8", "replace").strip() if result else ""
-        return PostgresUnavailable(f"the server ended the replication stream: {said or 'no reason given'}")
+        error = psycopg.errors.error_from_result(result) if result and result.error_message else None
+        said = f"the server ended the replication stream: {message_of(error) if error else 'no reason given'}"
+        if error is None or error.sqlstate is None or error.diag.severity_nonlocalized != "ERROR":
+            return PostgresUnavailable(said)  # FATAL: the server, or its walsender, is being ended
+        return StreamBroken(said, state=error.sqlstate, lasting=is_lasting(error.sqlstate))
 
 
 async def _writable(fileno: int) -> None:

@@ -14,6 +14,9 @@ import psycopg
 _QUOTING: Final = re.compile(r"(22|23|38|44|P0|XX)...|42601")
 """Data exceptions, violations, what code of others says, internal errors, and a syntax error, which quotes the text."""
 
+_TOO_LARGE: Final = re.compile(r"invalid memory alloc request size \d+")
+"""PostgreSQL's own words (mcxt.c) for a text of more than 1 GB; they are never translated, and have but a number."""
+
 _OWN_WORDS: Final = frozenset({"exec_stmt_raise", "exec_stmt_assert"})
 """Where PL/pgSQL raises what a function's author wrote, under whatever state."""
 
@@ -51,6 +54,8 @@ def name_of(state: str) -> str:
 
 
 def _may_quote(exc: psycopg.Error) -> bool:
+    if _TOO_LARGE.fullmatch(exc.diag.message_primary or ""):
+        return False
     return _QUOTING.fullmatch(exc.sqlstate or "") is not None or exc.diag.source_function in _OWN_WORDS
 
 

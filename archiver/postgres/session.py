@@ -141,6 +141,12 @@ _TRANSIENT_STATES: Final = re.compile(r"08...|53[123]00|57P0[123]|57014|40001|40
 
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 
+
+def is_lasting(state: str) -> bool:
+    """Whether the same request will fail with this SQLSTATE again."""
+    return _TRANSIENT_STATES.fullmatch(state) is None
+
+
 _HINTS_BY_STATE: Final[dict[str, str]] = {
     "28P01": "Check the password: in the connection string, PGPASSWORD or ~/.pgpass.",
     "28000": "Allow this user, database and address in pg_hba.conf or the provider's network settings.",

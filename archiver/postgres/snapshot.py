@@ -8,6 +8,7 @@ of more than one table at a time.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -21,7 +22,7 @@ from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import Ready, Wait
 
-from archiver.errors import SchemaMoved
+from archiver.errors import SchemaMoved, Unsendable
 from archiver.format.digest import RowDigest
 from archiver.policy.parts import PageRange
 from archiver.postgres import search_path
@@ -31,6 +32,8 @@ from archiver.postgres.snapshot_tables import TableInfo, copy_out_query, needs_q
 from archiver.postgres.tables_only import tables_only
 
 BATCH_ROWS: Final = 4096
+_ABOUT_VALUES: Final = re.compile(r"(22|54|XX)...")
+"""Of a COPY to us: a value that is too large as text, that has no such text in UTF-8, or that is damaged."""
 WHOLE_TABLE: Final = PageRange()
 LOCK_TIMEOUT: Final = timedelta(milliseconds=200)
 """How long a session of ours waits for a lock, at most."""
@@ -134,7 +137,16 @@ async def copy_range(
     except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as exc:
         raise _moved(f"table {table.label}: {exc.diag.message_primary}") from exc
     except psycopg.Error as exc:
-        raise postgres_error(exc, f"table {table.label}") from exc
+        error = postgres_error(exc, f"table {table.label}")
+        if _ABOUT_VALUES.fullmatch(exc.sqlstate or ""):
+            raise Unsendable(error.message, where=error.where, hint=_TAKE_IT_OUT) from exc
+        raise error from exc
+
+
+_TAKE_IT_OUT: Final = (
+    "Look for values of more than 500 MB and split or delete them, then: archiver snapshot; or write the table into"
+    " source.exclude."
+)
 
 
 class _BatchReader:

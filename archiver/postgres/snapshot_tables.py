@@ -30,7 +30,8 @@ class TableInfo:
     `pages` is the heap, `bytes` includes TOAST. `condition` is the WHERE clause that an extension gave for its
     configuration table, or "". `filenode` is the file that the snapshot's catalog names. `is_trusted`: a query of it
     runs no code of anybody's but the reader's and superusers'; a restore looks for itself. `published`: its changes are
-    archived too; otherwise its rows are as old as the base snapshot.
+    archived too; otherwise its rows are as old as the base snapshot. `readable`: False where the server could not send
+    some row of it: the base snapshot has none then, and what changes them means nothing.
     """
 
     schema: str
@@ -47,6 +48,7 @@ class TableInfo:
     extension: str | None = None
     is_trusted: bool = False
     published: bool = True
+    readable: bool = True
 
     @property
     def has_rows(self) -> bool:
@@ -67,7 +69,8 @@ class TableInfo:
         return str(self.table)
 
     def to_json(self) -> dict[str, Any]:
-        kept = {name: value for name, value in asdict(self).items() if name != "is_trusted"}
+        usual = {"is_trusted"} | {name for name in ("published", "readable") if getattr(self, name)}
+        kept = {name: value for name, value in asdict(self).items() if name not in usual}
         return {**kept, "columns": list(self.columns)}
 
     @classmethod

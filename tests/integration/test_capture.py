@@ -138,7 +138,7 @@ async def test_a_slot_that_is_moved_between_the_look_at_it_and_the_streaming_bec
         await item.archived()
     start, moved = ReplicationStream.start, asyncio.Event()
 
-    async def start_late(dsn: str, slot: str, publication: str, lsn: Lsn) -> ReplicationStream:
+    async def start_late(dsn: str, slot: str, publication: str, lsn: Lsn, *, in_progress: bool) -> ReplicationStream:
         if not moved.is_set():
             moved.set()
             with item.connect() as conn:

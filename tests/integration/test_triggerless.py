@@ -363,7 +363,7 @@ async def test_a_table_that_nobody_archives_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Others' tables, which the role may not publish, and tables without a key, of which nobody has said what to do."""
-    monkeypatch.setattr("archiver.daemon.TABLES_SECONDS", 0.2)
+    monkeypatch.setattr("archiver.table_watch.TABLES_SECONDS", 0.2)
     owner = make_setup(region=folders(tmp_path), segment={"max_age": "300ms"})
     pg.execute(f"ALTER DATABASE {conninfo_to_dict(owner.dsn)['dbname']} OWNER TO {role}")
     setup = as_role(owner, role)

@@ -57,7 +57,7 @@ def test_a_plan_and_a_drill_say_which_tables_are_not_archived(site: Site, make_d
     [warning] = [each for each in facts["result"]["warnings"] if "keyless" in each]
     assert warning.startswith("table public.keyless is not archived: its rows are those of ")
     assert rows(into, "SELECT count(*), min(v), max(v) FROM keyless") == [(5, "old", "old")]
-    assert site.run("drill").returncode == 4
+    assert site.run("drill").returncode == 7
     site.replace("[source]\n", '[source]\nexclude = ["public.keyless"]\n')
     assert site.run("snapshot").returncode == 0
     assert site.run("drill").returncode == 0
@@ -67,7 +67,7 @@ def test_a_plan_and_a_drill_say_which_tables_are_not_archived(site: Site, make_d
 async def test_the_log_counts_tables_that_came_after_the_base_snapshot(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("archiver.daemon.TABLES_SECONDS", 0.2)
+    monkeypatch.setattr("archiver.table_watch.TABLES_SECONDS", 0.2)
     await setup.init(keyless="exclude")
     with setup.connect() as conn:
         async with setup.daemon():

@@ -112,7 +112,7 @@ class Server:
         self.connections.append(connection)
         return connection
 
-    async def start(self, dsn: str, slot: str, publication: str, lsn: Lsn) -> Session:
+    async def start(self, dsn: str, slot: str, publication: str, lsn: Lsn, *, in_progress: bool = True) -> Session:
         """In place of ReplicationStream.start."""
         await self._pause()
         if self.down:
