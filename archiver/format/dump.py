@@ -353,13 +353,14 @@ _ABOUT_LATE: Final = re.compile(r"(CONSTRAINT|TRIGGER|RULE|POLICY|EVENT TRIGGER|
 def _steps(entries: Sequence[Entry]) -> Iterator[Step | None]:
     """The step of each entry; None for the preamble and the closing comment.
 
-    A view or function that needs a primary key (GROUP BY it) comes behind that key in pg_dump's order:
-    from the first index or constraint on, nothing goes back before the rows.
+    A view or function that needs a primary key (GROUP BY it) comes behind that key in pg_dump's order: from the first
+    object of the post-data section on, nothing goes back before the rows. A comment is where its object's is, which
+    may be a CHECK within a table.
     """
     default: Step = "pre"
     for entry in entries:
         step = _step(entry, default)
-        if step is not None and step != "pre":
+        if step is not None and step != "pre" and entry.type not in {"COMMENT", "SECURITY LABEL"}:
             default = "keys"
         yield step
 

@@ -165,6 +165,17 @@ def test_entries_are_sorted_into_the_steps_of_a_restoration() -> None:
     assert names(sorted_.late) == ["t protect", "t tr", 'TRIGGER "tr" ON "t"', "t fk", "t p", "mine", 'TABLE "t"', "e"]
 
 
+def test_a_comment_on_a_constraint_within_a_table_keeps_no_other_table_from_its_rows() -> None:
+    sorted_ = script(
+        entry("TABLE", "a", "-"),
+        entry("COMMENT", "CONSTRAINT positive ON a", "-"),
+        entry("TABLE", "b", "-"),
+        entry("CONSTRAINT", "a a_pkey", "-"),
+    )
+    assert (names(sorted_.pre), names(sorted_.keys)) == (["a", "b"], ["a a_pkey"])
+    assert names(sorted_.late) == ["CONSTRAINT positive ON a"]
+
+
 def _owned(kind: str, signature: str) -> str:
     return f"CREATE {kind} public.{signature} …;\n\n\nALTER {kind} public.{signature} OWNER TO bob;"
 
