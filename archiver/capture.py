@@ -31,9 +31,10 @@ from archiver.lsn import Lsn
 from archiver.metrics import Metrics
 from archiver.policy import rotation, schema_watch
 from archiver.policy.breaks import Breaks
+from archiver.policy.cut import Cut
 from archiver.policy.schema_watch import SchemaWatch
 from archiver.policy.sequence_log import SequenceLog
-from archiver.policy.stream import ChangeStream, Cut
+from archiver.policy.stream import ChangeStream
 from archiver.postgres.install import trusted_journal
 from archiver.postgres.replication import ReplicationStream
 from archiver.postgres.replication_slot import SystemIdentity, slot_info

@@ -7,7 +7,7 @@ from archiver.config import SegmentSection, SourceSection
 from archiver.format.segment import encode
 from archiver.lsn import Lsn
 from archiver.metrics import Metrics
-from archiver.policy.stream import Cut
+from archiver.policy.cut import Cut
 from archiver.postgres.replication_slot import SystemIdentity
 from archiver.postgres.source import Source
 from tests.unit.test_archive_log import regions, written

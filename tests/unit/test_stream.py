@@ -20,7 +20,8 @@ from archiver.format import pgoutput as p
 from archiver.format import segment
 from archiver.format.segment import Context, Record, Relation
 from archiver.lsn import Lsn
-from archiver.policy.stream import ChangeStream, Cut
+from archiver.policy.cut import Cut
+from archiver.policy.stream import ChangeStream
 from archiver.policy.transactions import TransactionAssembler
 from tests.pgoutput_encoder import encode
 from tests.unit.frames import (

@@ -41,8 +41,9 @@ from archiver.format.names import seal_name
 from archiver.format.seal import Identity, Kind, Sealer, derive
 from archiver.lsn import Lsn
 from archiver.policy import catalog
+from archiver.policy.cut import Cut
 from archiver.policy.sequence_log import SequenceLog
-from archiver.policy.stream import ChangeStream, Cut
+from archiver.policy.stream import ChangeStream
 from archiver.postgres.snapshot import DatabaseInfo
 from archiver.postgres.snapshot_tables import TableInfo
 from archiver.snapshots import Index, IndexedTable, part_place
