@@ -10,7 +10,12 @@ BEGIN
         'role', current_user, 'session_role', session_user,
         'schemas', pg_catalog.to_json(pg_catalog.current_schemas(false)),
         'settings', (
-            SELECT pg_catalog.json_object_agg(name, pg_catalog.current_setting(name, true))
+            SELECT pg_catalog.json_object_agg(name, CASE
+                       WHEN pg_catalog.octet_length(value) OPERATOR(pg_catalog.<=) __SETTING_LIMIT__ THEN value END)
+              FROM pg_catalog.unnest(ARRAY[__SETTINGS__]) AS name, pg_catalog.current_setting(name, true) AS value),
+        'untold', (
+            SELECT pg_catalog.bool_or(pg_catalog.octet_length(pg_catalog.current_setting(name, true))
+                                      OPERATOR(pg_catalog.>) __SETTING_LIMIT__)
               FROM pg_catalog.unnest(ARRAY[__SETTINGS__]) AS name))::pg_catalog.text, true);
 END
 $note$;
@@ -21,8 +26,14 @@ DECLARE
     stack text;
     origin text;
 BEGIN
-    GET DIAGNOSTICS stack = PG_CONTEXT;
-    origin := CASE WHEN stack LIKE E'%\n%' THEN substr(stack, strpos(stack, E'\n') + 1) ELSE '' END;
+    BEGIN
+        GET DIAGNOSTICS stack = PG_CONTEXT;
+        origin := CASE WHEN stack LIKE E'%\n%' THEN substr(stack, strpos(stack, E'\n') + 1) ELSE '' END;
+    EXCEPTION WHEN statement_too_complex THEN
+        RAISE;
+    WHEN program_limit_exceeded OR out_of_memory THEN
+        origin := NULL;  -- more than a value can hold: of what leaves nothing behind nobody needs it
+    END;
     IF tg_event = 'ddl_command_start' THEN
         PERFORM archiver.record_start(tg_tag, origin);
     ELSIF tg_event = 'table_rewrite' THEN
@@ -58,7 +69,8 @@ CREATE FUNCTION archiver.rights_of(role text) RETURNS jsonb LANGUAGE sql STABLE 
 $rights$;
 
 CREATE FUNCTION archiver.event_of(event text, tag text) RETURNS jsonb LANGUAGE sql STABLE AS $event$
-    SELECT session || jsonb_build_object('event', event, 'tag', tag, 'rights', archiver.rights_of(session ->> 'role'))
+    SELECT session - 'untold'
+           || jsonb_build_object('event', event, 'tag', tag, 'rights', archiver.rights_of(session ->> 'role'))
       FROM (SELECT current_setting('archiver.session')::jsonb) AS noted (session)
 $event$;
 
@@ -67,11 +79,17 @@ BEGIN
     IF current_setting('transaction_read_only')::bool THEN
         RETURN;  -- a temporary table, or nothing
     END IF;
-    PERFORM archiver.keep_session(tag, origin);
+    IF tag = 'ALTER DEFAULT PRIVILEGES' THEN
+        PERFORM set_config('archiver.before', archiver.default_rights()::text, true);
+        RETURN;
+    END IF;
+    IF origin IS NOT NULL THEN  -- else it counts as changed
+        PERFORM archiver.keep_session(tag, origin);
+    END IF;
     IF tag NOT IN (__STARTS__) THEN
         RETURN;
     END IF;
-    IF tag IN ('CREATE EXTENSION', 'ALTER EXTENSION') THEN
+    IF tag IN ('CREATE EXTENSION', 'ALTER EXTENSION') AND origin IS NOT NULL THEN
         PERFORM archiver.place_of(archiver.head_of(origin), 'ddl_command_start', tag);
     END IF;
     PERFORM archiver.write('ddl', archiver.event_of('ddl_command_start', tag));
@@ -117,17 +135,22 @@ $schema$;
 
 CREATE FUNCTION archiver.record_end(tag text, origin text) RETURNS void LANGUAGE plpgsql AS $end$
 DECLARE
-    head jsonb := archiver.head_of(origin);
+    head jsonb := CASE WHEN origin IS NOT NULL THEN archiver.head_of(origin) ELSE '{}' END;
     words jsonb;
     message jsonb;
     objects jsonb;
     tables oid[];
-    otherwise bool := archiver.session_changed(tag, origin);
+    otherwise bool := origin IS NOT NULL AND archiver.session_changed(tag, origin);
 BEGIN
     IF tag = 'REINDEX' THEN  -- which fires from 17 on only
         RETURN;
     END IF;
-    message := jsonb_build_object('nth', archiver.place_of(head, 'ddl_command_end', tag));
+    message := jsonb_build_object('nth', CASE WHEN origin IS NULL THEN 1
+                                              ELSE archiver.place_of(head, 'ddl_command_end', tag) END);
+    IF tag = 'ALTER DEFAULT PRIVILEGES' THEN
+        PERFORM archiver.record_default_rights(tag);
+        RETURN;
+    END IF;
     IF tag LIKE 'DROP %' AND tag <> 'DROP OWNED' THEN
         RETURN;
     END IF;
@@ -140,18 +163,29 @@ BEGIN
            array_agg(objid) FILTER (WHERE NOT in_extension AND classid = 'pg_class'::regclass)
       INTO objects, tables FROM pg_event_trigger_ddl_commands()
      WHERE coalesce(archiver.schema_of(classid, objid, schema_name), '') NOT IN ('pg_temp', 'archiver')
-       AND NOT (object_type = 'schema' AND object_identity = 'archiver');
+       AND NOT (object_type = 'schema' AND object_identity = 'archiver')
+       AND lower(object_type) <> 'large object';  -- no restore brings them back
+    IF tag IN ('GRANT', 'REVOKE') AND pg_my_temp_schema() <> 0 AND NOT archiver.has_granted() THEN
+        objects := NULL;
+    END IF;
     IF objects IS NULL AND current_setting('transaction_read_only')::bool THEN
         RETURN;
     END IF;
     IF objects IS NULL AND tag NOT IN (
-        'CREATE TABLE AS', 'SELECT INTO', 'DROP OWNED', 'CREATE EXTENSION', 'ALTER EXTENSION',
+        'CREATE TABLE AS', 'SELECT INTO', 'CREATE EXTENSION', 'ALTER EXTENSION',  -- whose starts were told
+        'DROP OWNED',
         'ALTER PUBLICATION'  -- which names no object where it only takes some out
     ) THEN
         RETURN;
     END IF;
-    IF tag IN ('CREATE TABLE AS', 'SELECT INTO') THEN  -- which are described, and often temporary
-        words := head;
+    IF objects IS NOT NULL AND (origin IS NULL OR (current_setting('archiver.session')::jsonb ->> 'untold')::bool) THEN
+        RAISE EXCEPTION 'its settings or its context are too long';
+    END IF;
+    IF tag = 'DROP OWNED' AND archiver.disowned() IS NOT NULL THEN
+        words := jsonb_build_object('source', archiver.disowned());
+        message := '{"nth": 1}';
+    ELSIF objects IS NULL AND tag ~ 'EXTENSION$' OR tag IN ('CREATE TABLE AS', 'SELECT INTO') THEN
+        words := head;  -- it left nothing behind, or is described
     ELSE
         words := archiver.text_of(head, origin);
     END IF;
@@ -162,6 +196,9 @@ BEGIN
         message := message || archiver.configured();
     END IF;
     PERFORM archiver.write('ddl', message);
+    IF objects IS NULL AND tag IN ('CREATE TABLE AS', 'SELECT INTO', 'DROP OWNED') THEN
+        RETURN;
+    END IF;
     IF otherwise THEN
         PERFORM archiver.record_loss('session', tag);
     END IF;
@@ -172,6 +209,73 @@ BEGIN
     END IF;
 END
 $end$;
+
+-- GRANT and REVOKE name no object; what they change of temporary ones alone is nobody's business. Rows of the catalog
+-- that this transaction wrote, and a few more: age() counts from its id.
+CREATE FUNCTION archiver.has_granted() RETURNS bool LANGUAGE sql STABLE AS $granted$
+    SELECT EXISTS (SELECT FROM pg_class WHERE age(xmin) <= 0 AND relpersistence <> 't')
+        OR EXISTS (SELECT FROM pg_proc WHERE age(xmin) <= 0 AND pronamespace <> pg_my_temp_schema())
+        OR EXISTS (SELECT FROM pg_type WHERE age(xmin) <= 0 AND typnamespace <> pg_my_temp_schema())
+        OR EXISTS (SELECT FROM pg_namespace WHERE age(xmin) <= 0 AND nspname !~ '^pg_(toast_)?temp_[0-9]+$')
+        OR EXISTS (SELECT FROM pg_language WHERE age(xmin) <= 0)
+        OR EXISTS (SELECT FROM pg_foreign_data_wrapper WHERE age(xmin) <= 0)
+        OR EXISTS (SELECT FROM pg_foreign_server WHERE age(xmin) <= 0)
+        OR EXISTS (SELECT FROM pg_attribute a WHERE age(xmin) <= 0
+                      AND (SELECT relpersistence FROM pg_class WHERE oid = a.attrelid) <> 't')
+$granted$;
+
+-- What default privileges become, the catalog before and after tells, whatever stands in the text: anybody may send that,
+-- in texts of any kind. Those of roles whose rights the session has not it cannot change.
+CREATE FUNCTION archiver.default_rights() RETURNS jsonb LANGUAGE sql STABLE AS $defaults$
+    SELECT coalesce(jsonb_object_agg(concat_ws(' ', defaclrole, defaclnamespace, defaclobjtype), defaclacl::text), '{}')
+      FROM pg_default_acl
+     WHERE pg_has_role((current_setting('archiver.session')::jsonb ->> 'role')::name, defaclrole, 'USAGE')
+       AND defaclnamespace IS DISTINCT FROM nullif(pg_my_temp_schema(), 0)
+$defaults$;
+
+-- Each is told as a statement of its own. In an extension's script they are its own business.
+CREATE FUNCTION archiver.record_default_rights(tag text) RETURNS void LANGUAGE plpgsql AS $rights$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_event_trigger_ddl_commands() WHERE in_extension) THEN
+        PERFORM archiver.write('ddl', archiver.event_of('ddl_command_end', tag)
+                                      || jsonb_build_object('nth', 1, 'source', statement))
+           FROM archiver.changed_rights(current_setting('archiver.before')::jsonb, archiver.default_rights()) AS statement;
+    END IF;
+END
+$rights$;
+
+-- Who has the rights of nobody else can have meant nobody else by DROP OWNED, whatever stands in its text. What it drops is
+-- told by its drops.
+CREATE FUNCTION archiver.disowned() RETURNS text LANGUAGE sql STABLE AS $disowned$
+    SELECT format('DROP OWNED BY %I', role) FROM (
+        SELECT (current_setting('archiver.session')::jsonb ->> 'role')::name) AS session (role)
+     WHERE NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname <> role AND pg_has_role(role, r.oid, 'USAGE'))
+$disowned$;
+
+-- A role that has no entry in the catalog has the rights of acldefault() in all schemas, and none beside them in one.
+CREATE FUNCTION archiver.changed_rights(before jsonb, after jsonb) RETURNS SETOF text LANGUAGE sql STABLE AS $changed$
+    WITH keys (key, role, schema, kind) AS (
+        SELECT key, split_part(key, ' ', 1)::oid, split_part(key, ' ', 2)::oid, split_part(key, ' ', 3)
+          FROM jsonb_object_keys(before || after) AS key
+    ), rights AS (
+        SELECT k.role, k.schema, k.kind, v.given, a.grantee, a.privilege_type, a.is_grantable
+          FROM keys k CROSS JOIN LATERAL (VALUES (false, before ->> key), (true, after ->> key)) AS v (given, acl)
+         CROSS JOIN LATERAL aclexplode(coalesce(v.acl::aclitem[], CASE k.schema WHEN 0
+                                       THEN acldefault((CASE k.kind WHEN 'S' THEN 's' ELSE k.kind END)::"char", k.role) END)) a
+    ), changed AS (
+        SELECT role, schema, kind, grantee, privilege_type, is_grantable, bool_and(given) AS given FROM rights
+         GROUP BY role, schema, kind, grantee, privilege_type, is_grantable HAVING count(*) = 1
+    )
+    SELECT format('ALTER DEFAULT PRIVILEGES FOR ROLE %I%s %s %s ON %s %s %s%s', pg_get_userbyid(role),
+                  (SELECT format(' IN SCHEMA %I', nspname) FROM pg_namespace WHERE oid = schema),
+                  CASE WHEN given THEN 'GRANT' ELSE 'REVOKE' END, string_agg(privilege_type, ', '),
+                  CASE kind WHEN 'r' THEN 'TABLES' WHEN 'S' THEN 'SEQUENCES' WHEN 'f' THEN 'ROUTINES' WHEN 'T' THEN 'TYPES'
+                            WHEN 'n' THEN 'SCHEMAS' WHEN 'L' THEN 'LARGE OBJECTS' END,
+                  CASE WHEN given THEN 'TO' ELSE 'FROM' END,
+                  CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END,
+                  CASE WHEN given AND is_grantable THEN ' WITH GRANT OPTION' END)
+      FROM changed GROUP BY role, schema, kind, grantee, is_grantable, given ORDER BY given
+$changed$;
 
 -- The temporary relations and types that a name without a schema means: pg_temp comes first, or where the path names it.
 CREATE FUNCTION archiver.temporary_names() RETURNS jsonb LANGUAGE sql STABLE AS $temporary$
