@@ -199,7 +199,11 @@ class Capture:
             cut_at = loop_time()
             while not stop.is_set():
                 changes.journal = self._journal
-                changes.feed(await stream.receive(min(0.25, limits.max_age.total_seconds() / 4)))
+                frames = await stream.receive(min(0.25, limits.max_age.total_seconds() / 4))
+                if changes.takes_long(frames):  # the server must hear of us meanwhile
+                    await asyncio.to_thread(changes.feed, frames)
+                else:
+                    changes.feed(frames)
                 self._count(changes)
                 age = timedelta(seconds=loop_time() - cut_at)
                 if rotation.is_due(changes.size, age, max_bytes=limits.max_bytes, max_age=limits.max_age):

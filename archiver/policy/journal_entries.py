@@ -20,6 +20,8 @@ from archiver.format.pgmessages import Relation, Row
 from archiver.lsn import Lsn
 
 _TEXTS = 100  # of a transaction's, those that are kept
+BRIEF = 8 << 10
+"""Characters of a text that is read in a moment."""
 _MAKING = frozenset({"CREATE TABLE", "CREATE TABLE AS", "SELECT INTO", "CREATE SCHEMA"})
 
 
@@ -30,9 +32,16 @@ class JournalEntries:
         self._texts: dict[int, dict[str, Text]] = {}
         self.announced: set[int] = set()
         """The OIDs of tables that DDL made; who takes them puts another set in its place."""
+        self._lengthy: set[int] = set()
+
+    @property
+    def take_long(self) -> bool:
+        """Whether a text is kept that takes a while to read, should an entry refer to it."""
+        return bool(self._lengthy)
 
     def forget(self, context: int) -> None:
         self._texts.pop(context, None)
+        self._lengthy.discard(context)
 
     def said(self, context: int, relation: Relation, row: Row) -> Lost | Point | None:
         """An entry that cannot be read is a loss: nobody knows what it was to say."""
@@ -48,10 +57,12 @@ class JournalEntries:
         point = journal.restore_point(entry) if entry.kind == journal.POINT else None
         return point or _lost(journal.reason_of(entry))
 
-    def _keep(self, texts: dict[str, Text], entry: Entry) -> None:
+    def _keep(self, context: int, texts: dict[str, Text], entry: Entry) -> None:
         text = Text.from_json(entry.said)
         if text.size <= LONG:
             texts[entry.id] = text
+            if text.size > BRIEF:
+                self._lengthy.add(context)
         if len(texts) > _TEXTS:
             del texts[next(iter(texts))]
 
@@ -59,7 +70,7 @@ class JournalEntries:
         """As far as the texts that are kept show it."""
         texts = self._texts.setdefault(context, {})
         if entry.kind == journal.TEXT:
-            self._keep(texts, entry)
+            self._keep(context, texts, entry)
             return None
         name = entry.said.get("text")
         text = texts.get(str(name))
