@@ -104,7 +104,7 @@ async def test_nothing_that_an_outsider_may_do_is_a_loss(make_setup: MakeSetup, 
 HUGE = {
     "table": LONG.format("CREATE TEMP TABLE a (i int DEFAULT 1)", "270e6"),
     "path": "SELECT set_config('search_path', repeat('a', 270000000), false);"
-    " CREATE TEMP TABLE b (i int DEFAULT 1); CREATE TEMP TABLE c AS SELECT 1",
+    " CREATE TEMP TABLE b (i int DEFAULT 1); CREATE TEMP TABLE c AS SELECT 1; RESET search_path",
 }
 
 

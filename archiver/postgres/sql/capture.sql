@@ -109,7 +109,8 @@ BEGIN
                                         'names', address_names, 'args', address_args))
       INTO dropped FROM pg_event_trigger_dropped_objects()
      WHERE original AND NOT is_temporary AND schema_name IS DISTINCT FROM 'archiver'
-       AND NOT (object_type IN ('cast', 'transform') AND object_identity ~ '(^|[( ])pg_temp(_[0-9]+)?[.]')
+       AND NOT (object_type IN ('cast', 'transform') AND address_names[1] ~ '^pg_temp(_[0-9]+)?[.]'
+             OR object_type = 'cast' AND address_args[1] ~ '^pg_temp(_[0-9]+)?[.]')  -- no other schema's name begins so
        AND NOT (object_type = 'schema' AND object_name = 'archiver')
        AND NOT (object_type IN ('trigger', 'policy', 'rule') AND address_names[1] = 'archiver');
     IF dropped IS NOT NULL THEN
