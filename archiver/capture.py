@@ -264,7 +264,7 @@ class Capture:
         changed = self._sequences.changed([state.to_json() for state in sequences.states], read_at, cut.end)
         if changed:
             cut.body += segment.encode(segment.Sequences(changed))
-        return True
+        return sequences.complete
 
     async def _watch_schema(self, cut: Cut) -> None:
         """Look at the catalog after the segment's last commit: no segment is committed that hides a change."""
