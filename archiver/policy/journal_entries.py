@@ -20,6 +20,8 @@ from archiver.format.pgmessages import Relation, Row
 from archiver.lsn import Lsn
 
 _TEXTS = 100  # of a transaction's, those that are kept
+ROOM = 32 << 20
+"""Bytes for the texts of all open transactions, and what was read of them, of the 256 MiB of a daemon."""
 BRIEF = 8 << 10
 """Characters of a text that is read in a moment."""
 _MAKING = frozenset({"CREATE TABLE", "CREATE TABLE AS", "SELECT INTO", "CREATE SCHEMA"})
@@ -33,6 +35,8 @@ class JournalEntries:
         self.announced: set[int] = set()
         """The OIDs of tables that DDL made; who takes them puts another set in its place."""
         self._lengthy: set[int] = set()
+        self.held = 0
+        """Bytes that texts take."""
 
     @property
     def take_long(self) -> bool:
@@ -40,7 +44,7 @@ class JournalEntries:
         return bool(self._lengthy)
 
     def forget(self, context: int) -> None:
-        self._texts.pop(context, None)
+        self.held -= sum(text.weight for text in self._texts.pop(context, {}).values())
         self._lengthy.discard(context)
 
     def said(self, context: int, relation: Relation, row: Row) -> Lost | Point | None:
@@ -61,10 +65,16 @@ class JournalEntries:
         text = Text.from_json(entry.said)
         if text.size <= LONG:
             texts[entry.id] = text
+            self.held += text.weight
             if text.size > BRIEF:
                 self._lengthy.add(context)
         if len(texts) > _TEXTS:
-            del texts[next(iter(texts))]
+            self._drop_oldest(texts)
+        while self.held > ROOM:
+            self._drop_oldest(max(self._texts.values(), key=lambda kept: sum(text.weight for text in kept.values())))
+
+    def _drop_oldest(self, texts: dict[str, Text]) -> None:
+        self.held -= texts.pop(next(iter(texts))).weight
 
     def _loss_of(self, context: int, entry: Entry) -> str | None:
         """As far as the texts that are kept show it."""
