@@ -69,6 +69,7 @@ SIBLINGS = {
     + "SELECT pg_temp.f()",
     "extension, long": LONG.format("CREATE EXTENSION IF NOT EXISTS plpgsql", "17e6"),
     "grant, long": "CREATE TEMP TABLE a (i text); " + LONG.format("GRANT SELECT, INSERT (i) ON a TO PUBLIC", "17e6"),
+    "grant of nothing, long": LONG.format("GRANT INSERT ON shown TO PUBLIC", "17e6"),
     "revoke, overloaded": "CREATE TEMP TABLE a (i int); GRANT SELECT ON a TO PUBLIC;"
     + F.format("", "REVOKE ALL ON a FROM PUBLIC")
     + F.format("int", "SELECT 1")
@@ -85,6 +86,8 @@ SIBLINGS = {
 async def test_nothing_that_an_outsider_may_do_is_a_loss(make_setup: MakeSetup, roles: tuple[str, str]) -> None:
     _, outsider = roles
     source = make_setup()
+    with source.connect() as dba:
+        dba.execute(f"CREATE TABLE shown (id int PRIMARY KEY); GRANT SELECT ON shown TO {outsider}".encode())
     await source.init()
     said: list[tuple[str, str | None]] = []
     async with source.daemon():
@@ -146,10 +149,12 @@ async def test_default_privileges_and_what_drop_owned_revokes_are_told_by_the_ca
     """
     async with source.daemon():
         await source.archived()
-        with as_role(source.dsn, owner) as conn, as_role(source.dsn, outsider) as other:
+        with as_role(source.dsn, owner) as conn, as_role(source.dsn, outsider) as other, source.connect() as dba:
             conn.execute(rights.encode())
             other.execute("ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC")
             other.execute("SET standard_conforming_strings = off; DROP OWNED BY CURRENT_USER")
+            dba.execute(f"GRANT INSERT, UPDATE (id) ON bank TO {outsider} WITH GRANT OPTION".encode())
+            other.execute("CREATE TEMP TABLE mine (id int); GRANT INSERT, UPDATE (id) ON bank, mine TO PUBLIC")
         await source.archived()
     async with source.open() as archive:
         history = await read_history(archive)

@@ -166,7 +166,8 @@ BEGIN
      WHERE coalesce(archiver.schema_of(classid, objid, schema_name), '') NOT IN ('pg_temp', 'archiver')
        AND NOT (object_type = 'schema' AND object_identity = 'archiver')
        AND lower(object_type) <> 'large object';  -- no restore brings them back
-    IF tag IN ('GRANT', 'REVOKE') AND pg_my_temp_schema() <> 0 AND NOT archiver.has_granted() THEN
+    IF tag IN ('GRANT', 'REVOKE') AND (pg_my_temp_schema() <> 0 AND NOT archiver.has_granted()
+                                       OR archiver.can_grant_nothing()) THEN
         objects := NULL;
     END IF;
     IF objects IS NULL AND current_setting('transaction_read_only')::bool THEN
@@ -252,6 +253,35 @@ CREATE FUNCTION archiver.disowned() RETURNS text LANGUAGE sql STABLE AS $disowne
         SELECT (current_setting('archiver.session')::jsonb ->> 'role')::name) AS session (role)
      WHERE NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname <> role AND pg_has_role(role, r.oid, 'USAGE'))
 $disowned$;
+
+-- Who owns nothing but temporary objects, large ones and default privileges, which are anybody's to have, has no grant option
+-- and the rights of nobody else, gives nothing by a GRANT; a warning says so.
+CREATE FUNCTION archiver.can_grant_nothing() RETURNS bool LANGUAGE sql STABLE AS $nothing$
+    SELECT NOT r.rolsuper AND archiver.disowned() IS NOT NULL AND NOT EXISTS (
+        SELECT FROM pg_shdepend s
+         WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = r.oid
+           AND s.dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+           AND CASE s.deptype WHEN 'o' THEN s.classid NOT IN ('pg_default_acl'::regclass, 'pg_largeobject'::regclass)
+                   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = s.classid AND d.objid = s.objid
+                                      AND d.refclassid = 'pg_namespace'::regclass
+                                      AND d.refobjid = nullif(pg_my_temp_schema(), 0))
+               WHEN 'a' THEN EXISTS (
+                   SELECT FROM (
+                       SELECT relacl FROM pg_class WHERE s.classid = 'pg_class'::regclass AND oid = s.objid
+                       UNION ALL SELECT attacl FROM pg_attribute
+                        WHERE s.classid = 'pg_class'::regclass AND attrelid = s.objid AND attacl IS NOT NULL
+                       UNION ALL SELECT proacl FROM pg_proc WHERE s.classid = 'pg_proc'::regclass AND oid = s.objid
+                       UNION ALL SELECT typacl FROM pg_type WHERE s.classid = 'pg_type'::regclass AND oid = s.objid
+                       UNION ALL SELECT nspacl FROM pg_namespace WHERE s.classid = 'pg_namespace'::regclass AND oid = s.objid
+                       UNION ALL SELECT lanacl FROM pg_language WHERE s.classid = 'pg_language'::regclass AND oid = s.objid
+                       UNION ALL SELECT fdwacl FROM pg_foreign_data_wrapper
+                        WHERE s.classid = 'pg_foreign_data_wrapper'::regclass AND oid = s.objid
+                       UNION ALL SELECT srvacl FROM pg_foreign_server
+                        WHERE s.classid = 'pg_foreign_server'::regclass AND oid = s.objid
+                   ) AS found (acl), aclexplode(acl) a WHERE a.grantee = r.oid AND a.is_grantable)
+               ELSE false END)
+      FROM pg_roles r WHERE r.rolname = (current_setting('archiver.session')::jsonb ->> 'role')::name
+$nothing$;
 
 -- A role that has no entry in the catalog has the rights of acldefault() in all schemas, and none beside them in one.
 CREATE FUNCTION archiver.changed_rights(before jsonb, after jsonb) RETURNS SETOF text LANGUAGE sql STABLE AS $changed$
