@@ -110,7 +110,7 @@ def journal_statements() -> str:
 def function_statements(listed: ListedPublication | None, *, superuser: bool) -> str:
     """All functions, in a schema that has none. `listed`: the publication, where it is not for all tables."""
     guard, publish = _looks_after(listed)
-    names = ["functions.sql", "texts.sql", "sessions.sql", "capture.sql", "rewrites.sql", "tables.sql"]
+    names = ["functions.sql", "texts.sql", "sessions.sql", "rights.sql", "capture.sql", "rewrites.sql", "tables.sql"]
     text = "".join(map(_file, names))
     if guard:
         own = "pg_has_role(c.relowner, 'USAGE')"
