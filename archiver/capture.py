@@ -213,7 +213,11 @@ class Capture:
             while not stop.is_set() and broken is None:
                 changes.journal = self._journal
                 try:
-                    changes.feed(await stream.receive(min(0.25, limits.max_age.total_seconds() / 4)))
+                    frames = await stream.receive(min(0.25, limits.max_age.total_seconds() / 4))
+                    if changes.takes_long(frames):  # the server must hear of us meanwhile
+                        await asyncio.to_thread(changes.feed, frames)
+                    else:
+                        changes.feed(frames)
                 except StreamBroken as exc:
                     broken = exc
                 self._count(changes)
@@ -280,7 +284,7 @@ class Capture:
         changed = self._sequences.changed([state.to_json() for state in sequences.states], read_at, cut.end)
         if changed:
             cut.body += segment.encode(segment.Sequences(changed))
-        return True
+        return sequences.complete
 
     async def _watch_schema(self, cut: Cut) -> None:
         """Look at the catalog after the segment's last commit: no segment is committed that hides a change."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from sys import getsizeof
 from typing import Any, Final
 
 from pglast import parse_sql
@@ -20,6 +22,10 @@ CREATES_FILLED: Final = frozenset({"CREATE TABLE AS", "SELECT INTO"})
 """Their rows come before their end event: the table is made at the start event, from its description at the end."""
 RUNS_SCRIPTS: Final = frozenset({"CREATE EXTENSION", "ALTER EXTENSION"})
 """What happens between their two events is done by the extension's own script, at the target too."""
+
+
+_STATEMENT: Final = 400
+"""Bytes of a statement that is read, beside its text."""
 
 
 class Text:
@@ -41,6 +47,11 @@ class Text:
     @property
     def size(self) -> int:
         return len(self.source) + sum(map(len, self.bodies))
+
+    @cached_property
+    def weight(self) -> int:
+        """Bytes of memory, with what may be read of it: its statements, and some words of each."""
+        return sum(2 * getsizeof(each) + _STATEMENT * each.count(";") for each in (self.source, *self.bodies))
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from archiver.format.ddl_moments import (
     settings_from_current,
 )
 from archiver.format.ddl_rewrite import TargetFacts, for_target
-from archiver.format.ddl_told import can_be_told, is_described, read_with_room, statement_of, tree_of
+from archiver.format.ddl_told import is_described, read_with_room, statement_of, tree_of
 
 _WALKED: Final = 4 << 20
 """Characters of a tree's JSON, of trees that are walked: past that it would take the daemon's time."""
@@ -30,16 +30,14 @@ _ANYWHERE: Final = TargetFacts(frozenset(), "")
 
 def loss_of(event: Event) -> str | None:
     """Why a restore would not do what the source did, if so."""
-    if not can_be_told(event):
-        return "untold"
     if is_described(event):
         return None
-    text = statement_of(event)
     try:
+        text = statement_of(event)
         if _holds_moments(text, event):
             return "moment"
         return None if _is_repeatable(text, event) else "untold"
-    except (ParseError, RecursionError):
+    except (IntegrityError, ParseError, RecursionError):
         return "untold"
 
 

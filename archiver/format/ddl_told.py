@@ -19,7 +19,7 @@ from pglast.parser import ParseError
 
 from archiver.errors import IntegrityError
 from archiver.format.ddl import CREATES_FILLED, RUNS_SCRIPTS, Event, Text, first_line
-from archiver.format.sql_text import length_outside, with_standard_strings
+from archiver.format.sql_text import length_outside, scannable, with_standard_strings
 
 _FUNCTION: Final = re.compile(r'SQL function "[^\n]*" statement (\d+)')
 _STATEMENT: Final = 'SQL statement "'
@@ -28,7 +28,8 @@ _END: Final = re.compile(r'"(?=\n(?:PL/|SQL )|\Z)')
 LONG: Final = 1 << 20
 """Characters of a text that is read while it is captured."""
 _ENDS: Final = 64
-"""More of them are somebody's play."""
+_TRIED: Final = 2 * LONG
+"""More of them, or more characters up to each of them together, are somebody's play."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +55,6 @@ def statement_of(event: Event) -> str:
         raise _unreadable(event, event.source) from exc
 
 
-def can_be_told(event: Event) -> bool:
-    """Whether a restore will know what to run. Of what is very long nobody asks: it would take the daemon's time."""
-    try:
-        return is_described(event) or bool(statement_of(event))
-    except IntegrityError:
-        return False
-
-
 def is_described(event: Event) -> bool:
     """Whether a restore needs no statement, or nobody asks for it."""
     described = event.kind != "ddl_command_end" or event.tag in {*CREATES_FILLED, "IMPORT FOREIGN SCHEMA"}
@@ -81,9 +74,19 @@ def _statement_of(event: Event) -> str:
 def _bodies(event: Event) -> list[list[str]]:
     """The statements of each function that may have run: split once for all of its events."""
     text, key = event.text or Text(), ("bodies", _is_standard(event))
+    found: list[list[str]] = _once(event, text, key, lambda: [_split(event, body) for body in text.bodies])
+    return found
+
+
+def _once(event: Event, text: Text, key: Any, read: Callable[[], Any]) -> Any:
+    """What is read of a text, for all of its events, or that it cannot be read."""
     if key not in text.parsed:
-        text.parsed[key] = [_split(event, body) for body in text.bodies]
-    found: list[list[str]] = text.parsed[key]
+        try:
+            text.parsed[key] = read()
+        except (ParseError, RecursionError, IntegrityError) as exc:
+            text.parsed[key] = exc.with_traceback(None)
+    if isinstance(found := text.parsed[key], Exception):
+        raise _unreadable(event, event.source) from found
     return found
 
 
@@ -94,10 +97,11 @@ def _numbered(statements: Sequence[str], number: int) -> Iterator[_Fired]:
 
 def _firing(event: Event) -> list[_Fired]:
     text, key = event.text or Text(event.source), _is_standard(event)
-    if key not in text.parsed:
-        source = _quoted(event) if text.source.startswith(_STATEMENT) else text.source
-        text.parsed[key] = _counted(_split(event, source))
-    found: list[_Fired] = text.parsed[key]
+
+    def read() -> list[_Fired]:
+        return _counted(_quoted(event) if text.source.startswith(_STATEMENT) else _split(event, text.source))
+
+    found: list[_Fired] = _once(event, text, key, read)
     return found
 
 
@@ -168,26 +172,26 @@ def _split(event: Event, text: str) -> list[str]:
     standard = with_standard_strings(text) if "\\" in text else text
     if standard != text and "standard_conforming_strings" in text.lower():
         raise _unreadable(event, text)  # what the first statement was read with is not known
-    return list(split(text if _is_standard(event) else standard, with_parser=True))
+    return list(split(scannable(text if _is_standard(event) else standard), with_parser=True))
 
 
-def _quoted(event: Event) -> str:
-    """The statement in a line of context. It may hold quotes and line breaks itself: its end is where it parses."""
+def _quoted(event: Event) -> list[str]:
+    """The statements in a line of context. They may hold quotes and line breaks: it ends where it parses."""
     text = event.source[len(_STATEMENT) :]
     ends = [match.start() for match in _END.finditer(text)]
-    if len(ends) > _ENDS:
+    if len(ends) > _ENDS or sum(ends) > _TRIED:
         raise _unreadable(event, text)
-    candidates = [text[:end] for end in ends if _parses(event, text[:end])]
+    candidates = [statements for end in ends if (statements := _parsed(event, text[:end]))]
     if len(candidates) != 1:
         raise _unreadable(event, text)
     return candidates[0]
 
 
-def _parses(event: Event, text: str) -> bool:
+def _parsed(event: Event, text: str) -> list[str]:
     try:
-        return bool(_split(event, text))
+        return _split(event, text)
     except ParseError:
-        return False
+        return []
 
 
 def _only(event: Event, candidates: Sequence[_Fired]) -> str:
@@ -234,7 +238,7 @@ _DEEP: Final = 400_000
 two characters: what is longer than the first gets a stack of its own, what is longer than the second is not read."""
 _STACK: Final = 256 << 20
 _ROWS: Final = re.compile(
-    r"(?:insert|update|delete|merge|copy|values|do|call|truncate|lock|set|(?:select|with)(?!.*\b(?:into|create)\b))\b",
+    r"(?:insert|update|delete|merge|copy|values|do|call|truncate|lock|set|reset|show|fetch|listen|notify|(?:select|with)(?!.*\b(?:into|create)\b))\b",
     re.IGNORECASE | re.DOTALL,
 )
 """What fires no events whatever it holds, and is often long."""

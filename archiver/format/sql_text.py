@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from pglast.parser import ParseError
+
 PLAIN: Final = "plain"
 ESCAPED: Final = "escaped"
 OTHER: Final = "other"
@@ -38,17 +40,21 @@ class Piece(NamedTuple):
     end: int
 
 
-def pieces(text: str) -> Iterator[Piece]:
-    """In their order. What has no end is no literal: the server would have refused it, so nothing after it is told."""
+def pieces(text: str, *, standard: bool = False) -> Iterator[Piece]:
+    """In their order. What has no end is no literal: the server would have refused it, so nothing after it is told.
+
+    `standard`: the text is read with standard_conforming_strings = on.
+    """
     at = 0
-    while (start := _START.search(text, at)) and (end := _end(text, start)) is not None:
+    while (start := _START.search(text, at)) and (end := _end(text, start, standard=standard)) is not None:
         kind = start.lastgroup
         yield Piece(kind if kind in {PLAIN, ESCAPED} else OTHER, start.start(), end)
         at = end
 
 
-def _end(text: str, start: re.Match[str]) -> int | None:
+def _end(text: str, start: re.Match[str], *, standard: bool) -> int | None:
     kind = start.lastgroup or ""
+    kind = "verbatim" if kind == PLAIN and standard else kind
     if kind == "block":
         return _end_of_comment(text, start.end())
     if kind == "dollar":
@@ -65,6 +71,29 @@ def _end_of_comment(text: str, at: int) -> int | None:
         if depth == 0:
             return mark.end()
     return None
+
+
+_OPERATORS: Final = re.compile(r"[-+*/<>=~!@#%^&|`?]{1000,}")
+"""A run of what operators are made of. PostgreSQL's scanner takes all of it, gives back what is none of the first, and
+begins anew: where comments stand side by side each looks at all that follow (scan.l, xcstart and operator)."""
+
+
+def scannable(text: str) -> str:
+    """The same for a scanner whose time grows with the square of such a run: without comments, where there is one.
+
+    As it is read with standard_conforming_strings = on. Raises ParseError where it holds one outside of comments.
+    """
+    if _OPERATORS.search(text) is None:
+        return text
+    parts, outside, at = list[str](), list[str](), 0
+    for _, start, end in pieces(text, standard=True):
+        between = text[at:start]
+        outside.append(between)
+        parts += [between, " " if text.startswith(("--", "/*"), start) else text[start:end]]
+        at = end
+    if _OPERATORS.search(" ".join([*outside, text[at:]])):
+        raise ParseError("an operator that is too long", 0)
+    return "".join([*parts, text[at:]])
 
 
 def with_standard_strings(text: str) -> str:

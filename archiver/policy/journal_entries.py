@@ -20,6 +20,10 @@ from archiver.format.pgmessages import Relation, Row
 from archiver.lsn import Lsn
 
 _TEXTS = 100  # of a transaction's, those that are kept
+ROOM = 32 << 20
+"""Bytes for the texts of all open transactions, and what was read of them, of the 256 MiB of a daemon."""
+BRIEF = 8 << 10
+"""Characters of a text that is read in a moment."""
 _MAKING = frozenset({"CREATE TABLE", "CREATE TABLE AS", "SELECT INTO", "CREATE SCHEMA", "CREATE MATERIALIZED VIEW"})
 _HOLDING_ROWS = frozenset({"table", "materialized view"})
 
@@ -33,9 +37,18 @@ class JournalEntries:
         """The OIDs of tables and materialized views that DDL made; who takes them puts another set in its place."""
         self.named: dict[int, str] = {}
         """Those that it changed, with their names; taken in the same way."""
+        self._lengthy: set[int] = set()
+        self.held = 0
+        """Bytes that texts take."""
+
+    @property
+    def take_long(self) -> bool:
+        """Whether a text is kept that takes a while to read, should an entry refer to it."""
+        return bool(self._lengthy)
 
     def forget(self, context: int) -> None:
-        self._texts.pop(context, None)
+        self.held -= sum(text.weight for text in self._texts.pop(context, {}).values())
+        self._lengthy.discard(context)
 
     def said(self, context: int, relation: Relation, row: Row) -> Lost | Point | None:
         """An entry that cannot be read is a loss: nobody knows what it was to say."""
@@ -51,18 +64,26 @@ class JournalEntries:
         point = journal.restore_point(entry) if entry.kind == journal.POINT else None
         return point or _lost(journal.reason_of(entry))
 
-    def _keep(self, texts: dict[str, Text], entry: Entry) -> None:
+    def _keep(self, context: int, texts: dict[str, Text], entry: Entry) -> None:
         text = Text.from_json(entry.said)
         if text.size <= LONG:
             texts[entry.id] = text
+            self.held += text.weight
+            if text.size > BRIEF:
+                self._lengthy.add(context)
         if len(texts) > _TEXTS:
-            del texts[next(iter(texts))]
+            self._drop_oldest(texts)
+        while self.held > ROOM:
+            self._drop_oldest(max(self._texts.values(), key=lambda kept: sum(text.weight for text in kept.values())))
+
+    def _drop_oldest(self, texts: dict[str, Text]) -> None:
+        self.held -= texts.pop(next(iter(texts))).weight
 
     def _loss_of(self, context: int, entry: Entry) -> str | None:
         """As far as the texts that are kept show it."""
         texts = self._texts.setdefault(context, {})
         if entry.kind == journal.TEXT:
-            self._keep(texts, entry)
+            self._keep(context, texts, entry)
             return None
         name = entry.said.get("text")
         text = texts.get(str(name))

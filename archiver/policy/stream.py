@@ -22,7 +22,7 @@ from archiver.format.segment import LENGTH, Context, Relation, encode
 from archiver.lsn import Lsn
 from archiver.policy.breaks import Sending
 from archiver.policy.cut import Cut
-from archiver.policy.journal_entries import JournalEntries
+from archiver.policy.journal_entries import BRIEF, JournalEntries
 
 _XLOG_DATA = ord("w")
 _KEEPALIVE = ord("k")
@@ -91,6 +91,10 @@ class ChangeStream:
     def size(self) -> int:
         """Bytes of plaintext in the open change segment."""
         return len(self._cut.body)
+
+    def takes_long(self, frames: Sequence[bytes]) -> bool:
+        """Whether it may take more than a moment to take them in: there may be a long text of DDL to be parsed."""
+        return self._heard.take_long or max(map(len, frames), default=0) > BRIEF
 
     def feed(self, frames: Sequence[bytes]) -> None:
         """Take in CopyData payloads. Raises PostgresError for what no server sends."""

@@ -1,9 +1,10 @@
 """What archiver puts into the source database beside the publication, and takes out again: schema `archiver`.
 
 In: a connection to the source, in a transaction of the caller's. Out: the journal, the functions, the event triggers,
-each owned by the role that installs; the caller has called `require_ours`. A schema of that name that is somebody
-else's is refused, and so is one that holds what is somebody else's: its owner could have our triggers run his code as
-whoever runs DDL. An older installation is replaced. All errors but PostgresError are psycopg's.
+each owned by the role that installs; the caller calls `require_ours` before and, in the same transaction, behind it:
+what was taken for ours may have come in between. A schema of that name that is somebody else's is refused, and so is
+one that holds what is somebody else's: its owner could have our triggers run his code as whoever runs DDL. An older
+installation is replaced. All errors but PostgresError are psycopg's.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from archiver.postgres.triggers import ListedPublication
 
 Conn = psycopg.AsyncConnection[Any]
 
-# An owner who is a superuser has nothing to gain; any other must be the one who installs.
+# An owner who is a superuser has nothing to gain; any other must be the one who installs. Who owns what the server
+# was made with is not in pg_shdepend: a superuser.
 _FOREIGN: Final[LiteralString] = """
 WITH own AS (
     SELECT n.oid, n.nspowner FROM pg_catalog.pg_namespace n WHERE n.nspname = 'archiver'
@@ -30,6 +32,14 @@ WITH own AS (
      WHERE pronamespace IN (SELECT oid FROM own)
     UNION ALL SELECT 'relation archiver.' || relname, relowner FROM pg_catalog.pg_class
      WHERE relnamespace IN (SELECT oid FROM own) AND relkind <> 'i'
+    UNION ALL SELECT 'trigger ' || tgname || ' of archiver.' || relname, proowner
+      FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
+      JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid WHERE relnamespace IN (SELECT oid FROM own)
+    UNION ALL SELECT pg_catalog.pg_describe_object(d.classid, d.objid, 0), s.refobjid
+      FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_shdepend s ON s.classid = d.classid AND s.objid = d.objid
+     WHERE d.refclassid = 'pg_catalog.pg_namespace'::regclass AND d.refobjid IN (SELECT oid FROM own)
+       AND d.classid <> ALL ('{pg_catalog.pg_class,pg_catalog.pg_proc}'::regclass[]) AND s.deptype = 'o'
+       AND s.dbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
     UNION ALL SELECT 'event trigger ' || evtname, evtowner FROM pg_catalog.pg_event_trigger
      WHERE evtname = ANY (%s)
     UNION ALL SELECT 'publication ' || pubname, pubowner FROM pg_catalog.pg_publication WHERE pubname = %s

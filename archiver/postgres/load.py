@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 from archiver.errors import PostgresError
 from archiver.format.dump import Entry
 from archiver.format.dump_roles import Skipped, split_ownership
-from archiver.postgres import calling, dispensable, search_path, stand_ins, unchecked_keys
+from archiver.postgres import calling, dispensable, own_schema, search_path, stand_ins, unchecked_keys
 from archiver.postgres.session import connect, fetch, postgres_error
 from archiver.postgres.snapshot_tables import copy_in_query
 from archiver.postgres.stand_ins import REAL
@@ -71,11 +71,6 @@ async def ensure_empty(conn: psycopg.AsyncConnection[Any]) -> None:
 
 _CLAIM: Final = int.from_bytes(b"archiver", "big")
 _AT_WORK: Final = _CLAIM + 1
-# Whoever owns it could change what a restore keeps there, and whose rights it runs statements with.
-_OTHERS: Final[LiteralString] = """
-select r.rolname from pg_catalog.pg_namespace n join pg_catalog.pg_roles r on r.oid = n.nspowner
- where n.nspname = 'archiver' and r.rolname <> current_user and not r.rolsuper
-"""
 _LOCK: Final[LiteralString] = "SELECT pg_catalog.pg_advisory_lock(%s)"
 _SHARE: Final[LiteralString] = "SELECT pg_catalog.pg_advisory_lock_shared(%s)"
 
@@ -93,15 +88,12 @@ async def claim(conn: psycopg.AsyncConnection[Any]) -> None:
         await conn.execute(_LOCK, (_AT_WORK,))
         await conn.execute("SELECT pg_catalog.pg_advisory_unlock(%s)", (_AT_WORK,))
         await conn.execute("SET lock_timeout = 0")
-        others = await (await conn.execute(_OTHERS)).fetchone()
+        await own_schema.require_own(conn)
     except psycopg.errors.LockNotAvailable as exc:
         where, hint = conn.info.dbname, "Wait for it, or end its connections to the target."
         raise PostgresError("another restore into this database is running", where=where, hint=hint) from exc
     except psycopg.Error as exc:
         raise postgres_error(exc, "claiming the target") from exc
-    if others is not None:
-        hint = f"Restore as {others[0]}, who began a restore, or drop that schema."
-        raise PostgresError("the target holds a schema archiver of another role", where=conn.info.dbname, hint=hint)
 
 
 @asynccontextmanager
@@ -327,17 +319,24 @@ _WRITE_PROGRESS: Final[LiteralString] = """
 insert into archiver.restore_progress as p (key, value) values (%s, %s)
 on conflict (key) do update set value = excluded.value
 """
-_HAS_PROGRESS: Final[LiteralString] = "select pg_catalog.to_regclass('archiver.restore_progress') is not null"
 
 
 async def create_progress(conn: psycopg.AsyncConnection[Any]) -> None:
+    """In the caller's transaction. Raises PostgresError where somebody else has made the schema meanwhile."""
     await _run(conn, _CREATE_PROGRESS + stand_ins.CREATE, "creating the progress table")
+    await _holds_progress(conn)
+
+
+async def _holds_progress(conn: psycopg.AsyncConnection[Any]) -> bool:
+    try:
+        return await own_schema.holds_progress(conn)
+    except psycopg.Error as exc:
+        raise postgres_error(exc, "looking for the progress") from exc
 
 
 async def read_progress(conn: psycopg.AsyncConnection[Any]) -> dict[str, Any] | None:
     """What an interrupted restore left; None where there was none."""
-    [(exists,)] = await fetch(conn, _HAS_PROGRESS, "reading the progress")
-    if not exists:
+    if not await _holds_progress(conn):
         return None
     return dict(await fetch(conn, "select key, value from archiver.restore_progress", "reading the progress"))
 

@@ -24,7 +24,7 @@ from psycopg.adapt import Dumper
 from psycopg.pq import TransactionStatus
 
 from archiver.errors import PostgresError
-from archiver.postgres import search_path
+from archiver.postgres import own_schema, search_path
 
 Conn = psycopg.AsyncConnection[Any]
 
@@ -159,6 +159,7 @@ async def ask(conn: Conn, role: str, query: sql.Composed, lent: Sequence[sql.Com
     insert = sql.SQL("INSERT INTO pg_temp.archiver_answer SELECT ({})::pg_catalog.text").format(query)
     async with conn.transaction(force_rollback=True):
         await conn.execute(sql.SQL(_ASK).format(role=sql.Identifier(role)))
+        await own_schema.require_own(conn)
         for statement in lent:
             await conn.execute(statement)
         await _run(conn, role, [insert.as_string(conn)], {}, silenced=False)  # what it made is rolled back

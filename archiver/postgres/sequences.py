@@ -7,6 +7,7 @@ Never: a sequence moved back, or one left where it may stand too low.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, LiteralString
@@ -26,10 +27,14 @@ from archiver.postgres.users_code import Guarded
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """All sequences of a database; `denied` are those that the role may not read."""
+    """All sequences of a database; `denied` are those that the role may not read.
+
+    Not `complete`: the time ended before all were tried. Those that somebody holds are left out all the same.
+    """
 
     states: list[SequenceState]
     denied: list[TableName]
+    complete: bool = True
 
 
 # --- Reading -------------------------------------------------------------------------------------------
@@ -55,7 +60,16 @@ select w.oid::bigint, pg_catalog.pg_sequence_last_value(w.oid), true from unnest
 """Up to 17: null for one that was set but not called yet."""
 # As they are called now, whatever snapshot the transaction has.
 _NAMES: Final[LiteralString] = "select oid::bigint, oid::regclass::text from unnest(%s::oid[]) as w (oid)"
+# The modes are those that ROW EXCLUSIVE, which reading takes, waits for: as well behind those who wait for such a lock.
+_HELD: Final[LiteralString] = """
+select l.relation::bigint from pg_catalog.pg_locks l
+ where l.locktype = 'relation' and l.relation = any (%s::oid[]) and l.pid <> pg_catalog.pg_backend_pid()
+   and l.database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
+   and l.mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+"""
 _AT_ONCE: Final = 500
+_BUDGET: Final = 10.0
+"""Seconds, of the 30 that the source may take for an answer: what was read until then is kept."""
 _LOCKED: Final = (psycopg.errors.LockNotAvailable, psycopg.errors.UndefinedTable, psycopg.errors.InternalError_)
 """What a batch fails with where somebody alters a sequence, or has dropped one."""
 
@@ -65,20 +79,22 @@ async def read_sequences(conn: psycopg.AsyncConnection[Any], *, skip_held: bool 
 
     By OID, where that can be: what bears a sequence's name may be a table by then, whose indexes' code a query would
     run. Raises PostgresUnavailable for one that somebody holds in an open ALTER SEQUENCE, or has dropped since the list
-    was read, but with `skip_held`: nobody else can move it until that ends.
+    was read, but with `skip_held`: nobody else can move it until that ends. Who holds thousands keeps no others out.
     """
+    until = asyncio.get_running_loop().time() + _BUDGET
     try:
         async with conn.cursor(row_factory=dict_row) as cur:
             rows = await (await cur.execute(_SEQUENCES)).fetchall()
         readable = [row for row in rows if row["readable"]]
-        states = [state for batch in _batches(readable) for state in await _read(conn, batch)]
+        states = [state for batch in _batches(readable) for state in await _read(conn, batch, until)]
     except psycopg.Error as exc:
         raise postgres_error(exc, "reading the sequences") from exc
     read = {(state.schema, state.name) for state in states}
     unread = [str(_name(row)) for row in readable if _name(row) not in read]
     if unread and not skip_held:
         raise PostgresUnavailable(f"altered or dropped just now: {', '.join(unread)}", where="reading the sequences")
-    return Sequences(states, [_name(row) for row in rows if not row["readable"]])
+    complete = asyncio.get_running_loop().time() < until
+    return Sequences(states, [_name(row) for row in rows if not row["readable"]], complete)
 
 
 def _name(row: Mapping[str, Any]) -> TableName:
@@ -89,16 +105,27 @@ def _batches(rows: Sequence[dict[str, Any]]) -> Iterable[Sequence[dict[str, Any]
     return (rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE))
 
 
-async def _read(conn: psycopg.AsyncConnection[Any], rows: Sequence[dict[str, Any]]) -> list[SequenceState]:
+async def _read(
+    conn: psycopg.AsyncConnection[Any], rows: Sequence[dict[str, Any]], until: float
+) -> list[SequenceState]:
     """The states, but of those that somebody holds or has dropped."""
+    rows = await _free(conn, rows)
+    if not rows or asyncio.get_running_loop().time() > until:
+        return []
     try:
         async with conn.transaction():
             return await _locked(conn, {row["oid"]: row for row in rows})
-    except _LOCKED:
+    except _LOCKED:  # somebody came in between
         if len(rows) == 1:
             return []
     half = len(rows) // 2
-    return await _read(conn, rows[:half]) + await _read(conn, rows[half:])
+    return await _read(conn, rows[:half], until) + await _read(conn, rows[half:], until)
+
+
+async def _free(conn: psycopg.AsyncConnection[Any], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that nobody holds: for each of the others a query would wait."""
+    held = {oid for (oid,) in await (await conn.execute(_HELD, ([row["oid"] for row in rows],))).fetchall()}
+    return [row for row in rows if row["oid"] not in held]
 
 
 async def _locked(conn: psycopg.AsyncConnection[Any], rows: Mapping[int, dict[str, Any]]) -> list[SequenceState]:

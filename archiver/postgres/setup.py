@@ -87,7 +87,13 @@ async def set_up_publication(conn: Conn, name: str, exclude: Sequence[str], keyl
     await install.require_ours(conn, name)
     for table in without if keyless == "full" else ():
         await with_brief_locks(conn, partial(_identify_in_full, conn, table), f"table {table}")
-    work = partial(_set_up, conn, name, tables, without, keyless, exclude=exclude)
+
+    async def work() -> str:
+        await install.require_ours(conn, name)
+        done = await _set_up(conn, name, tables, without, keyless, exclude=exclude)
+        await install.require_ours(conn, name)  # from now on nobody else can put another in the place of any of it
+        return done
+
     return await with_brief_locks(conn, work, f"publication {name}")
 
 
@@ -127,7 +133,6 @@ async def _set_up(
     if keyless == "exclude":
         tables = [table for table in tables if table.keyed]
     exists = await publishes_all(conn, name)
-    await install.require_ours(conn, name)  # asked last: nobody else has made one since
     listed = bool(exclude) or (bool(without) and keyless == "exclude")
     if not listed and await _is_superuser(conn) and exists in {None, True}:
         await install.install(conn, None, superuser=True)

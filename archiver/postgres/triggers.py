@@ -39,7 +39,10 @@ ROWS_LIMIT: Final = 64 << 20
 """Bytes of a table up to which rewritten rows travel in the stream: past that a base snapshot is cheaper."""
 
 TEXT_LIMIT: Final = 16 << 20
-"""Bytes of a text of DDL that travels: what is longer costs a base snapshot."""
+"""Bytes of a text of DDL that travels: what is longer costs a base snapshot, where it leaves anything behind."""
+
+SETTING_LIMIT: Final = 1 << 20
+"""The same of a setting: a search_path of 270 MB can be set."""
 
 # A few rows are looked up in large catalogs by their indexes: what that costs must not grow with the number of tables.
 # Nor may the journal be read whole: a serializable transaction would then depend on everybody who writes it.
@@ -107,7 +110,7 @@ def journal_statements() -> str:
 def function_statements(listed: ListedPublication | None, *, superuser: bool) -> str:
     """All functions, in a schema that has none. `listed`: the publication, where it is not for all tables."""
     guard, publish = _looks_after(listed)
-    names = ["functions.sql", "texts.sql", "sessions.sql", "capture.sql", "rewrites.sql", "tables.sql"]
+    names = ["functions.sql", "texts.sql", "sessions.sql", "rights.sql", "capture.sql", "rewrites.sql", "tables.sql"]
     text = "".join(map(_file, names))
     if guard:
         own = "pg_has_role(c.relowner, 'USAGE')"
@@ -172,6 +175,7 @@ def _filled(text: str, listed: ListedPublication | None, *, superuser: bool) -> 
         "__COMPUTING__": ", ".join(map(literal, _COMPUTING)),
         "__LIMIT__": str(ROWS_LIMIT),
         "__TEXT_LIMIT__": str(TEXT_LIMIT),
+        "__SETTING_LIMIT__": str(SETTING_LIMIT),
         "__REST__": ddl_indexes.REST,
         "__SCHEMAS__": schemas,
         "__TABLES__": tables,
@@ -182,7 +186,7 @@ def _filled(text: str, listed: ListedPublication | None, *, superuser: bool) -> 
 def _trigger(name: str, function: str) -> str:
     event = name.rpartition("_")[2]
     tags = {
-        "start": tuple(dict.fromkeys((*_STARTS, *_COMPUTING))),
+        "start": tuple(dict.fromkeys((*_STARTS, "ALTER DEFAULT PRIVILEGES", *_COMPUTING))),
         "keyless": _TAGS,
         "others": ("ALTER TABLE",),
         "new": _TAGS,

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 import psycopg
 import pytest
 from psycopg import sql
 
 from archiver.errors import PostgresError
-from archiver.postgres import brief_locks, preflight, setup
+from archiver.postgres import brief_locks, install, load, preflight, setup
 from archiver.postgres.session import connect
 from archiver.recovery_plan import read_history
 from tests.dumps import difference, pg_dump
 from tests.fix_archive import MakeSetup, Setup
-from tests.integration.test_attacks_source import as_role, give_schema, roles
+from tests.integration.test_attacks_source import as_role, give_schema, is_superuser, roles
 
 __all__ = ["roles"]
 
@@ -128,3 +131,97 @@ async def test_nobody_waits_long_behind_us_while_a_transaction_with_ddl_is_open(
                 first.execute("CREATE TABLE c (id int PRIMARY KEY)")
                 with pytest.raises(PostgresError, match="open transactions hold locks"):
                     await remove(conn, source)
+
+
+RISE = """
+DROP FUNCTION archiver.write(text, jsonb);
+CREATE FUNCTION archiver.write(what text, said jsonb) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN EXECUTE 'ALTER ROLE {owner} SUPERUSER'; END $$;
+GRANT EXECUTE ON FUNCTION archiver.write(text, jsonb) TO PUBLIC;
+"""
+
+
+@contextlib.contextmanager
+def racing(dsn: str, owner: str) -> Iterator[None]:
+    """Somebody who may create schemas makes ours, and takes it away, as fast as he can."""
+    ended = threading.Event()
+
+    def race() -> None:
+        with as_role(dsn, owner) as conn:
+            while not ended.is_set():
+                for statement in (b"CREATE SCHEMA archiver", b"DROP SCHEMA archiver"):
+                    with contextlib.suppress(psycopg.Error):
+                        conn.execute(statement)
+
+    thread = threading.Thread(target=race)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def may_create_schemas(source: Setup, owner: str) -> None:
+    with source.connect() as dba:
+        dba.execute(f"GRANT CREATE ON DATABASE {dba.info.dbname} TO {owner}".encode())
+
+
+async def test_init_uses_no_schema_that_comes_while_it_looks(make_setup: MakeSetup, roles: tuple[str, str]) -> None:
+    owner, _ = roles
+    source = make_setup()
+    may_create_schemas(source, owner)
+    with racing(source.dsn, owner):
+        async with asyncio.timeout(120), await connect(source.dsn, purpose="init") as conn:
+            while True:
+                with contextlib.suppress(PostgresError):
+                    await install_anew(conn, source)
+                    break
+    with as_role(source.dsn, owner) as conn, contextlib.suppress(psycopg.errors.InsufficientPrivilege):
+        conn.execute(RISE.format(owner=owner).encode())
+        conn.execute("CREATE SCHEMA anything")
+    assert not is_superuser(source.dsn, owner)
+
+
+CAME = ["", "CREATE FUNCTION archiver.f() RETURNS int LANGUAGE sql AS 'SELECT 1'", "CREATE DOMAIN archiver.text AS int",
+        "CREATE SEQUENCE archiver.losses", "CREATE TABLE archiver.journal (id uuid, kind text, key text, about text,"
+        " content text)"]  # fmt: skip
+
+
+@pytest.mark.parametrize("what", CAME)
+async def test_what_comes_between_the_look_and_the_installation_is_refused(
+    make_setup: MakeSetup, roles: tuple[str, str], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    owner, _ = roles
+    source = make_setup()
+    may_create_schemas(source, owner)
+    started = install.install
+
+    async def late(*args: Any, **options: Any) -> bool:
+        with as_role(source.dsn, owner) as other:
+            other.execute(f"CREATE SCHEMA archiver; {what}".encode())
+        return await started(*args, **options)
+
+    monkeypatch.setattr(install, "install", late)
+    async with await connect(source.dsn, purpose="init") as conn:
+        with pytest.raises(PostgresError, match=f"belongs to {owner}"):
+            await install_anew(conn, source)
+
+
+async def test_a_restore_uses_no_schema_that_came_since_it_looked(
+    make_setup: MakeSetup, roles: tuple[str, str]
+) -> None:
+    owner, _ = roles
+    target = make_setup()
+    may_create_schemas(target, owner)
+    async with await connect(target.dsn, purpose="test") as conn:
+        await load.claim(conn)
+        with as_role(target.dsn, owner) as other:
+            other.execute("CREATE SCHEMA archiver")
+            with pytest.raises(PostgresError, match="of another role"):
+                await load.create_progress(conn)
+            other.execute(
+                "DROP TABLE IF EXISTS archiver.restore_progress; CREATE VIEW archiver.restore_progress AS SELECT 1"
+            )
+            with pytest.raises(PostgresError, match="of another role"):
+                await load.read_progress(conn)

@@ -116,6 +116,25 @@ async def test_code_of_a_tables_owner_never_runs_with_the_rights_of_archivers_fu
     assert not is_superuser(source.dsn, owner)
 
 
+@pytest.mark.parametrize("name", ["x pg_temp.y", "(pg_temp_3.y", "pg_temp.y"])
+async def test_a_cast_of_a_type_that_is_called_like_a_temporary_one_is_gone_when_it_was_dropped(
+    make_setup: MakeSetup, roles: tuple[str, str], name: str
+) -> None:
+    owner, _ = roles
+    source = make_setup()
+    give_schema(source.dsn, owner)
+    with as_role(source.dsn, owner) as conn:
+        conn.execute(f'CREATE TYPE app."{name}" AS (a int); CREATE CAST (app."{name}" AS text) WITH INOUT'.encode())
+        conn.execute(f'CREATE CAST (text AS app."{name}") WITH INOUT'.encode())
+        await source.init()
+        async with source.daemon():
+            await source.archived()
+            conn.execute(f'DROP CAST (app."{name}" AS text); DROP CAST (text AS app."{name}")'.encode())
+            await source.archived()
+    restored, _ = await source.restore()
+    assert difference(pg_dump(restored), pg_dump(source.dsn)) == ""
+
+
 async def test_a_schema_that_somebody_made_before_is_refused_and_nothing_of_it_is_used(
     make_setup: MakeSetup, roles: tuple[str, str]
 ) -> None:

@@ -23,6 +23,8 @@ EXCEPTION WHEN statement_too_complex THEN EXECUTE 'CREATE TEMP TABLE x' || n || 
 IN_SCHEMA = (
     "CREATE TEMP TABLE a (i int); DO $$ BEGIN EXECUTE format('{}', pg_my_temp_schema()::regnamespace::text); END $$"
 )
+LONG = "DO $$ BEGIN EXECUTE '{} /*' || repeat('x', {}::int) || '*/'; END $$"
+F = "CREATE FUNCTION pg_temp.f({}) RETURNS void LANGUAGE sql AS $${}$$; "
 SIBLINGS = {
     "extension": "CREATE EXTENSION IF NOT EXISTS plpgsql; SELECT 'now', 'atomic'",
     "drop owned": "DROP OWNED BY CURRENT_USER; SELECT 'now', 'atomic'",
@@ -57,6 +59,27 @@ SIBLINGS = {
     "text search": "CREATE TEXT SEARCH CONFIGURATION pg_temp.c (COPY = simple); SELECT 'now'",
     "prepared text": "PREPARE p AS SELECT 'now'::text AS x; CREATE TEMP TABLE a AS EXECUTE p",
     "deep": DEEP + "; SELECT pg_temp.r(0)",
+    "drop owned, long": LONG.format("DROP OWNED BY CURRENT_USER", "17e6"),
+    "default privileges, long": LONG.format("ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC", "17e6"),
+    "default privileges in any place": "DO $$ BEGIN EXECUTE 'ALTER DEFAULT PRIVILEGES REVOKE SELECT ON TABLES FROM PUBLIC;"
+    " ALTER DEFAULT PRIVILEGES GRANT USAGE ON TYPES TO PUBLIC;' || repeat(E'SELECT 1 \"\\nPL/x\";', 70); END $$",
+    "overloaded": F.format("", "DROP OWNED BY CURRENT_USER") + F.format("int", "SELECT 1") + "SELECT pg_temp.f()",
+    "overloaded, default privileges": F.format("", "ALTER DEFAULT PRIVILEGES GRANT SELECT ON SEQUENCES TO PUBLIC")
+    + F.format("int", "SELECT 1")
+    + "SELECT pg_temp.f()",
+    "extension, long": LONG.format("CREATE EXTENSION IF NOT EXISTS plpgsql", "17e6"),
+    "grant, long": "CREATE TEMP TABLE a (i text); " + LONG.format("GRANT SELECT, INSERT (i) ON a TO PUBLIC", "17e6"),
+    "grant of nothing, long": LONG.format("GRANT INSERT ON shown TO PUBLIC", "17e6"),
+    "revoke, overloaded": "CREATE TEMP TABLE a (i int); GRANT SELECT ON a TO PUBLIC;"
+    + F.format("", "REVOKE ALL ON a FROM PUBLIC")
+    + F.format("int", "SELECT 1")
+    + "SELECT pg_temp.f()",
+    "large object, long": "SELECT lo_create(77778); "
+    + LONG.format("GRANT SELECT ON LARGE OBJECT 77778 TO PUBLIC", "17e6")
+    + "; "
+    + LONG.format("COMMENT ON LARGE OBJECT 77778 IS ''now''", "17e6")
+    + "; SELECT lo_unlink(77778)",
+    "temporary as that sets": "CREATE TEMP TABLE a AS SELECT set_config('DateStyle', 'German', false)",
 }
 
 
@@ -64,20 +87,79 @@ SIBLINGS = {
 async def test_nothing_that_an_outsider_may_do_is_a_loss(make_setup: MakeSetup, roles: tuple[str, str]) -> None:
     _, outsider = roles
     source = make_setup()
+    with source.connect() as dba:
+        dba.execute(f"CREATE TABLE shown (id int PRIMARY KEY); GRANT SELECT ON shown TO {outsider}".encode())
     await source.init()
-    found: dict[str, list[str]] = {}
-    seen = 0
+    said: list[tuple[str, str | None]] = []
     async with source.daemon():
         await source.archived()
         for what, text in SIBLINGS.items():
             with as_role(source.dsn, outsider) as conn:
+                conn.add_notice_handler(lambda notice, what=what: said.append((what, notice.message_primary)))
                 conn.execute(text.encode())
-            await source.archived()
-            async with source.open() as archive:
-                history = await read_history(archive)
-            lost = [each.reason for segment in history.changes for each in segment.lost]
-            found[what], seen = lost[seen:], len(lost)
-    assert {what: lost for what, lost in found.items() if lost} == {}
+        await source.archived()
+    async with source.open() as archive:
+        history = await read_history(archive)
+    assert [each.reason for segment in history.changes for each in segment.lost] == [], said
+    restored, _ = await source.restore()
+    assert difference(pg_dump(restored), pg_dump(source.dsn)) == ""
+
+
+HUGE = {
+    "table": LONG.format("CREATE TEMP TABLE a (i int DEFAULT 1)", "270e6"),
+    "path": "SELECT set_config('search_path', repeat('a', 270000000), false);"
+    " CREATE TEMP TABLE b (i int DEFAULT 1); CREATE TEMP TABLE c AS SELECT 1; RESET search_path",
+}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("what", HUGE)
+async def test_of_what_leaves_nothing_behind_no_text_is_looked_at(
+    make_setup: MakeSetup, roles: tuple[str, str], what: str
+) -> None:
+    """No pattern can be looked for in it, and no JSON can hold it."""
+    _, outsider = roles
+    source = make_setup()
+    await source.init()
+    said: list[str | None] = []
+    with as_role(source.dsn, outsider) as conn:
+        conn.add_notice_handler(lambda notice: said.append(notice.message_primary))
+        conn.execute(HUGE[what].encode())
+    assert said == []
+
+
+async def test_default_privileges_and_what_drop_owned_revokes_are_told_by_the_catalog(
+    make_setup: MakeSetup, roles: tuple[str, str]
+) -> None:
+    owner, outsider = roles
+    source = make_setup()
+    give_schema(source.dsn, owner)
+    with source.connect() as dba:
+        dba.execute("CREATE TABLE bank (id int PRIMARY KEY)")
+        dba.execute(f"GRANT SELECT ON bank TO {owner}, {outsider}".encode())
+    await source.init()
+    rights = f"""
+        ALTER DEFAULT PRIVILEGES GRANT SELECT, INSERT ON TABLES TO PUBLIC, {outsider};
+        ALTER DEFAULT PRIVILEGES IN SCHEMA app GRANT USAGE ON SEQUENCES TO {outsider} WITH GRANT OPTION;
+        ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
+        ALTER DEFAULT PRIVILEGES GRANT ALL ON TYPES TO {outsider};
+        ALTER DEFAULT PRIVILEGES REVOKE ALL ON TYPES FROM {owner};
+        ALTER DEFAULT PRIVILEGES GRANT CREATE ON SCHEMAS TO {outsider} WITH GRANT OPTION;
+        ALTER DEFAULT PRIVILEGES REVOKE GRANT OPTION FOR CREATE ON SCHEMAS FROM {outsider};
+        ALTER DEFAULT PRIVILEGES REVOKE INSERT ON TABLES FROM PUBLIC
+    """
+    async with source.daemon():
+        await source.archived()
+        with as_role(source.dsn, owner) as conn, as_role(source.dsn, outsider) as other, source.connect() as dba:
+            conn.execute(rights.encode())
+            other.execute("ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC")
+            other.execute("SET standard_conforming_strings = off; DROP OWNED BY CURRENT_USER")
+            dba.execute(f"GRANT INSERT, UPDATE (id) ON bank TO {outsider} WITH GRANT OPTION".encode())
+            other.execute("CREATE TEMP TABLE mine (id int); GRANT INSERT, UPDATE (id) ON bank, mine TO PUBLIC")
+        await source.archived()
+    async with source.open() as archive:
+        history = await read_history(archive)
+    assert [each.reason for segment in history.changes for each in segment.lost] == []
     restored, _ = await source.restore()
     assert difference(pg_dump(restored), pg_dump(source.dsn)) == ""
 

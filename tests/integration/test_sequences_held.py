@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,33 @@ async def test_one_that_is_held_by_an_open_alter_is_named_or_skipped(
             with pytest.raises(PostgresUnavailable, match=r"altered or dropped just now: public\.put"):
                 await states(dsn)
             assert await states(dsn, skip_held=True) == {name: each for name, each in STATES.items() if name != "put"}
+
+
+async def test_hundreds_that_are_held_keep_no_other_from_being_read(
+    make_database: MakeDatabase, server: PostgresServer
+) -> None:
+    dsn = make_database(server)
+    many = [f"s{number}" for number in range(300)]
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute(MADE.encode())
+        conn.execute("; ".join(f"CREATE SEQUENCE {name}" for name in many).encode())
+        with conn.transaction():
+            conn.execute(f"DROP SEQUENCE {', '.join(many)}".encode())
+            started = time.monotonic()
+            assert await states(dsn, skip_held=True) == STATES
+            assert time.monotonic() - started < 5
+
+
+async def test_what_was_read_is_kept_when_the_time_ends(
+    make_database: MakeDatabase, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dsn = make_database(server)
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute(MADE.encode())
+    monkeypatch.setattr(sequences, "_BUDGET", 0)
+    async with await connect(dsn, purpose="test") as reader:
+        found = await read_sequences(reader, skip_held=True)
+    assert (found.states, found.complete) == ([], False)
 
 
 async def test_one_that_was_dropped_meanwhile_is_left_out(

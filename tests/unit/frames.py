@@ -61,9 +61,9 @@ JOURNAL = p.Relation(
 )  # fmt: skip
 
 
-def journal_row(kind: str, said: dict[str, Any] | str) -> tuple[bytes | None, ...]:
+def journal_row(kind: str, said: dict[str, Any] | str, identity: str = "2f0c") -> tuple[bytes | None, ...]:
     content = said if isinstance(said, str) else json.dumps(said)
-    return (b"2f0c", kind.encode(), None, None, content.encode("utf-8", "surrogatepass"))
+    return (identity.encode(), kind.encode(), None, None, content.encode("utf-8", "surrogatepass"))
 
 
 def entry(kind: str, said: dict[str, Any] | str, xid: int | None = None) -> bytes:

@@ -10,7 +10,12 @@ BEGIN
         'role', current_user, 'session_role', session_user,
         'schemas', pg_catalog.to_json(pg_catalog.current_schemas(false)),
         'settings', (
-            SELECT pg_catalog.json_object_agg(name, pg_catalog.current_setting(name, true))
+            SELECT pg_catalog.json_object_agg(name, CASE
+                       WHEN pg_catalog.octet_length(value) OPERATOR(pg_catalog.<=) __SETTING_LIMIT__ THEN value END)
+              FROM pg_catalog.unnest(ARRAY[__SETTINGS__]) AS name, pg_catalog.current_setting(name, true) AS value),
+        'untold', (
+            SELECT pg_catalog.bool_or(pg_catalog.octet_length(pg_catalog.current_setting(name, true))
+                                      OPERATOR(pg_catalog.>) __SETTING_LIMIT__)
               FROM pg_catalog.unnest(ARRAY[__SETTINGS__]) AS name))::pg_catalog.text, true);
 END
 $note$;
@@ -21,8 +26,14 @@ DECLARE
     stack text;
     origin text;
 BEGIN
-    GET DIAGNOSTICS stack = PG_CONTEXT;
-    origin := CASE WHEN stack LIKE E'%\n%' THEN substr(stack, strpos(stack, E'\n') + 1) ELSE '' END;
+    BEGIN
+        GET DIAGNOSTICS stack = PG_CONTEXT;
+        origin := CASE WHEN stack LIKE E'%\n%' THEN substr(stack, strpos(stack, E'\n') + 1) ELSE '' END;
+    EXCEPTION WHEN statement_too_complex THEN
+        RAISE;
+    WHEN program_limit_exceeded OR out_of_memory THEN
+        origin := NULL;  -- more than a value can hold: of what leaves nothing behind nobody needs it
+    END;
     IF tg_event = 'ddl_command_start' THEN
         PERFORM archiver.record_start(tg_tag, origin);
     ELSIF tg_event = 'table_rewrite' THEN
@@ -58,7 +69,8 @@ CREATE FUNCTION archiver.rights_of(role text) RETURNS jsonb LANGUAGE sql STABLE 
 $rights$;
 
 CREATE FUNCTION archiver.event_of(event text, tag text) RETURNS jsonb LANGUAGE sql STABLE AS $event$
-    SELECT session || jsonb_build_object('event', event, 'tag', tag, 'rights', archiver.rights_of(session ->> 'role'))
+    SELECT session - 'untold'
+           || jsonb_build_object('event', event, 'tag', tag, 'rights', archiver.rights_of(session ->> 'role'))
       FROM (SELECT current_setting('archiver.session')::jsonb) AS noted (session)
 $event$;
 
@@ -67,11 +79,17 @@ BEGIN
     IF current_setting('transaction_read_only')::bool THEN
         RETURN;  -- a temporary table, or nothing
     END IF;
-    PERFORM archiver.keep_session(tag, origin);
+    IF tag = 'ALTER DEFAULT PRIVILEGES' THEN
+        PERFORM set_config('archiver.before', archiver.default_rights()::text, true);
+        RETURN;
+    END IF;
+    IF origin IS NOT NULL THEN  -- else it counts as changed
+        PERFORM archiver.keep_session(tag, origin);
+    END IF;
     IF tag NOT IN (__STARTS__) THEN
         RETURN;
     END IF;
-    IF tag IN ('CREATE EXTENSION', 'ALTER EXTENSION') THEN
+    IF tag IN ('CREATE EXTENSION', 'ALTER EXTENSION') AND origin IS NOT NULL THEN
         PERFORM archiver.place_of(archiver.head_of(origin), 'ddl_command_start', tag);
     END IF;
     PERFORM archiver.write('ddl', archiver.event_of('ddl_command_start', tag));
@@ -91,7 +109,8 @@ BEGIN
                                         'names', address_names, 'args', address_args))
       INTO dropped FROM pg_event_trigger_dropped_objects()
      WHERE original AND NOT is_temporary AND schema_name IS DISTINCT FROM 'archiver'
-       AND NOT (object_type IN ('cast', 'transform') AND object_identity ~ '(^|[( ])pg_temp(_[0-9]+)?[.]')
+       AND NOT (object_type IN ('cast', 'transform') AND address_names[1] ~ '^pg_temp(_[0-9]+)?[.]'
+             OR object_type = 'cast' AND address_args[1] ~ '^pg_temp(_[0-9]+)?[.]')  -- no other schema's name begins so
        AND NOT (object_type = 'schema' AND object_name = 'archiver')
        AND NOT (object_type IN ('trigger', 'policy', 'rule') AND address_names[1] = 'archiver');
     IF dropped IS NOT NULL THEN
@@ -117,17 +136,22 @@ $schema$;
 
 CREATE FUNCTION archiver.record_end(tag text, origin text) RETURNS void LANGUAGE plpgsql AS $end$
 DECLARE
-    head jsonb := archiver.head_of(origin);
+    head jsonb := CASE WHEN origin IS NOT NULL THEN archiver.head_of(origin) ELSE '{}' END;
     words jsonb;
     message jsonb;
     objects jsonb;
     tables oid[];
-    otherwise bool := archiver.session_changed(tag, origin);
+    otherwise bool := origin IS NOT NULL AND archiver.session_changed(tag, origin);
 BEGIN
     IF tag = 'REINDEX' THEN  -- which fires from 17 on only
         RETURN;
     END IF;
-    message := jsonb_build_object('nth', archiver.place_of(head, 'ddl_command_end', tag));
+    message := jsonb_build_object('nth', CASE WHEN origin IS NULL THEN 1
+                                              ELSE archiver.place_of(head, 'ddl_command_end', tag) END);
+    IF tag = 'ALTER DEFAULT PRIVILEGES' THEN
+        PERFORM archiver.record_default_rights(tag);
+        RETURN;
+    END IF;
     IF tag LIKE 'DROP %' AND tag <> 'DROP OWNED' THEN
         RETURN;
     END IF;
@@ -140,18 +164,30 @@ BEGIN
            array_agg(objid) FILTER (WHERE NOT in_extension AND classid = 'pg_class'::regclass)
       INTO objects, tables FROM pg_event_trigger_ddl_commands()
      WHERE coalesce(archiver.schema_of(classid, objid, schema_name), '') NOT IN ('pg_temp', 'archiver')
-       AND NOT (object_type = 'schema' AND object_identity = 'archiver');
+       AND NOT (object_type = 'schema' AND object_identity = 'archiver')
+       AND lower(object_type) <> 'large object';  -- no restore brings them back
+    IF tag IN ('GRANT', 'REVOKE') AND (pg_my_temp_schema() <> 0 AND NOT archiver.has_granted()
+                                       OR archiver.can_grant_nothing()) THEN
+        objects := NULL;
+    END IF;
     IF objects IS NULL AND current_setting('transaction_read_only')::bool THEN
         RETURN;
     END IF;
     IF objects IS NULL AND tag NOT IN (
-        'CREATE TABLE AS', 'SELECT INTO', 'DROP OWNED', 'CREATE EXTENSION', 'ALTER EXTENSION',
+        'CREATE TABLE AS', 'SELECT INTO', 'CREATE EXTENSION', 'ALTER EXTENSION',  -- whose starts were told
+        'DROP OWNED',
         'ALTER PUBLICATION'  -- which names no object where it only takes some out
     ) THEN
         RETURN;
     END IF;
-    IF tag IN ('CREATE TABLE AS', 'SELECT INTO') THEN  -- which are described, and often temporary
-        words := head;
+    IF objects IS NOT NULL AND (origin IS NULL OR (current_setting('archiver.session')::jsonb ->> 'untold')::bool) THEN
+        RAISE EXCEPTION 'its settings or its context are too long';
+    END IF;
+    IF tag = 'DROP OWNED' AND archiver.disowned() IS NOT NULL THEN
+        words := jsonb_build_object('source', archiver.disowned());
+        message := '{"nth": 1}';
+    ELSIF objects IS NULL AND tag ~ 'EXTENSION$' OR tag IN ('CREATE TABLE AS', 'SELECT INTO') THEN
+        words := head;  -- it left nothing behind, or is described
     ELSE
         words := archiver.text_of(head, origin);
     END IF;
@@ -162,6 +198,9 @@ BEGIN
         message := message || archiver.configured();
     END IF;
     PERFORM archiver.write('ddl', message);
+    IF objects IS NULL AND tag IN ('CREATE TABLE AS', 'SELECT INTO', 'DROP OWNED') THEN
+        RETURN;
+    END IF;
     IF otherwise THEN
         PERFORM archiver.record_loss('session', tag);
     END IF;

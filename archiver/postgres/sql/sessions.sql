@@ -6,8 +6,10 @@
 CREATE FUNCTION archiver.may_compute(tag text, origin text) RETURNS bool LANGUAGE sql STABLE AS $may$
     SELECT tag IN (__COMPUTING__) AND NOT current_setting('transaction_read_only')::bool
        AND (tag <> 'CREATE TABLE' OR starts_with(origin, 'SQL function "')
-            OR CASE WHEN starts_with(origin, 'SQL statement "') THEN origin ELSE current_query() END
-               ~* E'\\m(default|check|values|generated|exclude|partition)\\M')
+            OR octet_length(source) > __TEXT_LIMIT__
+            OR CASE WHEN octet_length(source) <= __TEXT_LIMIT__
+                    THEN source ~* E'\\m(default|check|values|generated|exclude|partition)\\M' END)
+      FROM (SELECT CASE WHEN starts_with(origin, 'SQL statement "') THEN origin ELSE current_query() END) AS text (source)
 $may$;
 
 -- A statement that commits on its way (CREATE INDEX CONCURRENTLY) ends in another transaction than it started in.

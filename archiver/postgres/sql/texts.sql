@@ -27,17 +27,19 @@ $words$;
 
 -- Where a statement stands: nested in a function, by whose line of context (`source`, of an SQL function's), and a mark of
 -- its text. It is asked for each statement, temporary tables' too, and so does no more than find out whether the text
--- holds several.
+-- holds several; of what is too long to travel not even that: no pattern can be looked for in a text of 256 MiB.
 CREATE FUNCTION archiver.head_of(origin text) RETURNS jsonb LANGUAGE plpgsql AS $head$
 DECLARE
-    routine text := substring(origin FROM E'^SQL function "[^\\n]*" statement [0-9]+');
+    routine text := substring(left(origin, 300) FROM E'^SQL function "[^\\n]*" statement [0-9]+');
     nested bool := starts_with(origin, 'SQL function "') OR starts_with(origin, 'SQL statement "');
+    source text := CASE WHEN nested THEN origin ELSE current_query() END;
 BEGIN
     RETURN jsonb_build_object(
         'nested', nested, 'source', routine,
         'mark', CASE WHEN routine IS NOT NULL THEN md5(regexp_replace(routine, ' statement [0-9]+$', ''))
                      WHEN nested THEN md5(origin) ELSE octet_length(current_query())::text END,
-        'several', routine IS NULL AND CASE WHEN nested THEN origin ELSE current_query() END ~ E';\\s*\\S');
+        'several', routine IS NULL AND CASE WHEN octet_length(source) > __TEXT_LIMIT__ THEN true
+                                            ELSE source ~ E';\\s*\\S' END);
 END
 $head$;
 
@@ -101,7 +103,7 @@ $bodies$;
 -- A function that changes, or goes, while an SQL function of its name runs may not be the one that ran.
 CREATE FUNCTION archiver.note_routines(names text[], origin text) RETURNS void LANGUAGE plpgsql AS $routines$
 BEGIN
-    IF strpos(origin, 'SQL function "') > 0 AND NOT current_setting('transaction_read_only')::bool THEN
+    IF (origin IS NULL OR strpos(origin, 'SQL function "') > 0) AND NOT current_setting('transaction_read_only')::bool THEN
         PERFORM archiver.remember(concat('routine ', name), statement_timestamp()::text)
            FROM (SELECT DISTINCT unnest(names) AS name) AS changed;
     END IF;
