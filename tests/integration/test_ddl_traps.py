@@ -301,7 +301,8 @@ async def test_with_keyless_tables_excluded_the_triggers_keep_to_that(make_setup
         for table in ("item", "note"):
             query = f"SELECT t::text FROM {table} t ORDER BY 1"
             assert conn.execute(query).fetchall() == source.execute(query).fetchall()
-        assert conn.execute("SELECT (SELECT count(*) FROM loose), (SELECT count(*) FROM made)").fetchone() == (0, 0)
+        # As old as the base snapshot, which a restore tells.
+        assert conn.execute("SELECT (SELECT count(*) FROM loose), (SELECT count(*) FROM made)").fetchone() == (1, 1)
 
 
 async def test_ddl_in_large_streamed_transactions_with_parts_rolled_back(make_setup: MakeSetup) -> None:
