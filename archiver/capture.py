@@ -105,8 +105,7 @@ class Capture:
         self._progressed = False
         self._stream: ReplicationStream | None = None
         self._unread = 0
-        self.unarchived = 0
-        """Tables that nobody excluded and that are not archived, or not wholly, as the daemon last counted them."""
+        self._unarchived = 0
 
     @property
     def durable(self) -> Lsn:
@@ -171,7 +170,8 @@ class Capture:
         return progressed
 
     def tell_unarchived(self, count: int) -> None:
-        self.unarchived = count
+        """How many tables nobody excluded are not archived, or not wholly: the next segments say so."""
+        self._unarchived = count
 
     def observe(self, sample: Sample) -> None:
         """Learn where the source stands; the next segments use it to say until when they are complete."""
@@ -268,7 +268,7 @@ class Capture:
             covered_until=sample.time if sample else self.covered_until,
             sequences=told,
             catalog=catalog,
-            unarchived=self.unarchived,
+            unarchived=self._unarchived,
             restore_points=points,
             stored=await self._store(cut) if worth_storing else None,
         )

@@ -16,6 +16,7 @@ from pglast.enums import AlterTableType, ConstrType
 from pglast.parser import ParseError, scan
 from pglast.visitors import Visitor
 
+from archiver.format.ddl import quote
 from archiver.format.dump import OWN_SCHEMA, Entry, unquote
 
 Name = tuple[str, str]
@@ -120,7 +121,7 @@ def without_temporary(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry
     What is said of those goes, too.
     """
     gone = [entry for entry in entries if "pg_temp" in entry.text and _stands_on_temporary(entry)]
-    about = {(entry.schema, f"{entry.type} {quoted(entry.name)}") for entry in gone}
+    about = {(entry.schema, f"{entry.type} {quote(entry.name)}") for entry in gone}
     left_out = {id(entry) for entry in gone}
     left_out |= {id(entry) for entry in entries if entry.type in _ABOUT and (entry.schema, entry.name) in about}
     return [each for each in entries if id(each) not in left_out], gone
@@ -134,11 +135,6 @@ def _stands_on_temporary(entry: Entry) -> bool:
         return any(re.fullmatch(r"pg_temp(_\d+)?", schema) for schema in schemas_named(entry.sql))
     except ParseError:  # a routine of another language than this parser's version of SQL
         return False
-
-
-def quoted(name: str) -> str:
-    """As pg_dump quotes every name."""
-    return '"{}"'.format(name.replace('"', '""'))
 
 
 def alters(entry: Entry) -> list[Name]:

@@ -212,7 +212,7 @@ def test_a_name_that_reads_like_a_setting_is_none(name: str) -> None:
     header = name.replace("\n", " ")
     _, first, second, _ = split(
         dump(
-            entry("TABLE", header, f'ALTER TABLE public."{name}" OWNER TO bob;').rstrip() + "\n\n\n",
+            entry("TABLE", header, f'ALTER TABLE public."{name}" OWNER TO bob;').rstrip() + "\n\n",
             entry("TABLE", "b", "-"),
         )
     )
